@@ -1,0 +1,206 @@
+"""The BERT and XLM-R encoder as a pure function of its parameters (Devlin et al. 2019; Conneau et al. 2020).
+
+The two share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type
+table and LayerNorm's epsilon. Rows may hold several sentences: `segments` numbers them from 1, 0 is padding, and a token
+attends only within its own segment. Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast variance,
+softmax and LayerNorm in float32 whatever the compute dtype.
+
+Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt
+
+from ppa_jax.model import dropout as drop
+
+MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes and constants of an encoder. Defaults are bert-base-multilingual-cased."""
+
+    model_type: str = "bert"  # "bert" or "xlm-roberta"
+    vocab_size: int = 119_547
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 512  # rows of the position table
+    type_vocab_size: int = 2
+    layer_norm_eps: float = 1e-12
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    position_offset: int = 0  # XLM-R counts positions from pad_token_id + 1
+    activation: str = "gelu"  # the exact one, by the error function
+
+    @property
+    def max_length(self) -> int:
+        """The longest sentence, in word pieces with special tokens, that the position table can number."""
+        return self.max_positions - self.position_offset
+
+    def flops_per_token(self, row_length: int) -> int:
+        """Floating-point operations of one token's forward pass through the blocks, in rows of `row_length` tokens.
+
+        A multiply-add counts two. Embedding look-ups, LayerNorm and softmax are left out, as is usual. Training costs
+        three times as much (forward, and twice that backward).
+        """
+        D, F = self.hidden_size, self.intermediate_size
+        return self.num_layers * (8 * D * D + 4 * D * F + 4 * row_length * D)
+
+    def flops_per_prediction(self) -> int:
+        """Floating-point operations to predict one masked token: the transform and the projection to the vocabulary."""
+        return 2 * self.hidden_size * (self.hidden_size + self.vocab_size)
+
+
+def _dense(features: int, config: EncoderConfig, dtype: Any, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+
+
+def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")
+
+
+def attention_mask(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
+    """0 where query and key lie in the same segment, MASKED elsewhere."""
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return jnp.where(same, 0.0, MASKED)
+
+
+def attend(
+    query_BxLxHxd: Array, key_BxLxHxd: Array, value_BxLxHxd: Array, mask: Array, seeds: Array | None, rate: float
+) -> Array:
+    """Scaled dot-product attention with dropout on the probabilities: [B, L, H, d] in and out."""
+    scores = jnp.einsum("blhd,bshd->bhls", query_BxLxHxd, key_BxLxHxd, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(scores * query_BxLxHxd.shape[-1] ** -0.5 + mask, axis=-1)
+    if seeds is not None and rate > 0:
+        probs = drop.drop_attention(probs, seeds, rate)
+    return jnp.einsum("bhls,bshd->blhd", probs.astype(value_BxLxHxd.dtype), value_BxLxHxd)
+
+
+class Embeddings(nn.Module):
+    """Sum of word, position and token-type embeddings, normalised: [B, L, D] in float32."""
+
+    config: EncoderConfig
+
+    @nn.compact
+    def __call__(self, ids: Array, positions: Array, token_types: Array | None) -> Array:
+        c = self.config
+
+        def table(rows: int, name: str) -> nn.Embed:
+            init = nn.initializers.normal(c.initializer_range)
+            return nn.Embed(rows, c.hidden_size, embedding_init=init, name=name)
+
+        types = jnp.zeros_like(ids) if token_types is None else token_types
+        total = (
+            table(c.vocab_size, "word_embeddings")(ids)
+            + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
+            + table(c.type_vocab_size, "token_type_embeddings")(types)
+        )
+        return _layer_norm(c)(total)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with its output projection, residual and LayerNorm."""
+
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Array, mask: Array, seeds: Array | None, site: int) -> Array:
+        c = self.config
+        B, L, D = x_BxLxD.shape
+
+        def heads(name: str) -> Array:
+            return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
+
+        at = (lambda k: None) if seeds is None else (lambda k: drop.at_site(seeds, site + k))
+        mixed = attend(heads("query"), heads("key"), heads("value"), mask, at(0), c.attention_dropout)
+        out = _dense(D, c, self.dtype, "output")(mixed.reshape(B, L, D))
+        if seeds is not None and c.hidden_dropout > 0:
+            out = drop.drop_features(out, at(1), c.hidden_dropout)
+        return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between, residual and LayerNorm."""
+
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Array, seeds: Array | None, site: int) -> Array:
+        c = self.config
+        inner = jax.nn.gelu(_dense(c.intermediate_size, c, self.dtype, "intermediate")(x_BxLxD), approximate=False)
+        out = _dense(c.hidden_size, c, self.dtype, "output")(inner)
+        if seeds is not None and c.hidden_dropout > 0:
+            out = drop.drop_features(out, drop.at_site(seeds, site), c.hidden_dropout)
+        return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
+
+
+class Block(nn.Module):
+    """One transformer layer, post-norm as in BERT."""
+
+    config: EncoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BxLxD: Array, mask: Array, seeds: Array | None, site: int) -> Array:
+        x_BxLxD = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, mask, seeds, site)
+        return FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
+
+
+class Encoder(nn.Module):
+    """The whole encoder. `Encoder(config, dtype).apply({"params": params["encoder"]}, ids, positions, segments)`."""
+
+    config: EncoderConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        ids: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        segments: Int[Array, "B L"],
+        token_types: Int[Array, "B L"] | None = None,
+        dropout_seed: UInt[Array, ""] | None = None,
+        all_hidden: bool = False,
+        layers: int | None = None,
+    ) -> Array | tuple[Array, ...]:
+        """Hidden states [B, L, D] of the last layer.
+
+        Args:
+          ids: word pieces; anything at padding.
+          positions: the place of each token in its sentence, from 0 (the offset of XLM-R is added here).
+          segments: the sentence of each token within the row, from 1; 0 is padding.
+          token_types: BERT's segment A/B embedding; zeros when None.
+          dropout_seed: switches dropout on; a new word each step.
+          all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
+          layers: run only so many of the blocks (the rest need no parameters then).
+        """
+        mask = attention_mask(segments)
+        seeds = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
+        x = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
+        if seeds is not None and self.config.hidden_dropout > 0:
+            x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
+        states = [x.astype(self.dtype)]
+        for i in range(self.config.num_layers if layers is None else layers):
+            block = Block(self.config, self.dtype, name=f"layer_{i}")
+            states.append(block(states[-1], mask, seeds, 1 + 3 * i))
+        return tuple(states) if all_hidden else states[-1]
+
+
+def rows_from_mask(attention_mask: Int[Array, "B L"]) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+    """Positions and segments of padded rows with one sentence each, from the usual 0/1 mask (padding at the end)."""
+    positions = jnp.broadcast_to(jnp.arange(attention_mask.shape[1]), attention_mask.shape)
+    segments = attention_mask * (1 + jnp.arange(attention_mask.shape[0])[:, None])
+    return positions, segments

@@ -1,0 +1,166 @@
+"""The losses against plain NumPy and PyTorch, on one device and on eight."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax.objectives import contrastive, masked_lm, masking
+
+
+def mesh_of(data: int, model: int = 1):
+    devices = jax.devices()[: data * model]
+    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def sequences_and_slots(lengths, middles, rate):
+    lengths, middles = np.asarray(lengths), np.asarray(middles)
+    starts = np.r_[0, np.cumsum(lengths)[:-1]]
+    counts = masking.masked_count(lengths - 2 - (middles > 0), rate)
+    sequence = np.repeat(np.arange(len(lengths)), counts)
+    rank = np.concatenate([np.arange(c) for c in counts])
+    spare = 3
+    slots = masking.Slots(np.r_[sequence, np.zeros(spare, int)], np.r_[rank, -np.ones(spare, int)])
+    return masking.Sequences(np.arange(len(lengths)) + 10, starts, lengths, middles), slots, counts
+
+
+def test_masks_exactly_the_rounded_share_of_each_sequence_and_never_special_tokens():
+    lengths, middles = [30, 7, 50, 4], [11, 3, 0, 2]
+    sequences, slots, counts = sequences_and_slots(lengths, middles, 0.15)
+    assert list(counts) == [4, 1, 7, 0]  # of 27, 4, 48 and 1 real tokens: 4.05, 0.6, 7.2, 0.15
+    ids = np.arange(1000, 1000 + sum(lengths))
+    chosen = []
+    for seed in range(200):
+        masked = masking.mask_tokens(
+            jax.random.key(seed), ids, sequences, slots, longest=64, mask_id=4, vocab_size=2000
+        )
+        used = np.asarray(masked.weights) == 1
+        at = np.asarray(masked.at)[used]
+        assert len(set(at)) == counts.sum() == used.sum()
+        owner = np.searchsorted(np.cumsum(lengths), at, side="right")
+        assert np.array_equal(np.bincount(owner, minlength=4), counts)
+        places = at - sequences.start[owner]
+        assert not np.any((places == 0) | (places == np.array(lengths)[owner] - 1))
+        assert not np.any((places == np.array(middles)[owner]) & (np.array(middles)[owner] > 0))
+        assert np.array_equal(np.asarray(masked.labels)[used], ids[at])
+        untouched = np.setdiff1d(np.arange(len(ids)), at)
+        assert np.array_equal(np.asarray(masked.ids)[untouched], ids[untouched])
+        chosen.append(np.stack([at, np.asarray(masked.ids)[at]], 1))
+    at, became = np.concatenate(chosen).T
+    n = len(at)
+    # 80% [MASK], 10% kept, 10% from the whole vocabulary (special and unused ids included), within 4 deviations
+    for share, hits in ((0.8, became == 4), (0.1, became == ids[at])):
+        assert abs(hits.mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
+    random = became[(became != 4) & (became != ids[at])]
+    assert random.min() < 100 and random.max() > 1900
+    # every ordinary token is drawn about as often as any other of its sequence
+    often = np.bincount(at, minlength=len(ids))[1:11]
+    assert often.min() > 0.4 * often.mean()
+
+
+def test_a_sequence_is_masked_alike_wherever_it_lies():
+    sequences, slots, _ = sequences_and_slots([12, 20], [5, 0], 0.3)
+    ids = np.arange(100, 132)
+    mask = jax.jit(lambda ids, sequences: masking.mask_tokens(
+        jax.random.key(1), ids, sequences, slots, longest=32, mask_id=4, vocab_size=50
+    ))
+    here = mask(ids, sequences).ids
+    moved = np.concatenate([ids[12:], ids[:12]])
+    there = mask(moved, sequences._replace(start=np.array([20, 0]))).ids
+    assert np.array_equal(here, np.concatenate([there[20:], there[:20]]))
+
+
+def test_cross_entropy_and_gradient_equal_pytorch():
+    import torch
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 11)).astype("f") * 5, rng.integers(0, 11, 6)
+    weights = rng.random(6).astype("f")
+    loss, grad = jax.value_and_grad(lambda x: jnp.sum(masked_lm.cross_entropy(x, labels) * weights))(logits)
+    x = torch.tensor(logits, requires_grad=True)
+    expected = (torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none") * torch.tensor(weights)).sum()
+    expected.backward()
+    assert np.isclose(loss, expected.item(), rtol=1e-6)
+    np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-6)
+
+
+def contrast_case(seed=0, B=16, S=3, width=5):
+    rng = np.random.default_rng(seed)
+
+    def unit(*shape):
+        x = rng.normal(size=shape).astype("f")
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    hashes = rng.integers(1, 9, B).astype("u4")
+    queue = contrastive.Queue(unit(S, B, width), rng.integers(1, 9, (S, B)).astype("u4"))
+    return unit(B, width), unit(B, width), hashes, queue
+
+
+def info_nce_by_hand(query, key, hashes, queue, filled, temperature, mask_duplicates):
+    losses, wins = [], []
+    for q, k, h in zip(query, key, hashes, strict=True):
+        negatives = [
+            float(q @ other) / temperature
+            for slot in range(filled)
+            for other, other_hash in zip(queue.keys[slot], queue.hashes[slot], strict=True)
+            if not (mask_duplicates and other_hash == h)
+        ]
+        positive = float(q @ k) / temperature
+        losses.append(np.logaddexp.reduce([positive, *negatives]) - positive)
+        wins.append(all(positive > n for n in negatives))
+    return np.array(losses), np.array(wins, float)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("filled, duplicates", [(0, False), (2, False), (3, True)])
+def test_info_nce_equals_the_formula(devices, filled, duplicates):
+    query, key, hashes, queue = contrast_case()
+    mesh = mesh_of(devices)
+    put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
+    sharded = jax.tree.map(put, queue, contrastive.QUEUE_SPEC)
+    loss, wins = contrastive.info_nce(
+        put(query, P("data")), put(key, P("data")), put(hashes, P("data")), sharded, jnp.int32(filled),
+        temperature=0.05, mask_duplicates=duplicates, mesh=mesh,
+    )
+    expected, expected_wins = info_nce_by_hand(query, key, hashes, queue, filled, 0.05, duplicates)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
+    assert np.array_equal(wins, expected_wins)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_info_nce_gradient_equals_pytorch_and_spares_the_key(devices):
+    import torch
+
+    query, key, hashes, queue = contrast_case(1)
+    mesh = mesh_of(devices)
+
+    def ours(query, key):
+        loss, _ = contrastive.info_nce(
+            query, key, hashes, queue, jnp.int32(2), temperature=0.05, mask_duplicates=False, mesh=mesh
+        )
+        return loss.mean()
+
+    grad, key_grad = jax.jit(jax.grad(ours, (0, 1)))(query, key)
+    q, k = torch.tensor(query, requires_grad=True), torch.tensor(key)
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ torch.tensor(queue.keys[:2].reshape(-1, 5)).T], 1) / 0.05
+    torch.nn.functional.cross_entropy(logits, torch.zeros(16, dtype=torch.long)).backward()
+    np.testing.assert_allclose(grad, q.grad.numpy(), atol=1e-5)
+    assert not np.any(key_grad)
+
+
+def test_queue_drops_the_oldest_batch_first():
+    queue = contrastive.empty_queue(contrastive.slots_for(5, 2), 2, 3)
+    assert queue.keys.shape == (3, 2, 3)  # 5 rounded up to whole batches
+    for step in range(4):
+        queue = contrastive.enqueue(queue, jnp.int32(step), jnp.full((2, 3), step + 1.0), jnp.full(2, step, "u4"))
+    assert [float(slot[0, 0]) for slot in queue.keys] == [4.0, 2.0, 3.0]
+    assert list(np.asarray(queue.hashes[:, 0])) == [3, 1, 2]
+
+
+def test_ema_by_hand_and_at_rest():
+    key, query = {"a": jnp.float32(2.0)}, {"a": jnp.float32(4.0)}
+    assert float(contrastive.ema(key, query, 0.75)["a"]) == 2.5
+    same = jnp.float32(0.1234567)
+    assert contrastive.ema(same, same, 0.999) == same
