@@ -1,0 +1,225 @@
+"""Carries the plan out: reads, tokenises, packs and prefetches the batches of parallel sentences.
+
+A batch is laid out for A accumulation steps and S data shards. Every array starts with [A, S, ...]; pair number
+(s * A + a) * b + i of the global batch is pair i of block (a, s), so a device holds the same share of the batch, and of
+the queue, whatever A is. Nothing in a block refers to another block: the step needs no communication to find its tokens.
+
+Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, R rows, W row width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppa_jax.data import packing
+from ppa_jax.data.packing import Rows, Shape
+from ppa_jax.data.plan import WINDOW, BatchPlan, Plan
+from ppa_jax.objectives.masking import Sequences, Slots, masked_count
+
+
+class Places(NamedTuple):
+    """Where each pair's sentence lies in the flattened rows of its block."""
+
+    start: np.ndarray  # [A, S, b]
+    length: np.ndarray  # [A, S, b], with special tokens
+
+
+class Batch(NamedTuple):
+    """One global batch. The parts of a loss whose weight is zero are None: nothing is read or computed for them."""
+
+    rows: Rows  # [A, S, R, W]: for the query encoder, query sentences and TLM sequences together
+    query: Places | None
+    key_rows: Rows | None  # for the key encoder
+    key: Places | None
+    hashes: np.ndarray | None  # [A, S, b] of each key's sentence
+    sequences: Sequences | None  # [A, S, T]
+    slots: Slots | None  # [A, S, M]
+
+
+class Block(NamedTuple):
+    """Lengths and places of one block, known before any text is read."""
+
+    query: np.ndarray  # [b] starts
+    tlm: np.ndarray  # [T] starts
+    key: np.ndarray  # [b] starts
+    counts: np.ndarray  # [T] masked positions
+    need: Shape
+
+
+def sentence_hash(text: str) -> int:
+    """32 bits of a sentence. Two different ones collide once in 4e9: then one negative too many is left out."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+@dataclasses.dataclass
+class PairBatches:
+    """Makes the batch of any step.
+
+    Attributes:
+      sources: the language pairs, each with `read(indices) -> [(text, text)]`.
+      plan: says which pairs make up a step.
+      tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
+      max_length: word pieces of one sentence with its special tokens; longer ones are cut.
+      row_length: W, at least the longest sequence.
+      contrast, tlm: which losses are on.
+      joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM.
+      mask_rate: share of the tokens that are masked.
+      shards, accumulate: S and A.
+      own_shards: the shards of this process; only their texts are read.
+    """
+
+    sources: list[Any]
+    plan: Plan
+    tokenizer: Any
+    max_length: int
+    row_length: int
+    mask_rate: float
+    contrast: bool = True
+    tlm: bool = True
+    joint: bool = True
+    shards: int = 1
+    accumulate: int = 1
+    own_shards: range | None = None
+
+    def __post_init__(self) -> None:
+        if self.own_shards is None:
+            self.own_shards = range(self.shards)
+        needs = [self._need(self._blocks(self.plan.batch(step))) for step in range(WINDOW)]
+        self.ladder = packing.Ladder(base=_largest(needs))
+
+    def _blocks(self, plan: BatchPlan) -> list[list[Block]]:
+        """The packing of every block, [A][S], from the lengths alone."""
+        lengths = plan.lengths[self.order()]  # [A, S, b, 2]
+        return [[self._block(lengths[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
+
+    def order(self) -> np.ndarray:
+        """[A, S, b]: the number in the global batch of every block's pairs."""
+        numbers = np.arange(self.plan.batch_size)
+        return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
+
+    def _block(self, lengths: np.ndarray) -> Block:
+        first, second = lengths[:, 0], lengths[:, 1]
+        none = np.zeros(0, np.int64)
+        query = first + 2 if self.contrast else none
+        pieces = none if not self.tlm else first + second if self.joint else lengths.reshape(-1)
+        tlm = pieces + (3 if self.joint else 2)
+        key = second + 2 if self.contrast else none
+        starts, rows = packing.pack(np.concatenate([query, tlm]), self.row_length)
+        key_starts, key_rows = packing.pack(key, self.row_length)
+        counts = masked_count(pieces, self.mask_rate)
+        need = Shape(query_rows=rows, key_rows=key_rows, slots=int(counts.sum()))
+        return Block(starts[: len(query)], starts[len(query) :], key_starts, counts, need)
+
+    @staticmethod
+    def _need(blocks: list[list[Block]]) -> Shape:
+        return _largest([block.need for row in blocks for block in row])
+
+    def make(self, step: int) -> Batch:
+        """The batch of `step`: this process's shards, in arrays of the ladder's shape."""
+        plan = self.plan.batch(step)
+        blocks = self._blocks(plan)
+        # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
+        shape = self.ladder.smallest(self._need(blocks))
+        own = self.order()[:, self.own_shards]  # [A, own shards, b]
+        texts = self._texts(plan, own.reshape(-1))
+        tokens = self._tokens(plan, own.reshape(-1), texts)
+        made = [
+            [self._lay_out(blocks[a][s], shape, own[a, i], plan.lengths, tokens) for i, s in enumerate(self.own_shards)]
+            for a in range(self.accumulate)
+        ]
+        stack = _stack([_stack(row) for row in made])
+        if self.contrast:
+            hashes = np.array([sentence_hash(texts[n][1]) for n in own.reshape(-1)], np.uint32).reshape(own.shape)
+            stack = stack._replace(hashes=hashes)
+        return stack
+
+    def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> dict[int, tuple[str, str]]:
+        """(first, second) in the plan's order of sides, by number in the global batch."""
+        texts: dict[int, tuple[str, str]] = {}
+        for s, source in enumerate(self.sources):
+            own = numbers[plan.source[numbers] == s]
+            if len(own):
+                for n, (a, b) in zip(own, source.read(plan.index[own]), strict=True):
+                    texts[int(n)] = (b, a) if plan.swap[n] else (a, b)
+        return texts
+
+    def _tokens(self, plan: BatchPlan, numbers: np.ndarray, texts: dict) -> dict[int, tuple[list[int], list[int]]]:
+        flat = self.tokenizer.encode([text for n in numbers for text in texts[int(n)]])
+        cut = [ids[: self.max_length - 2] for ids in flat]
+        expected = plan.lengths[numbers].reshape(-1)
+        if [len(ids) for ids in cut] != expected.tolist():
+            raise RuntimeError("the tokenizer gives other lengths than the prepared index: remove the prepared data")
+        return {int(n): (cut[2 * i], cut[2 * i + 1]) for i, n in enumerate(numbers)}
+
+    def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, lengths: np.ndarray, tokens: dict) -> Batch:
+        cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
+        B, W = self.plan.batch_size, self.row_length
+        sides = [tokens[int(n)] for n in numbers]
+        queries = [[cls, *a, sep] for a, _ in sides] if self.contrast else []
+        if not self.tlm:
+            tlm, middle, tlm_numbers = [], np.zeros(0, int), numbers[:0]
+        elif self.joint:
+            tlm = [[cls, *a, sep, *b, sep] for a, b in sides]
+            middle, tlm_numbers = lengths[numbers, 0] + 1, numbers
+        else:
+            tlm = [[cls, *side, sep] for pair in sides for side in pair]
+            middle = np.zeros(len(tlm), int)
+            tlm_numbers = np.stack([2 * numbers, 2 * numbers + 1], 1).reshape(-1)
+        segment = np.concatenate([numbers[: len(queries)], B + tlm_numbers])
+        starts = np.concatenate([block.query, block.tlm])
+        batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query_rows, W, pad), *[None] * 6)
+        if self.contrast:
+            keys = [[cls, *b, sep] for _, b in sides]
+            batch = batch._replace(
+                query=Places(*_int32(block.query, [len(x) for x in queries])),
+                key_rows=packing.fill(block.key, keys, numbers, shape.key_rows, W, pad),
+                key=Places(*_int32(block.key, [len(x) for x in keys])),
+            )
+        if self.tlm:
+            sequence, rank = np.zeros(shape.slots, int), np.full(shape.slots, -1)
+            used = block.counts.sum()
+            sequence[:used] = np.repeat(np.arange(len(tlm)), block.counts)
+            rank[:used] = np.arange(used) - np.repeat(np.cumsum(block.counts) - block.counts, block.counts)
+            batch = batch._replace(
+                sequences=Sequences(*_int32(tlm_numbers, block.tlm, [len(x) for x in tlm], middle)),
+                slots=Slots(*_int32(sequence, rank)),
+            )
+        return batch
+
+    def iterate(self, start: int, stop: int, *, workers: int = 0, prefetch: int = 4) -> Iterator[Batch]:
+        """Batches of steps start..stop-1, in order, made ahead by threads (or `workers` processes) of grain."""
+        import grain
+        from absl import flags
+
+        dataset = grain.MapDataset.range(start, stop).map(self.make)
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=prefetch)
+        batches = dataset.to_iter_dataset(options)
+        if workers:
+            if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which notebooks and tests never parse
+                flags.FLAGS.mark_as_parsed()
+            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        return iter(batches)
+
+
+def _largest(shapes: list[Shape]) -> Shape:
+    # A shard without any row or slot still needs arrays of at least one.
+    return Shape(*(max(1, *sizes) for sizes in zip(*map(dataclasses.astuple, shapes), strict=True)))
+
+
+def _int32(*arrays: Any) -> list[np.ndarray]:
+    return [np.asarray(x, np.int32) for x in arrays]
+
+
+def _stack(batches: list[Any]) -> Any:
+    """Stacks trees of arrays along a new first axis, None staying None."""
+    first = batches[0]
+    if first is None:
+        return None
+    if isinstance(first, np.ndarray):
+        return np.stack(batches)
+    return type(first)(*(_stack(list(parts)) for parts in zip(*batches, strict=True)))

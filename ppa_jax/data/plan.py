@@ -1,0 +1,135 @@
+"""What is in every batch: a pure function of (seed, step, indexed lengths).
+
+Every process computes the same plan, for any number of devices; the position in the data is one integer, the step.
+
+- A language pair is drawn with probability proportional to n**(1/T). Its share is kept exactly, window by window (a
+  window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
+- Each pair list is walked without replacement, in an order that is a keyed permutation of its indices, new in every pass.
+- Within a window the pairs are sorted by length and dealt out, one of each length stratum to every batch: batches hold
+  all lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of
+  one static shape be full. Within a batch the order spreads the lengths so that any contiguous share of a power of two
+  is balanced too: those shares are what devices and accumulation steps get.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+WINDOW = 64  # batches
+
+
+class BatchPlan(NamedTuple):
+    """The pairs of one batch, in the order of the global batch."""
+
+    source: np.ndarray  # [B] which language pair
+    index: np.ndarray  # [B] which of its pairs
+    swap: np.ndarray  # [B] bool: the second language comes first, and feeds the query encoder
+    lengths: np.ndarray  # [B, 2] word pieces of (first, second) in the order after the swap, without special tokens
+
+
+def permute(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
+    """A keyed permutation of range(size), applied to `index`, in constant memory.
+
+    A Feistel network of four rounds on the next even power of two; values that fall outside walk on until they fall
+    inside (cycle walking), which takes fewer than four turns on average.
+    """
+    half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    rounds = np.random.SeedSequence(key).generate_state(4, np.uint64) | np.uint64(1)
+    out = index.astype(np.uint64)
+    todo = np.arange(len(out))
+    while len(todo):
+        left, right = out[todo] >> half, out[todo] & low
+        for r in rounds:
+            mixed = (right + r) * np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+            left, right = right, left ^ ((mixed >> np.uint64(32)) & low)
+        out[todo] = (left << half) | right
+        todo = todo[out[todo] >= size]
+    return out.astype(np.int64)
+
+
+def spread(n: int) -> np.ndarray:
+    """The order of ranks 0..n-1 by bit reversal: every contiguous share holds ranks from the whole range."""
+    bits = max(1, (n - 1).bit_length())
+    ranks = np.arange(1 << bits)
+    reversed_bits = np.zeros_like(ranks)
+    for b in range(bits):
+        reversed_bits |= ((ranks >> b) & 1) << (bits - 1 - b)
+    return reversed_bits[reversed_bits < n]
+
+
+@dataclasses.dataclass
+class Plan:
+    """The plan of a run.
+
+    Attributes:
+      lengths: for every language pair, [n, 2] word pieces of its pairs (memory-mapped arrays serve).
+      batch_size: pairs in a global batch.
+      seed: of the order, the dealing and the sides.
+      temperature: T of p ~ n**(1/T); 1 keeps the proportions of the corpora, larger values raise the small ones.
+      shuffle_sides: random input shuffling; otherwise the first language always comes first.
+    """
+
+    lengths: list[np.ndarray]
+    batch_size: int
+    seed: int
+    temperature: float = 1.0
+    shuffle_sides: bool = True
+
+    def __post_init__(self) -> None:
+        sizes = np.array([len(x) for x in self.lengths], np.float64)
+        weights = sizes ** (1.0 / self.temperature)
+        self.probabilities = weights / weights.sum()
+        self._window = functools.lru_cache(maxsize=4)(self._make_window)
+
+    @property
+    def pairs(self) -> int:
+        """Number of pairs in all sources: the length of an epoch."""
+        return sum(len(x) for x in self.lengths)
+
+    def drawn_before(self, window: int) -> np.ndarray:
+        """How many pairs of each source the windows before `window` have used. Exact; the largest takes the rounding."""
+        slots = window * WINDOW * self.batch_size
+        drawn = np.floor(slots * self.probabilities).astype(np.int64)
+        largest = int(np.argmax(self.probabilities))
+        drawn[largest] += slots - drawn.sum()
+        return drawn
+
+    def batch(self, step: int) -> BatchPlan:
+        """The batch of `step` (from 0)."""
+        window, place = divmod(step, WINDOW)
+        return BatchPlan(*(x[place] for x in self._window(window)))
+
+    def _make_window(self, window: int) -> BatchPlan:
+        source, index = [], []
+        for s, (first, last) in enumerate(zip(self.drawn_before(window), self.drawn_before(window + 1), strict=True)):
+            size = len(self.lengths[s])
+            walk = np.arange(first, last)
+            for number in range(first // size, -(-last // size)):
+                place = walk[walk // size == number] % size
+                index.append(permute(place, size, (self.seed, s, number)))
+                source.append(np.full(len(place), s))
+        source, index = np.concatenate(source), np.concatenate(index)
+        lengths = np.empty((len(index), 2), np.int64)
+        for s, table in enumerate(self.lengths):
+            own = source == s
+            lengths[own] = table[index[own]]
+
+        random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window)))
+        # Ties in length are broken at random, or a window of equal lengths would be dealt out by language.
+        by_length = np.lexsort((random.random(len(index)), lengths.sum(axis=1)))
+        strata = by_length.reshape(self.batch_size, WINDOW)
+        dealt = random.permuted(strata, axis=1).T[:, spread(self.batch_size)]  # [WINDOW, B]
+        swap = random.random(dealt.shape) < 0.5 if self.shuffle_sides else np.zeros(dealt.shape, bool)
+        pieces = lengths[dealt]
+        return BatchPlan(
+            source=source[dealt],
+            index=index[dealt],
+            swap=swap,
+            lengths=np.where(swap[..., None], pieces[..., ::-1], pieces),
+        )

@@ -1,0 +1,217 @@
+"""The main job's method: post-pretraining alignment (PPA, Pan et al. 2021, arXiv 2010.12547).
+
+One step, on a batch of sentences that translate each other:
+
+1. TLM: both sentences in one sequence, 15% of the pieces masked; the query encoder predicts them.
+2. Contrast: one sentence through the query encoder, its translation through the key encoder, both projected; InfoNCE of
+   the pair against a queue of past keys.
+3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
+   batch's keys replace the oldest in the queue.
+
+Everything is a pure function of (state, batch). Dropout and masks hang on the step and on a sequence's number in the
+global batch, so the number of devices, the packing and the accumulation change no result beyond float rounding.
+
+Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, R rows, W row width, D hidden, P projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax.data.pairs import Batch, Places
+from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
+from ppa_jax.objectives import contrastive, masked_lm, masking
+from ppa_jax.objectives.contrastive import Queue
+from ppa_jax.training.mesh import Rules, tree_shardings
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """The settings of the step. A loss of weight 0 is not computed."""
+
+    tlm_weight: float = 1.0
+    contrastive_weight: float = 1.0
+    queue_size: int = 32_000  # keys; rounded up to whole batches
+    momentum: float = 0.999
+    temperature: float = 0.05
+    projection_dim: int = 300
+    layer: int = 12  # whose states are pooled, from 1
+    pooling: str = "cls"  # or "mean", over all tokens with the special ones
+    mask_duplicates: bool = True
+    key_dropout: bool = True  # MoCo keeps the key encoder in training mode
+    max_length: int = 128  # of one sentence
+    max_tlm_length: int = 131  # of a TLM sequence
+    mask_id: int = 103
+    dtype: Any = jnp.float32  # of the matmuls
+
+
+class State(struct.PyTreeNode):
+    """All that changes from step to step, and the seed that does not."""
+
+    step: jax.Array
+    rng: jax.Array  # uint32 key data, folded with the step
+    params: Any  # encoder, mlm_head, projection: the query side
+    key_params: Any  # encoder, projection: the key side; empty without contrast
+    queue: Queue | None
+    opt_state: Any
+
+
+def init_state(
+    params: Any, method: Method, config: EncoderConfig, optimizer: Any, *, batch_size: int, seed: int
+) -> State:
+    """The state before the first step. `params` lacks what the method does not train; a missing projection is drawn."""
+    params = {name: params[name] for name in ("encoder", "mlm_head", "projection") if name in params}
+    if not method.tlm_weight:
+        params.pop("mlm_head", None)
+    key_params, queue = {}, None
+    if method.contrastive_weight:
+        if "projection" not in params:
+            head = ProjectionHead(config.hidden_size, method.projection_dim)
+            drawn = head.init(jax.random.key(seed), jnp.zeros((1, config.hidden_size)))
+            params["projection"] = drawn["params"]
+        # A copy, not an alias: both trees are donated to the step.
+        key_params = jax.tree.map(jnp.copy, {name: params[name] for name in ("encoder", "projection")})
+        slots = contrastive.slots_for(method.queue_size, batch_size)
+        queue = contrastive.empty_queue(slots, batch_size, method.projection_dim)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.key_data(jax.random.key(seed)),
+        params=params,
+        key_params=key_params,
+        queue=queue,
+        opt_state=optimizer.init(params),
+    )
+
+
+def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
+    """Where every leaf of the state lives: parameters and moments by the rules, the queue over `data`."""
+    shardings = tree_shardings(state, rules, mesh)
+    if state.queue is None:
+        return shardings
+    return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
+
+
+def pool(hidden: jax.Array, places: Places, pooling: str, max_length: int) -> jax.Array:
+    """One vector a sentence, [S, b, D] float32, from the states of packed rows [S, R*W, D]."""
+    if pooling == "cls":
+        return jnp.take_along_axis(hidden, places.start[..., None], axis=1).astype(jnp.float32)
+    offset = jnp.arange(max_length)
+    inside = offset < places.length[..., None]  # [S, b, X]
+    at = jnp.where(inside, places.start[..., None] + offset, 0)
+    S, b, X = at.shape
+    tokens = jnp.take_along_axis(hidden, at.reshape(S, b * X, 1), axis=1).reshape(S, b, X, -1).astype(jnp.float32)
+    return jnp.sum(tokens * inside[..., None], axis=2) / places.length[..., None]
+
+
+def make_step(
+    method: Method, config: EncoderConfig, optimizer: Any, mesh: Mesh, shardings: State
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    """The jitted step: (state, batch) -> (state, metrics). The state is donated."""
+    encoder, mlm_head = Encoder(config, method.dtype), MaskedLMHead(config, method.dtype)
+    projection = ProjectionHead(config.hidden_size, method.projection_dim)
+    dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
+
+    def encode(params, rows, seed, **options):
+        """Hidden states of all layers, each [S, R*W, D]; the shards lie side by side in one pass."""
+        S, R, W = rows.ids.shape
+        ids, positions, segments = (x.reshape(S * R, W) for x in rows)
+        seed = seed if dropout else None
+        states = encoder.apply(
+            {"params": params}, ids, positions, segments, dropout_seed=seed, all_hidden=True, **options
+        )
+        return [x.reshape(S, R * W, -1) for x in states]
+
+    def project(params, hidden, places):
+        return projection.apply({"params": params}, pool(hidden, places, method.pooling, method.max_length))
+
+    def losses(params, state: State, batch: Batch, step_key, masked_total):
+        """The weighted loss of one accumulation step (its share of the batch's mean), metrics and keys."""
+        mask_key, query_seed, key_seed = jax.random.split(step_key, 3)
+        rows, masked = batch.rows, None
+        if method.tlm_weight:
+            draw = jax.vmap(
+                lambda ids, sequences, slots: masking.mask_tokens(
+                    mask_key, ids, sequences, slots,
+                    longest=method.max_tlm_length, mask_id=method.mask_id, vocab_size=config.vocab_size,
+                )
+            )  # over shards
+            masked = draw(rows.ids.reshape(rows.ids.shape[0], -1), batch.sequences, batch.slots)
+            rows = rows._replace(ids=masked.ids.reshape(rows.ids.shape))
+        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed))
+        loss, metrics, keys = 0.0, {}, None
+        if masked is not None:
+            states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
+            words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+            logits = mlm_head.apply({"params": params["mlm_head"]}, states, words)
+            nll = masked_lm.cross_entropy(logits, masked.labels)
+            metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
+            loss += method.tlm_weight * metrics["tlm"]
+        if method.contrastive_weight:
+            query = project(params["projection"], hidden[method.layer], batch.query)  # [S, b, P]
+            seed = jax.random.bits(key_seed) if method.key_dropout else None
+            key_hidden = encode(state.key_params["encoder"], batch.key_rows, seed, layers=method.layer)
+            keys = jax.lax.stop_gradient(project(state.key_params["projection"], key_hidden[-1], batch.key))
+            slots = state.queue.keys.shape[0]
+            nll, wins = contrastive.info_nce(
+                *(x.reshape(-1, method.projection_dim) for x in (query, keys)), batch.hashes.reshape(-1),
+                state.queue, jnp.minimum(state.step, slots),
+                temperature=method.temperature, mask_duplicates=method.mask_duplicates, mesh=mesh,
+            )
+            pairs = state.queue.keys.shape[1]
+            metrics |= {"contrastive": jnp.sum(nll) / pairs, "contrastive_accuracy": jnp.sum(wins) / pairs}
+            loss += method.contrastive_weight * metrics["contrastive"]
+        return loss, (metrics | {"loss": loss}, keys)
+
+    def gradients(state: State, batch: Batch):
+        """Gradient, metrics and keys [A, S, b, P] of the whole batch, one accumulation step after the other."""
+        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        masked_total = jnp.maximum(1, jnp.sum(batch.slots.rank >= 0)) if method.tlm_weight else 1
+        run = jax.value_and_grad(losses, has_aux=True)
+
+        def one(part):
+            (_, (metrics, keys)), grads = run(state.params, state, part, step_key, masked_total)
+            return (grads, metrics), keys
+
+        if batch.rows.ids.shape[0] == 1:
+            (grads, metrics), keys = one(jax.tree.map(lambda x: x[0], batch))
+            return grads, metrics, jax.tree.map(lambda x: x[None], keys)
+
+        def add(total, part):
+            new, keys = one(part)
+            return jax.tree.map(jnp.add, total, new), keys
+
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: one(jax.tree.map(lambda x: x[0], batch))[0]))
+        (grads, metrics), keys = jax.lax.scan(add, zeros, batch)
+        return grads, metrics, keys
+
+    def step(state: State, batch: Batch):
+        grads, metrics, keys = gradients(state, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        key_params, queue = state.key_params, state.queue
+        if method.contrastive_weight:
+            followed = {name: params[name] for name in key_params}
+            key_params = contrastive.ema(key_params, followed, method.momentum)
+            # A device's pairs are neighbours in the global batch: [A, S, b, P] -> [S, A, b, P] -> [B, P].
+            keys = jnp.swapaxes(keys, 0, 1).reshape(-1, method.projection_dim)
+            hashes = jnp.swapaxes(batch.hashes, 0, 1).reshape(-1)
+            queue = contrastive.enqueue(queue, state.step, keys, hashes)
+        state = state.replace(
+            step=state.step + 1, params=params, key_params=key_params, queue=queue, opt_state=opt_state
+        )
+        return state, metrics
+
+    rows = NamedSharding(mesh, P(None, "data"))
+    whole = NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))

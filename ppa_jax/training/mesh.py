@@ -1,0 +1,103 @@
+"""The mesh of devices, and the table that says where parameters live on it.
+
+Two axes: `data` splits the batch and the queue, `model` splits matrices. A rule is (pattern, PartitionSpec); the first
+pattern found in a parameter's path decides. The optimizer's moments carry their parameter's path, so they follow it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax.errors import UserError
+
+Rules = tuple[tuple[str, P], ...]
+
+RULES: dict[str, Rules] = {
+    # Every device holds everything; gradients are summed over `data`. Right for mBERT on any current accelerator.
+    "replicated": ((r".*", P()),),
+    # Parameters, moments and the key tree are split over `data` and gathered layer by layer (ZeRO 3).
+    "fsdp": (
+        (r"embedding$", P(None, "data")),
+        (r"kernel$", P("data", None)),
+        (r".*", P()),
+    ),
+    # Megatron: heads and feed-forward columns split over `model`, one sum after attention and one after feed-forward.
+    "tensor": (
+        (r"word_embeddings/embedding$", P(None, "model")),
+        (r"(query|key|value|intermediate)/kernel$", P(None, "model")),
+        (r"(query|key|value|intermediate)/bias$", P("model")),
+        (r"layer_\d+/(attention|feed_forward)/output/kernel$", P("model", None)),
+        (r".*", P()),
+    ),
+}
+
+
+def make_mesh(data: int, model: int, devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh of data x model devices; -1 for `data` takes all that are there.
+
+    Raises:
+      UserError: when the product is not the number of devices, with the values that would fit.
+    """
+    devices = jax.devices() if devices is None else devices
+    if model < 1 or len(devices) % model:
+        raise UserError(f"mesh.model={model} does not divide the {len(devices)} devices")
+    data = len(devices) // model if data == -1 else data
+    if data < 1 or data * model > len(devices):
+        raise UserError(f"mesh.data={data} x mesh.model={model} wants more than the {len(devices)} devices there are")
+    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * model])
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`encoder/layer_0/attention/query/kernel` of a key path of jax.tree_util."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def spec_for(name: str, shape: tuple[int, ...], rules: Rules, mesh: Mesh) -> P:
+    """The first matching rule, or P() where the array's sizes do not divide (or it has too few axes)."""
+    spec = next(spec for pattern, spec in rules if re.search(pattern, name))
+    if len(spec) > len(shape):
+        return P()
+    for size, axis in zip(shape, spec, strict=False):
+        if axis is not None and size % mesh.shape[axis]:
+            logging.info("%s %s stays whole: %d does not divide by %s=%d", name, shape, size, axis, mesh.shape[axis])
+            return P()
+    return spec
+
+
+def tree_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """NamedSharding for every leaf of a tree of arrays or shapes, by its path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec_for(path_name(path), tuple(leaf.shape), rules, mesh)), tree
+    )
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Puts a host batch [A, own shards, ...] on the mesh, its second axis split over `data`; starts the copy, no wait."""
+    sharding = NamedSharding(mesh, P(None, "data"))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def own_shards(mesh: Mesh) -> range:
+    """The positions along `data` whose devices belong to this process."""
+    rows = [i for i, row in enumerate(mesh.devices) if row.flat[0].process_index == jax.process_index()]
+    if rows != list(range(rows[0], rows[-1] + 1)):
+        raise UserError("mesh: the devices of a process must be neighbours along the data axis")
+    return range(rows[0], rows[-1] + 1)
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of a tree of arrays, whole on every process."""
+    if jax.process_count() == 1:
+        return jax.tree.map(np.asarray, tree)
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), tree)
