@@ -1,0 +1,117 @@
+"""Configurations: read from a file with `get_config(mode)`, changed on the command line, checked once.
+
+A mistake is answered with the field's name and, for a name that does not exist, the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from ppa_jax.errors import UserError
+
+
+def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+    """The configuration of `path[:mode]` with `(dotted field, text)` overrides applied.
+
+    The text is read as the type of the field's default. `train.steps` and `train.epochs` exclude each other: giving one
+    unsets the recipe's other.
+
+    Raises:
+      UserError: no such file, mode or field; text that is not of the field's type.
+    """
+    path, _, mode = file.partition(":")
+    if not Path(path).is_file():
+        raise UserError(f"--config: no such file: {path}; give one of configs/, as in --config=configs/ppa.py")
+    spec = importlib.util.spec_from_file_location("ppa_jax_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {path} has no get_config(mode)")
+    try:
+        config = module.get_config(mode)
+    except ValueError as error:
+        raise UserError(f"--config={file}: {error}") from error
+    given = dict(overrides)
+    for name, text in given.items():
+        set_field(config, name, text)
+    both = [name for name in ("train.steps", "train.epochs") if name in given and float(given[name] or 0) != 0]
+    if len(both) == 2:
+        raise UserError("config.train.steps and config.train.epochs: give one of them, not both")
+    if both:
+        other = "epochs" if both == ["train.steps"] else "steps"
+        config.train[other] = type(config.train[other])(0)
+    return config
+
+
+def fields(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Every field by its dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        is_group = isinstance(value, ml_collections.ConfigDict)
+        flat |= fields(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
+    return flat
+
+
+def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+    """Sets one field from text. An empty string and `none` mean unset for fields of text."""
+    known = fields(config)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        # A right name in the wrong group is nearer than any spelling.
+        near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]] or near
+        raise UserError(f"config.{name}: no such field; the nearest is config.{near[0]}")
+    default = known[name]
+    try:
+        value = _READ[type(default)](text)
+    except ValueError:
+        raise UserError(f"config.{name}={text}: must be {_SAYS[type(default)]}, like {default!r}") from None
+    *groups, leaf = name.split(".")
+    for group in groups:
+        config = config[group]
+    config[leaf] = value
+
+
+def _read_bool(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise ValueError(text)
+    return values[text.lower()]
+
+
+def _read_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)  # 1e6 is a whole number, too
+        if not value.is_integer():
+            raise
+        return int(value)
+
+
+_READ: dict[type, Callable[[str], Any]] = {
+    bool: _read_bool,
+    int: _read_int,
+    float: float,
+    str: lambda text: "" if text.lower() == "none" else text,
+}
+_SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def require(config: ml_collections.ConfigDict, name: str, good: Callable[[Any], bool], wanted: str) -> None:
+    """Raises UserError unless `good(value)`: "config.NAME=VALUE: must be WANTED"."""
+    value = fields(config)[name]
+    if not good(value):
+        raise UserError(f"config.{name}={value}: must be {wanted}")
+
+
+def one_of(config: ml_collections.ConfigDict, name: str, choices: Iterable[str]) -> None:
+    """Raises UserError unless the field is one of `choices`."""
+    choices = list(choices)
+    require(config, name, lambda value: value in choices, "one of " + ", ".join(choices))

@@ -1,0 +1,95 @@
+"""A new encoder for `init=""`: a WordPiece vocabulary and random weights, pretrained by masked LM alone.
+
+The same sentences as data.pairs, each on its own (`tlm.joint=False`) and without contrast: the model never learns which
+sentences translate each other. It is what an aligned model is compared with.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from ml_collections import ConfigDict
+
+from ppa_jax.data import prepare, sources
+from ppa_jax.interop import huggingface
+from ppa_jax.interop.config_json import config_to_hf
+from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.training import loop
+
+VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; from each source alike
+
+
+def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, str], int]) -> ConfigDict:
+    """Pretrains a new model in workdir/new_model, unless that is done, and returns the config that aligns it."""
+    random, trained = workdir / "new_model" / "random", workdir / "new_model" / "run"
+    if not (trained / "export" / "modules.json").exists():
+        if jax.process_index() == 0 and not (random / "model.safetensors").exists():
+            write_random(config, random)
+        first = copy.deepcopy(config)
+        first.init = str(random)
+        first.contrastive.weight, first.tlm.weight, first.tlm.joint = 0.0, 1.0, False
+        first.train.update(steps=config.pretrain.steps, epochs=0.0, batch_size=config.pretrain.batch_size)
+        first.train.learning_rate = config.pretrain.learning_rate
+        first.eval.update(tatoeba="", sample=0)
+        logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
+        if status := run(first, str(trained)):
+            raise loop.Stopped(status - 128, -1)
+    aligned = copy.deepcopy(config)
+    aligned.init = str(trained / "export")
+    return aligned
+
+
+def write_random(config: ConfigDict, directory: Path) -> None:
+    """Writes an untrained model with its tokenizer, in the Hugging Face format."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
+    encoder_config = EncoderConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.model.hidden_size,
+        num_layers=config.model.num_layers,
+        num_heads=config.model.num_heads,
+        intermediate_size=4 * config.model.hidden_size,
+    )
+    encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
+    token = jnp.zeros((1, 1), jnp.int32)
+    width = encoder_config.hidden_size
+    params = {
+        "encoder": Encoder(encoder_config).init(encoder_key, token, token, token)["params"],
+        "mlm_head": MaskedLMHead(encoder_config).init(head_key, jnp.zeros((1, width)), jnp.zeros((vocab_size, width)))[
+            "params"
+        ],
+    }
+    huggingface.write(directory, Pretrained(encoder_config, params, hf_config=config_to_hf(encoder_config)))
+
+
+def sentences(config: ConfigDict) -> Iterator[str]:
+    """Sentences of all sources, both sides, an equal number from each source."""
+    cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, config.data.skip_lines.split(","))))
+    cache = Path(config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")).expanduser()
+    given = sources.parse_pairs(config.data.pairs)
+    for source in given:
+        sources.check(source)
+        prepared = prepare.prepare(source, cleaning, cache)
+        texts = (text for block in prepared.blocks() for pair in prepare.decode(block) for text in pair)
+        yield from itertools.islice(texts, VOCABULARY_SENTENCES // len(given))
+
+
+def train_vocabulary(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
+    """Trains a cased WordPiece vocabulary as mBERT's, writes its files, and returns its size."""
+    from tokenizers import BertWordPieceTokenizer
+
+    tokenizer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
+    tokenizer.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False)
+    tokenizer.save_model(str(directory))
+    settings = '{"tokenizer_class": "BertTokenizerFast", "do_lower_case": false, "strip_accents": false}\n'
+    (directory / "tokenizer_config.json").write_text(settings)
+    return tokenizer.get_vocab_size()

@@ -1,0 +1,63 @@
+"""Runs a job: `python -m ppa_jax.main --config=configs/ppa.py --workdir=runs/x [--config.field=value ...]`.
+
+The configuration file says which job and documents its fields; `--config=FILE:MODE` picks one of its modes. The same
+command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line says
+which), 130 or 143 stopped by SIGINT or SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from absl import logging
+
+from ppa_jax import config as configs
+from ppa_jax.errors import UserError
+
+JOBS = {"align": "ppa_jax.jobs.align_run"}  # each module has run(config, workdir) -> exit status
+
+
+def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
+    """(config file, workdir, overrides) of the command line.
+
+    Raises:
+      UserError: an argument of another form, or one of the two missing.
+    """
+    given: dict[str, str] = {}
+    overrides: list[tuple[str, str]] = []
+    for argument in arguments:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--"):
+            raise UserError(f"{argument}: unexpected; arguments have the form --config.field=value")
+        if name.startswith("config."):
+            overrides.append((name.removeprefix("config."), value if equals else "true"))
+        elif name in ("config", "workdir") and value:
+            given[name] = value
+        else:
+            raise UserError(f"{argument}: unknown; there are --config=FILE, --workdir=DIR and --config.field=value")
+    for name in ("config", "workdir"):
+        if name not in given:
+            raise UserError(f"--{name} is missing; e.g. --config=configs/ppa.py --workdir=runs/x")
+    return given["config"], given["workdir"], overrides
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the job and returns the exit status."""
+    if {"-h", "--help"} & {*arguments}:
+        print(__doc__)
+        return 0
+    logging.set_verbosity(logging.INFO)
+    try:
+        file, workdir, overrides = parse(arguments)
+        config = configs.load(file, overrides)
+        if config.get("job") not in JOBS:
+            raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
+        return importlib.import_module(JOBS[config.job]).run(config, workdir)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

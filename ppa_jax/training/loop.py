@@ -1,0 +1,181 @@
+"""Drives any step: dispatches step t, then reads the metrics of t-1; logs, checkpoints, evaluates, stops cleanly.
+
+The device never waits for the host: a batch is copied while the step before it runs, and nothing of the step just
+dispatched is read. Only a checkpoint or an evaluation waits for the metrics of its own step, so that no state is saved
+whose loss was not finite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ppa_jax.errors import UserError
+from ppa_jax.training.checkpoint import Checkpoints
+from ppa_jax.training.metrics import MetricWriter, Progress
+
+PROFILED = range(10, 15)  # steps after the start, when compilation is over
+
+
+class Stopped(Exception):
+    """A signal asked to stop; the state has been saved."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there")
+        self.status = 128 + signum
+
+
+class StopSignal:
+    """Catches SIGTERM and SIGINT: the loop asks after each step. A second one has its usual effect."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._old[signum] = signal.signal(signum, self._catch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+
+    def _catch(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = signum
+        signal.signal(signum, self._old[signum])
+
+    def wanted(self, step: int) -> int | None:
+        """The signal that any process has caught by `step`, the same answer on all of them."""
+        if jax.process_count() == 1:
+            return self.signum
+        from jax.experimental import multihost_utils
+
+        # The processes agree on a step, and the coordination service has taken SIGTERM over from this handler.
+        if multihost_utils.reached_preemption_sync_point(step):
+            return signal.SIGTERM
+        caught = multihost_utils.process_allgather(np.int32(self.signum or 0)) if step % 16 == 0 else np.zeros(1)
+        return int(np.max(caught)) or None
+
+
+@dataclasses.dataclass
+class Loop:
+    """What a training run needs besides its step.
+
+    Attributes:
+      step: (state, device batch) -> (state, metrics); its state is donated.
+      batches: (start, stop) -> iterator of host batches.
+      put: host batch -> device batch, without waiting.
+      count: host batch -> (real tokens, places for tokens) of this process.
+      evaluate: (state, step) -> None; called every `evaluate_every` steps, not at the end.
+    """
+
+    step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
+    batches: Callable[[int, int], Iterator[Any]]
+    put: Callable[[Any], Any]
+    count: Callable[[Any], tuple[int, int]]
+    checkpoints: Checkpoints
+    writer: MetricWriter
+    schedule: Callable[[int], Any]
+    evaluate: Callable[[Any, int], None] | None = None
+    evaluate_every: int = 0
+    profile_to: str | None = None
+
+    def run(self, state: Any, start: int, stop: int) -> Any:
+        """Trains from step `start` to `stop` and returns the last state, saved.
+
+        Raises:
+          UserError: the loss is not finite; says at which step, and which checkpoint is good.
+          Stopped: after a signal, when the state is saved.
+        """
+        self.writer.truncate_after(start - 1)
+        progress = Progress(stop)
+        pending: tuple[int, dict[str, jax.Array], tuple[int, int]] | None = None
+        self._read_at = time.perf_counter()
+        with StopSignal() as stop_signal:
+            batches = self.batches(start, stop)
+            ready = self._next(batches) if start < stop else None
+            for t in range(start, stop):
+                self._profile(t - start)
+                assert ready is not None
+                on_device, size = ready
+                state, metrics = self.step(state, on_device)
+                ready = self._next(batches) if t + 1 < stop else None  # its copy overlaps with the step
+                if pending is not None:
+                    self._read(*pending, progress)
+                pending = (t, metrics, size)
+                done = t + 1
+                evaluate = self.evaluate_every and done % self.evaluate_every == 0 and done < stop
+                signum = stop_signal.wanted(t)
+                if done == stop or signum or evaluate or self.checkpoints.due(done):
+                    self._read(*pending, progress)
+                    pending = None
+                    self.checkpoints.save(done, state, force=done == stop or bool(signum))
+                if signum and done < stop:
+                    progress.close()
+                    self.checkpoints.wait()
+                    raise Stopped(signum, done)
+                if evaluate and self.evaluate is not None:
+                    self.evaluate(state, done)
+        progress.close()
+        self.checkpoints.wait()
+        return state
+
+    def _next(self, batches: Iterator[Any]) -> tuple[Any, tuple[int, int]]:
+        batch = next(batches)
+        return self.put(batch), self.count(batch)
+
+    def _read(self, step: int, metrics: dict[str, jax.Array], size: tuple[int, int], progress: Progress) -> None:
+        """Waits for the metrics of a step and logs them."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"]):
+            good = self.checkpoints.latest_step()
+            last = "there is no checkpoint" if good is None else f"the last good checkpoint is of step {good}"
+            raise UserError(
+                f"step {step}: the loss is {values['loss']}; {last}. "
+                "Try a lower train.learning_rate or dtype=float32 in a new workdir"
+            )
+        now = time.perf_counter()
+        real, places = size
+        values |= {
+            "learning_rate": float(self.schedule(step)),
+            "tokens_per_second": real * jax.process_count() / max(now - self._read_at, 1e-9),
+            "padding": 1.0 - real / places,
+        }
+        self._read_at = now
+        self.writer.write(step, values)
+        shown = values | {"accuracy": values["contrastive_accuracy"]} if "contrastive_accuracy" in values else values
+        progress(step + 1, shown)
+
+    def _profile(self, since_start: int) -> None:
+        if self.profile_to is None:
+            return
+        if since_start == PROFILED.start:
+            jax.profiler.start_trace(self.profile_to)
+        elif since_start == PROFILED.stop:
+            jax.profiler.stop_trace()
+            logging.info("profile of %d steps in %s", len(PROFILED), self.profile_to)
+
+
+def count_parameters(tree: Any) -> int:
+    """Number of parameters in a tree of arrays."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def initialize_hosts() -> None:
+    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
+        raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
