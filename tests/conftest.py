@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -17,3 +18,35 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("no ../shared: real data is not here")
     return SHARED
+
+
+class NumberTokenizer:
+    """A sentence is numbers with spaces between; each is its own id."""
+
+    cls_id, sep_id, mask_id, pad_id = 1, 2, 3, 0
+
+    def encode(self, texts):
+        return [[int(word) for word in text.split()] for text in texts]
+
+
+class NumberPairs:
+    """A corpus in memory of random sentences; side b is side a plus 1, reversed: a translation one can learn."""
+
+    def __init__(self, n, seed=0, vocab=50, longest=12):
+        rng = np.random.default_rng(seed)
+        sides = [rng.integers(5, vocab - 1, rng.integers(3, longest)) for _ in range(n)]
+        self.texts = [(" ".join(map(str, a)), " ".join(map(str, a[::-1] + 1))) for a in sides]
+        self.lengths = np.array([[len(a), len(a)] for a in sides])
+
+    def read(self, indices):
+        return [self.texts[int(i)] for i in indices]
+
+
+@pytest.fixture(scope="session")
+def number_tokenizer():
+    return NumberTokenizer()
+
+
+@pytest.fixture(scope="session")
+def number_pairs():
+    return NumberPairs

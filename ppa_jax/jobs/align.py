@@ -198,7 +198,7 @@ def make_step(
         grads, metrics, keys = gradients(state, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         key_params, queue = state.key_params, state.queue
         if method.contrastive_weight:
             followed = {name: params[name] for name in key_params}

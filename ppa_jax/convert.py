@@ -1,0 +1,125 @@
+"""Checkpoints between Hugging Face and Flax, and a check that both compute the same.
+
+    python -m ppa_jax.convert to-flax --source=HF_DIR     --target=DIR
+    python -m ppa_jax.convert to-hf   --source=RUN_OR_DIR --target=HF_DIR
+    python -m ppa_jax.convert verify  --source=HF_DIR
+
+`to-flax` leaves an Orbax checkpoint of the parameters in DIR/params, and beside it what Orbax does not hold:
+config.json, the tokenizer, untouched.safetensors. `to-hf` takes such a directory, or the workdir of a run (its newest
+checkpoint).
+Exit status: 0; 1 when `verify` finds a difference over 1e-4; 2 for a mistake in the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface, sentence_transformers, verify
+from ppa_jax.training import checkpoint
+
+PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
+
+
+def to_flax(source: str, target: str | Path) -> None:
+    """Writes the parameters of a Hugging Face checkpoint as an Orbax checkpoint with its side files."""
+    target = _new_directory(target)
+    directory = huggingface.resolve(source)
+    pretrained = huggingface.read(directory)
+    huggingface.save_base(target, pretrained, files_from=directory)
+    try:
+        settings = sentence_transformers.read_settings(directory)
+    except UserError as error:
+        settings = None
+        logging.warning("the settings of the sentence encoder are not taken over: %s", error)
+    if settings:
+        sentence_transformers.write_settings(target, **settings)
+    # The pooler is in untouched.safetensors.
+    checkpoint.save_params(target / PARAMS, {k: v for k, v in pretrained.params.items() if k != "pooler"})
+
+
+def to_hf(source: str | Path, target: str | Path) -> None:
+    """Writes a Hugging Face checkpoint from a directory of `to_flax` or the newest checkpoint of a run."""
+    source = Path(source).expanduser()
+    if not source.is_dir():
+        raise UserError(f"{source}: no such directory; give the workdir of a run or a directory made by to-flax")
+    if (source / "checkpoints").is_dir() and (source / "base" / "config.json").is_file():
+        base = source / "base"
+        target = _new_directory(target)
+        step, params = checkpoint.load_latest_params(source / "checkpoints")
+        logging.info("%s: the checkpoint of step %d", source, step)
+    elif (source / PARAMS).is_dir() and (source / "config.json").is_file():
+        base = source
+        target = _new_directory(target)
+        params = checkpoint.load_params(source / PARAMS)
+    else:
+        raise UserError(
+            f"{source}: neither the workdir of a run (base/ and checkpoints/) nor a directory made by to-flax "
+            f"(config.json and {PARAMS}/)"
+        )
+    pretrained = huggingface.load_base(base, params)
+    huggingface.write(target, pretrained, files_from=base)
+    if settings := sentence_transformers.read_settings(base):
+        sentence_transformers.write_modules(target, pretrained, **settings)
+
+
+def verify_table(source: str) -> bool:
+    """Prints the difference between PyTorch and Flax at each layer; returns whether all are within tolerance."""
+    rows = verify.compare(source)
+    print(f"{source}: PyTorch and Flax on {len(verify.SENTENCES)} sentences with padding, float32")
+    print(f"{'':18}  {'greatest relative difference':>28}")
+    for name, difference in rows:
+        print(f"{name:18}  {difference:28.2e}{'  TOO LARGE' if difference > verify.TOLERANCE else ''}")
+    if rows[-1][0] != verify.LOGITS:
+        print("the checkpoint has no masked-LM head: logits not compared")
+    ok = all(difference <= verify.TOLERANCE for _, difference in rows)
+    print(f"{'passed' if ok else 'FAILED'}: tolerance {verify.TOLERANCE:.0e}")
+    return ok
+
+
+def _new_directory(target: str | Path) -> Path:
+    target = Path(target).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty directory; give a new one")
+    return target
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    about, usage = (__doc__ or "").split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        prog="python -m ppa_jax.convert",
+        description=about,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="to-flax | to-hf | verify")
+    for name, source_help in (
+        ("to-flax", "a Hugging Face directory, or a name on the Hub"),
+        ("to-hf", "the workdir of a run, or a directory made by to-flax"),
+        ("verify", "a Hugging Face directory, or a name on the Hub"),
+    ):
+        command = commands.add_parser(name, help=source_help)
+        command.add_argument("--source", required=True, help=source_help)
+        if name != "verify":
+            command.add_argument("--target", required=True, help="a directory that is new or empty")
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.INFO)
+    try:
+        if args.command == "verify":
+            return 0 if verify_table(args.source) else 1
+        (to_flax if args.command == "to-flax" else to_hf)(args.source, args.target)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"written: {args.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""README.md of an export: what it was made from, what it scores, how to load it.
+
+The front matter is the Hub's (https://huggingface.co/docs/hub/model-cards); its strings are written as JSON, which YAML
+contains. Sources and settings name files without the folders of the machine they lay on.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ppa_jax.interop import weight_files
+
+TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual", "cross-lingual", "ppa"]
+
+
+def write_card(
+    directory: str | Path,
+    *,
+    base_model: str,
+    languages: list[str],
+    sources: list[str],
+    settings: dict[str, Any],
+    scores: list[dict[str, Any]],
+) -> None:
+    """Writes README.md.
+
+    Args:
+        directory: the export.
+        base_model: what training started from: a name on the Hub or a directory, of which the last part is shown.
+        languages: codes, in any order.
+        sources: as in `data.pairs`, one each: "en-de=SOURCE".
+        settings: name -> value, nested dictionaries allowed; None and empty values are left out.
+        scores: one dictionary for each row, the keys being the columns; may be empty.
+    """
+    base = _base_name(base_model)
+    rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
+    front = {
+        "language": sorted(set(languages)),
+        "library_name": "sentence-transformers",
+        "pipeline_tag": "sentence-similarity",
+        "base_model": base,
+        "tags": TAGS,
+    }
+    parts = [
+        "---",
+        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
+        "---",
+        f"# {base}, its languages aligned with parallel text",
+        "",
+        f"`{base}` after post-pretraining alignment (PPA, Pan et al. 2021): a translation language model and "
+        "a momentum contrast of whole sentences, on pairs of sentences that translate each other. Made with ppa_jax.",
+        "",
+        f"- Base model: `{base}`",
+        f"- Languages: {', '.join(sorted(set(languages)))}",
+        "",
+        "## Load it",
+        _loading(),
+        "## Data",
+        "",
+        *(f"- {_source_name(source)}" for source in sources),
+        "",
+        "## Scores",
+        "",
+        _table(scores) if scores else "Not measured in this run.",
+        "",
+        "## Settings",
+        "",
+        _table([{"setting": f"`{name}`", "value": value} for name, value in rows]),
+        "",
+    ]
+    path = Path(directory) / "README.md"
+    with weight_files.replacing(path) as unfinished:
+        unfinished.write_text("\n".join(parts), encoding="utf-8")
+
+
+def _loading() -> str:
+    return """
+```python
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("path/to/this/directory")  # with the layer and pooling of the training
+vectors = model.encode(["The cat sleeps.", "Die Katze schläft."])
+```
+
+```python
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+encoder = AutoModel.from_pretrained("path/to/this/directory")  # or AutoModelForMaskedLM
+```
+
+```python
+from ppa_jax.interop import huggingface
+pretrained = huggingface.read("path/to/this/directory")
+config, params = pretrained.config, pretrained.params  # for ppa_jax.model.bert.Encoder, in JAX
+```
+"""
+
+
+def _base_name(base_model: str) -> str:
+    local = Path(base_model).expanduser().exists() or not weight_files.is_hub_name(base_model)
+    return Path(base_model).expanduser().resolve().name if local else base_model
+
+
+def _source_name(source: str) -> str:
+    """ "en-de=/data/a.txt|/data/b.txt" -> "en-de: a.txt, b.txt"."""
+    pair, equals, place = source.partition("=")
+    if not equals:
+        pair, place = "", source
+    if not place.startswith(("tfds:", "hf:")):
+        place = ", ".join(Path(part).name for part in place.split("|"))
+    return f"{pair}: {place}" if pair else place
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if not isinstance(value, str):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    if name.rsplit(".", 1)[-1] == "pairs":
+        return "; ".join(_source_name(source) for source in value.split(","))
+    if name == "init":
+        return _base_name(value)
+    # Anything else that looks like a path of this machine keeps its last part.
+    return Path(value).name if re.match(r"[/~.]|[A-Za-z]:\\", value) else value
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+        return text.replace("|", "\\|").replace("\n", " ")
+
+    lines = [columns, ["---"] * len(columns), *([cell(row.get(key)) for key in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

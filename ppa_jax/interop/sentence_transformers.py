@@ -1,0 +1,128 @@
+"""The files that make an export load with `SentenceTransformer(directory)`, and the same files read back.
+
+The older spelling of these files is written (`sentence_transformers.models.*`, `pooling_mode_cls_token`): every release
+since 2.0 reads it, today's too. Settings are kept under a key of our own in config_sentence_transformers.json, which
+sentence-transformers leaves alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop.huggingface import Pretrained
+
+OUR_KEY = "ppa_jax"
+SETTINGS_FILE = "config_sentence_transformers.json"
+TRUNCATED = "0_Transformer"  # subfolder of the encoder that ends at the chosen layer
+POOLING = "1_Pooling"
+POOLING_FLAGS = {  # our name -> the flag in 1_Pooling/config.json
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+}
+OTHER_FLAGS = (
+    "pooling_mode_max_tokens",
+    "pooling_mode_mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens",
+    "pooling_mode_lasttoken",
+)
+
+
+def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, pooling: str, max_length: int) -> None:
+    """Makes a directory written by `huggingface.write` load with SentenceTransformer, giving what training compared.
+
+    For another layer than the last, an encoder cut off there goes into a subfolder; the whole model stays at the top.
+
+    Args:
+        directory: holds the export, with its tokenizer files.
+        pretrained: the model that was written there.
+        layer: 1 (after the first block) to num_layers.
+        pooling: "cls" or "mean" (over all tokens of a sentence, special tokens included).
+        max_length: word pieces of a sentence, special tokens included; longer ones are cut.
+    """
+    directory, config = Path(directory), pretrained.config
+    if not 1 <= layer <= config.num_layers:
+        raise UserError(f"contrastive.layer: {layer} is not between 1 and the model's {config.num_layers} layers")
+    if pooling not in POOLING_FLAGS:
+        raise UserError(f"contrastive.pooling: {pooling!r} is not one of {', '.join(POOLING_FLAGS)}")
+    max_length = min(max_length, config.max_length)
+
+    transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
+    has_pooler = "pooler" in pretrained.params and layer == config.num_layers
+    if not has_pooler:  # or transformers makes one up, with a warning, for sentence-transformers to ignore
+        transformer["model_args"] = {"add_pooling_layer": False}
+    path = ""
+    if layer < config.num_layers:
+        path = TRUNCATED
+        huggingface.write_truncated(directory / path, pretrained, layers=layer, files_from=directory)
+    weight_files.write_json(directory / path / "sentence_bert_config.json", transformer)
+    flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
+    pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": True} | flags
+    weight_files.write_json(directory / POOLING / "config.json", pool)
+    write_settings(directory, layer=layer, pooling=pooling, max_length=max_length)
+    # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
+    modules = [
+        {"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": POOLING, "type": "sentence_transformers.models.Pooling"},
+    ]
+    weight_files.write_json(directory / "modules.json", modules)
+
+
+def write_settings(directory: str | Path, *, layer: int, pooling: str, max_length: int) -> None:
+    """Keeps the settings for `read_settings`, without the modules."""
+    values = {
+        "model_type": "SentenceTransformer",
+        "prompts": {},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        OUR_KEY: {"layer": layer, "pooling": pooling, "max_length": max_length},
+    }
+    weight_files.write_json(Path(directory) / SETTINGS_FILE, values)
+
+
+def read_settings(directory: str | Path) -> dict[str, Any] | None:
+    """{"layer", "pooling", "max_length"} of a directory written here or by sentence-transformers; None if by neither.
+
+    `layer` counts the blocks: the last is num_layers. Raises UserError when sentence-transformers does more than
+    pool by "cls" or "mean" (another pooling, a Dense module): the vectors would not be the same.
+    """
+    directory = Path(directory)
+    if (directory / SETTINGS_FILE).is_file():
+        ours = weight_files.read_json(directory / SETTINGS_FILE).get(OUR_KEY)
+        if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
+            return {key: ours[key] for key in ("layer", "pooling", "max_length")}
+    if not (directory / "modules.json").is_file():
+        return None
+    where = directory / "modules.json"
+    encoder, pooling = directory, None
+    for module in weight_files.read_json_list(where):
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Transformer":
+            encoder = directory / module.get("path", "")
+        elif kind == "Pooling":
+            pooling = _pooling(directory / module.get("path", "") / "config.json")
+        elif kind != "Normalize":  # the length of a vector does not matter to cosine similarity
+            raise UserError(f"{where}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
+    if pooling is None:
+        raise UserError(f"{where}: no Pooling module; only cls or mean pooling is supported")
+    config = huggingface.config_from_hf(weight_files.read_json(encoder / "config.json"), str(encoder / "config.json"))
+    lengths = [config.max_length]
+    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
+        if (encoder / name).is_file() and (length := weight_files.read_json(encoder / name).get(key)):
+            lengths.append(int(length))
+    return {"layer": config.num_layers, "pooling": pooling, "max_length": min(lengths)}
+
+
+def _pooling(path: Path) -> str:
+    """The pooling of a 1_Pooling/config.json, in its older form (flags) or today's (a name)."""
+    values = weight_files.read_json(path)
+    modes = values.get("pooling_mode")
+    if modes is None:
+        modes = [flag for flag in (*POOLING_FLAGS.values(), *OTHER_FLAGS) if values.get(flag)]
+        modes = [name for name, flag in POOLING_FLAGS.items() if flag in modes] + [m for m in modes if m in OTHER_FLAGS]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in POOLING_FLAGS:
+        raise UserError(f"{path}: pooling {' and '.join(modes) or 'unknown'} is not supported; cls or mean is")
+    return modes[0]

@@ -1,0 +1,139 @@
+"""PyTorch and Flax side by side: the same checkpoint, the same sentences, the difference at every layer."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface
+from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
+from ppa_jax.model.heads import MaskedLMHead
+
+TOLERANCE = 1e-4  # float32 in another order of summation stays a hundred times below; a wrong weight goes far above
+LOGITS = "masked-LM logits"
+BATCH = 5  # a batch's logits over a large vocabulary stay under 100 MB
+
+SENTENCES = (  # short beside long in every batch, so that there is padding
+    "The ferry to the island leaves at half past six, unless the wind has turned by then.",
+    "No.",
+    "Die Bäckerin am Markt verkauft das Brot vom Vortag zum halben Preis.",
+    "Mi hermana aprendió a nadar en el río, mucho antes de ver el mar.",
+    "明天早上我们坐火车去看爷爷。",
+    "Ce vieux pont de pierre a résisté à toutes les crues du siècle dernier.",
+    "Кошка спит на подоконнике, пока дети строят крепость из снега.",
+    "أغلقت المكتبة أبوابها مبكرا بسبب العاصفة.",
+    "किसान ने बारिश से पहले खेत जोत लिया।",
+    "Mwalimu aliwasimulia wanafunzi hadithi ya simba na sungura.",
+    "Ο ψαράς επιδιόρθωσε τα δίχτυα του.",
+    "Yarın sabah erkenden yola çıkarsak öğleye kadar dağın eteğine varırız.",
+    "駅前の小さな本屋は、雨の日だけ遅くまで開いている。",
+    "เธอปลูกมะม่วงไว้หลังบ้าน",
+    "다리를 건너면 오래된 시장이 나온다. 🙂",
+)
+
+
+def compare(source: str | Path) -> list[tuple[str, float]]:
+    """The greatest relative difference at the embeddings, after every layer, and in the masked-LM logits.
+
+    For each real token, |torch - flax| / |torch| in the Euclidean norm over the width (or the vocabulary); the greatest
+    over all tokens of SENTENCES. The logits are left out where the checkpoint has no masked-LM head.
+
+    Raises:
+        UserError: the checkpoint or its tokenizer cannot be read, or PyTorch or transformers is missing.
+    """
+    from ppa_jax.data.tokenizer import load_tokenizer
+
+    directory = huggingface.resolve(source)
+    pretrained = huggingface.read(directory)
+    has_head = "mlm_head" not in pretrained.initialised
+    ids, mask = _tokens(load_tokenizer(directory), pretrained.config)
+    torch_forward = _torch_model(directory, has_head)
+    flax_forward = partial(_flax_forward, pretrained.params, pretrained.config, has_head)
+    names = ["embeddings", *(f"layer {i + 1}" for i in range(pretrained.config.num_layers))]
+    names += [LOGITS] if has_head else []
+    worst = dict.fromkeys(names, 0.0)
+    for start in range(0, len(ids), BATCH):
+        rows = slice(start, start + BATCH)
+        real = mask[rows] > 0
+        pairs = zip(torch_forward(ids[rows], mask[rows]), flax_forward(ids[rows], mask[rows]), strict=True)
+        for name, (theirs, ours) in zip(names, pairs, strict=True):
+            worst[name] = max(worst[name], relative_difference(theirs[real], np.asarray(ours)[real]))
+    return list(worst.items())
+
+
+def relative_difference(expected: np.ndarray, got: np.ndarray) -> float:
+    """The greatest |expected - got| / |expected| over rows [N, D]; infinite where something is not a number."""
+    difference = np.linalg.norm(expected.astype(np.float64) - got, axis=-1)
+    norm = np.linalg.norm(expected.astype(np.float64), axis=-1)
+    worst = float(np.max(difference / np.maximum(norm, 1e-30)))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def _tokens(tokenizer: Any, config: EncoderConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Padded ids and mask [N, L] of SENTENCES with their special tokens."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} word pieces, config.json says vocab_size={config.vocab_size}; "
+            "they are of different models"
+        )
+    pieces = tokenizer.encode(list(SENTENCES))
+    rows = [[tokenizer.cls_id, *row[: config.max_length - 2], tokenizer.sep_id] for row in pieces]
+    L = max(map(len, rows))
+    ids = np.full((len(rows), L), config.pad_token_id, np.int32)
+    mask = np.zeros((len(rows), L), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return ids, mask
+
+
+def _torch_model(directory: Path, has_head: bool) -> Any:
+    """A function from ids and mask [B, L] to numpy's hidden states and logits, by transformers."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"verify compares with PyTorch: `pip install torch transformers` ({error.name} is missing)"
+        ) from None
+    before, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()  # its list of heads not asked for
+    transformers.logging.disable_progress_bar()
+    try:
+        auto = transformers.AutoModelForMaskedLM if has_head else transformers.AutoModel
+        model = auto.from_pretrained(directory, dtype=torch.float32).eval()
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bar:
+            transformers.logging.enable_progress_bar()
+
+    def forward(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            inputs = {"input_ids": torch.from_numpy(ids).long(), "attention_mask": torch.from_numpy(mask).long()}
+            out = model(**inputs, output_hidden_states=True)
+        return [state.numpy() for state in (*out.hidden_states, *([out.logits] if has_head else []))]
+
+    return forward
+
+
+def _flax_forward(
+    params: dict[str, Any], config: EncoderConfig, has_head: bool, ids: np.ndarray, mask: np.ndarray
+) -> list[jax.Array]:
+    # Accelerators round float32 products by default: not what is compared here.
+    with jax.default_matmul_precision("highest"):
+        return _forward(params, jnp.asarray(ids), jnp.asarray(mask), config, has_head)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig, has_head: bool) -> list[Any]:
+    positions, segments = rows_from_mask(mask)
+    states = Encoder(config).apply({"params": params["encoder"]}, ids, positions, segments, all_hidden=True)
+    if not has_head:
+        return list(states)
+    words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    return [*states, MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1], words)]

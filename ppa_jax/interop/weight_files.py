@@ -1,0 +1,270 @@
+"""Files of named tensors, one tensor in memory at a time: safetensors (whole or sharded) and PyTorch's `.bin`.
+
+Reading never runs code from a file: `.bin` is unpickled by `torch.load(weights_only=True)` alone. Writing is
+safetensors, streamed to a file beside the target that then takes its name: a write that fails leaves what was there.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ppa_jax.errors import UserError
+
+DTYPES = {  # numpy's name -> the name in a safetensors header
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+HEADER_LIMIT = 100_000_000  # bytes; the reference reader refuses more
+
+
+class WeightFiles:
+    """The tensors of a checkpoint, by name, read one by one.
+
+    Attributes:
+        shapes: name -> shape, known without reading the tensors.
+        file_of: name -> the file that holds it, for messages.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.file_of: dict[str, Path] = {}
+        self._readers: dict[str, Callable[[], np.ndarray]] = {}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, in the dtype it was stored in."""
+        return self._readers[name]()
+
+    def _add(self, name: str, shape: tuple[int, ...], path: Path, reader: Callable[[], np.ndarray]) -> None:
+        if name in self.shapes:
+            raise UserError(f"{path}: tensor {name} is also in {self.file_of[name].name}; keep one of them")
+        self.shapes[name], self.file_of[name], self._readers[name] = shape, path, reader
+
+    def add_safetensors(self, path: Path) -> None:
+        _refuse_lfs_pointer(path)
+        try:
+            file = safe_open(path, "np")
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                shape = tuple(file.get_slice(name).get_shape())
+                self._add(name, shape, path, lambda file=file, name=name: file.get_tensor(name))
+        except SafetensorError as error:
+            raise UserError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from None
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+    def add_torch(self, path: Path) -> None:
+        _refuse_lfs_pointer(path)
+        for name, tensor in _load_torch(path).items():
+            self._add(name, tuple(tensor.shape), path, lambda tensor=tensor: _torch_to_numpy(tensor))
+
+
+def open_weights(directory: Path) -> WeightFiles:
+    """The weight files of a Hugging Face directory: safetensors before PyTorch's, whole before sharded.
+
+    Raises UserError when there is none, a shard is missing, or a file is truncated or holds more than plain weights.
+    """
+    files = WeightFiles()
+    for whole, add in (("model.safetensors", files.add_safetensors), ("pytorch_model.bin", files.add_torch)):
+        if (directory / whole).is_file():
+            add(directory / whole)
+            return files
+        index = directory / f"{whole}.index.json"
+        if index.is_file():
+            for shard in _shards(index):
+                add(shard)
+            return files
+    raise UserError(
+        f"{directory}: no weights; expected model.safetensors or pytorch_model.bin, whole or sharded with *.index.json"
+    )
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of one safetensors file."""
+    files = WeightFiles()
+    files.add_safetensors(path)
+    return {name: files.read(name) for name in files.shapes}
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: no weight_map in it; download it again")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index}: shard {name!r} is not a plain file name")
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index.parent / name}: missing shard, named in {index.name}; download it")
+    return [index.parent / name for name in names]
+
+
+def _refuse_lfs_pointer(path: Path) -> None:
+    with open(path, "rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise UserError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
+
+
+def _load_torch(path: Path) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"{path}: reading it needs PyTorch: `pip install torch`, or save it as safetensors") from None
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files from before PyTorch 1.6 cannot be mapped
+                raise
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(f"{path}: not a plain weights file: it holds more than tensors, which could run code") from None
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error) or "empty").splitlines()[0][:120]
+        raise UserError(f"{path}: truncated or damaged PyTorch file ({reason}); download it again") from None
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise UserError(f"{path}: not a plain weights file: expected a dictionary of named tensors (a state_dict)")
+    return state
+
+
+def _torch_to_numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int = 0) -> Iterator[Path]:
+    """Gives a path beside `path` to write to; at the end it takes the name of `path`, on failure it is removed.
+
+    Raises UserError for what the operating system refuses: `size` (bytes) tells how much room a full disk lacks.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        os.replace(unfinished, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            need = f" ({size / 1e6:,.0f} MB are needed)" if size else ""
+            raise UserError(f"{path}: no space left on the device{need}; make room or choose another folder") from None
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_safetensors(
+    path: Path, tensors: dict[str, Callable[[], np.ndarray]], shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]
+) -> None:
+    """Writes one safetensors file, making one tensor at a time.
+
+    Args:
+        tensors: name -> a function that returns the array.
+        shapes: name -> its shape.
+        dtypes: name -> its numpy dtype's name.
+    """
+    # Wide types first: every tensor is then aligned to its own item size, as the reference writer does.
+    names = sorted(tensors, key=lambda name: (-_itemsize(dtypes[name]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + _itemsize(dtypes[name]) * math.prod(shapes[name])
+        header[name] = {"dtype": DTYPES[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > HEADER_LIMIT:
+        raise ValueError(f"{path}: header of {len(head)} bytes")
+    with replacing(path, size=end) as unfinished, open(unfinished, "wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            array = np.ascontiguousarray(tensors[name]())
+            assert array.shape == shapes[name] and array.dtype.name == dtypes[name], name
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _itemsize(dtype: str) -> int:
+    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).itemsize
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """`write_safetensors` for arrays already in memory."""
+    write_safetensors(
+        path,
+        {name: lambda array=array: array for name, array in arrays.items()},
+        {name: tuple(array.shape) for name, array in arrays.items()},
+        {name: array.dtype.name for name, array in arrays.items()},
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError when the file is absent, is not JSON, or is not an object."""
+    return _read_json(path, dict, "object")
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """A JSON list of objects, with the same errors."""
+    values = _read_json(path, list, "list")
+    if not all(isinstance(value, dict) for value in values):
+        raise UserError(f"{path}: expected a list of JSON objects")
+    return values
+
+
+def _read_json(path: Path, kind: type, name: str) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(value, kind):
+        raise UserError(f"{path}: expected a JSON {name}, found {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_matching(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
+    """Copies the files of `source` with one of `names` that exist into `target`; returns which."""
+    found = [name for name in names if (source / name).is_file()]
+    if source.resolve() != target.resolve():
+        for name in found:
+            with replacing(target / name) as unfinished:
+                shutil.copyfile(source / name, unfinished)
+    return found
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether `text` has the form of a model's name on the Hugging Face Hub: `name` or `owner/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None

@@ -1,0 +1,105 @@
+"""Which checkpoints in a directory are whole: a list of sizes and CRC-32 sums, written last, makes one count.
+
+Orbax by itself notices missing and truncated files and flipped bits in its indexes, but restores flipped bits inside an
+array without a word; and it cannot say that a checkpoint is complete in all its files. `checksums.json` says both.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from ppa_jax.errors import UserError
+
+CHECKSUMS = "checksums.json"
+_READ_BYTES = 1 << 22
+
+
+def finished_steps(directory: epath.Path) -> list[int]:
+    """Steps with a certified checkpoint, ascending."""
+    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    return sorted(step for step in steps if (directory / str(step) / CHECKSUMS).exists())
+
+
+def remove_unfinished(directory: epath.Path) -> None:
+    """Removes what a killed or failed save left behind; never a finished checkpoint."""
+    for path in directory.iterdir():
+        leftover = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
+        if leftover and path.is_dir() and not (path / CHECKSUMS).exists():
+            path.rmtree(missing_ok=True)
+
+
+def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
+    """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`."""
+    steps = finished_steps(directory)
+    unfinished = [p.name for p in directory.iterdir() if p.name.isdigit() and int(p.name) not in steps]
+    for name in unfinished:
+        logging.warning("checkpoint %s: not finished (no %s), ignored", directory / name, CHECKSUMS)
+    for step in reversed(steps):
+        reason = damage(directory / str(step))
+        if reason is None:
+            return step
+        logging.warning("checkpoint %s: damaged, trying the one before it: %s", directory / str(step), reason)
+        damaged.add(step)
+    if steps:
+        raise UserError(
+            f"{directory}: every checkpoint is damaged (steps {', '.join(map(str, steps))}); "
+            "put a good copy back, or delete the directory to begin again"
+        )
+    return None
+
+
+def _files(directory: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(directory.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        elif not path.name.startswith(CHECKSUMS):
+            yield path
+
+
+def _crc32(path: epath.Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def write_checksums(path: epath.Path) -> None:
+    """Certifies a checkpoint as whole: from here on it counts. Written beside, then renamed: never torn."""
+    files = {p.relative_to(path).as_posix(): {"bytes": p.stat().length, "crc32": _crc32(p)} for p in _files(path)}
+    beside = path / f"{CHECKSUMS}.tmp"
+    beside.write_text(json.dumps({"files": files}, indent=1))
+    beside.replace(path / CHECKSUMS)
+
+
+def damage(path: epath.Path) -> str | None:
+    """What is wrong with a checkpoint, or None; the same verdict on all processes, which share the reading."""
+    try:
+        files = json.loads((path / CHECKSUMS).read_text())["files"]
+        share = sorted(files.items())[jax.process_index() :: jax.process_count()]
+        reason = next(filter(None, (_damaged_file(path / name, **expected) for name, expected in share)), None)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{CHECKSUMS} is unreadable ({type(error).__name__})"
+    if jax.process_count() > 1:
+        found = np.asarray(multihost_utils.process_allgather(np.asarray(reason is not None)))
+        if reason is None and found.any():
+            reason = f"found by process {int(found.argmax())}"
+    return reason
+
+
+def _damaged_file(path: epath.Path, bytes: int, crc32: int) -> str | None:
+    try:
+        if (length := path.stat().length) != bytes:
+            return f"{path.name} has {length} bytes instead of {bytes}"
+        return None if _crc32(path) == crc32 else f"{path.name} does not match its checksum"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} cannot be read ({error.strerror or error})"

@@ -1,0 +1,70 @@
+"""What a workdir holds: `config.json`, so that a run is never continued as another one."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from ppa_jax.errors import UserError
+
+CONFIG = "config.json"
+_ABSENT = "(absent)"
+_SHOWN = 8
+
+
+def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes `config` (nested dicts of JSON values) to workdir/config.json, by process 0 alone, whole or not at all."""
+    if jax.process_index() != 0:
+        return
+    path = epath.Path(workdir) / CONFIG
+    beside = epath.Path(workdir) / f"{CONFIG}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        beside.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"workdir: cannot write {path}: {reason}; give a writable --workdir") from error
+
+
+def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> bool:
+    """Whether workdir holds a run already; it must then be the run that `config` describes.
+
+    `may_change` names fields, or groups of them, by their dotted prefix (`eval`, `checkpoint.every`): these may differ.
+
+    Raises:
+      UserError: another field differs (all of them are listed, old -> new), or config.json cannot be read.
+    """
+    path = epath.Path(workdir) / CONFIG
+    if not path.exists():
+        return False
+    try:
+        old = _flat(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
+    new = _flat(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    differ = [
+        f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
+        for field in sorted({*old, *new})
+        if old.get(field, _ABSENT) != new.get(field, _ABSENT)
+        and not any(field == prefix or field.startswith(f"{prefix}.") for prefix in may_change)
+    ]
+    if differ:
+        more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise UserError(
+            f"workdir: {workdir} holds another run ({'; '.join(differ[:_SHOWN])}{more}); "
+            "give another --workdir, or the settings this run began with"
+        )
+    return True
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; an empty group is a field of its own."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        field = f"{prefix}{name}"
+        flat.update(_flat(value, f"{field}.") if isinstance(value, Mapping) and value else {field: value})
+    return flat

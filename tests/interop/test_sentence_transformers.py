@@ -1,0 +1,110 @@
+"""SentenceTransformer(export) gives the vectors of our encoder, at the layer and with the pooling of the training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ppa_jax.data.tokenizer import load_tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface, sentence_transformers
+
+TEXTS = ["a short one", "b", "this sentence runs on for quite a while longer than ten pieces"]
+MAX_LENGTH = 12
+PAD = 1
+
+
+def our_vectors(directory: Path, settings: dict[str, Any], flax_outputs: Any) -> np.ndarray:
+    tokenizer, pretrained = load_tokenizer(directory), huggingface.read(directory)
+    rows = [[tokenizer.cls_id, *row[: settings["max_length"] - 2], tokenizer.sep_id] for row in tokenizer.encode(TEXTS)]
+    L = max(map(len, rows))
+    ids = np.array([row + [PAD] * (L - len(row)) for row in rows], np.int32)
+    mask = np.array([[1] * len(row) + [0] * (L - len(row)) for row in rows], np.int32)
+    hidden = flax_outputs(pretrained, ids, mask)[0][settings["layer"]]
+    if settings["pooling"] == "cls":
+        return hidden[:, 0]
+    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+
+
+def make_export(name: str, directory: Path, tiny: Any, add_tokenizer: Any) -> huggingface.Pretrained:
+    tiny(name, pad_token_id=PAD).save_pretrained(directory / "source")
+    add_tokenizer(directory / "source", pad=PAD)
+    pretrained = huggingface.read(directory / "source")
+    huggingface.write(directory / "export", pretrained, files_from=directory / "source")
+    return pretrained
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("layer", [3, 2])
+@pytest.mark.parametrize("name", ["BertForPreTraining", "XLMRobertaForMaskedLM"])
+def test_gives_our_vectors(
+    name: str, layer: int, pooling: str, tiny: Any, add_tokenizer: Any, flax_outputs: Any, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    pretrained = make_export(name, tmp_path, tiny, add_tokenizer)
+    export, settings = tmp_path / "export", {"layer": layer, "pooling": pooling, "max_length": MAX_LENGTH}
+    sentence_transformers.write_modules(export, pretrained, **settings)
+    assert sentence_transformers.read_settings(export) == settings
+
+    model = SentenceTransformer(str(export), device="cpu")
+    has_pooler = name == "BertForPreTraining" and layer == 3  # else none, rather than one made up
+    assert (model[0].model.pooler is not None) == has_pooler
+    theirs, ours = model.encode(TEXTS), our_vectors(export, settings, flax_outputs)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+    # The whole model stays at the top, whatever the layer.
+    assert huggingface.read(export).config.num_layers == 3
+
+    # What sentence-transformers itself saves has none of our settings, only its own layout.
+    model.save(str(tmp_path / "saved"))
+    assert sentence_transformers.OUR_KEY not in (tmp_path / "saved/config_sentence_transformers.json").read_text()
+    assert sentence_transformers.read_settings(tmp_path / "saved") == settings
+    ours = our_vectors(tmp_path / "saved", settings, flax_outputs)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize("name", ["AutoModel", "AutoModelForMaskedLM"])
+def test_top_directory_loads_in_transformers(name: str, tiny: Any, add_tokenizer: Any, tmp_path: Path) -> None:
+    import transformers
+
+    pretrained = make_export("BertForPreTraining", tmp_path, tiny, add_tokenizer)
+    sentence_transformers.write_modules(tmp_path / "export", pretrained, layer=1, pooling="mean", max_length=8)
+    cls = getattr(transformers, name)
+    _, info = cls.from_pretrained(tmp_path / "export", output_loading_info=True)
+    assert not info["missing_keys"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert tokenizer("ab")["input_ids"] == [2, 5, 32, 3]  # [CLS] a ##b [SEP]
+
+
+def test_directory_without_sentence_transformers_files(tmp_path: Path) -> None:
+    assert sentence_transformers.read_settings(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "pooling", "message"),
+    [
+        ("Dense", {"pooling_mode_cls_token": True}, "module Dense is not supported"),
+        ("Normalize", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens is not supported"),
+        ("Normalize", {"pooling_mode": ["cls", "mean"]}, "pooling cls and mean is not supported"),
+    ],
+)
+def test_more_than_pooling_is_refused(module: str, pooling: dict, message: str, tiny: Any, tmp_path: Path) -> None:
+    tiny("BertModel").save_pretrained(tmp_path)
+    kinds = {"Transformer": "", "Pooling": "1_Pooling", module: f"2_{module}"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for kind, path in kinds.items()]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(UserError, match=message):
+        sentence_transformers.read_settings(tmp_path)
+
+
+@pytest.mark.parametrize(("layer", "pooling"), [(0, "cls"), (4, "cls"), (3, "max")])
+def test_layer_and_pooling_out_of_range(
+    layer: int, pooling: str, tiny: Any, add_tokenizer: Any, tmp_path: Path
+) -> None:
+    pretrained = make_export("BertForMaskedLM", tmp_path, tiny, add_tokenizer)
+    with pytest.raises(UserError, match=r"contrastive\.(layer|pooling)"):
+        sentence_transformers.write_modules(tmp_path, pretrained, layer=layer, pooling=pooling, max_length=8)

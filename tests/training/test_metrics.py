@@ -1,0 +1,191 @@
+"""metrics.jsonl holds every step exactly once, whatever killed the run; the progress line."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.training import metrics
+from ppa_jax.training.metrics import MetricWriter, Progress, progress_line, read_metrics
+
+
+def lines(workdir: Path) -> list[str]:
+    return (workdir / "metrics.jsonl").read_text().splitlines()
+
+
+def write_steps(workdir: Path, *steps: int, resume: int | None = None, loss: float = 1.5) -> None:
+    writer = MetricWriter(workdir, tensorboard=False)
+    if resume is not None:
+        writer.truncate_after(resume)
+    for step in steps:
+        writer.write(step, {"loss": np.float32(loss), "tokens": 7})
+    writer.close()
+
+
+def test_one_object_a_line_step_first(tmp_path):
+    writer = MetricWriter(tmp_path / "new", tensorboard=False)
+    writer.write(1, {"loss": jax.numpy.float32(0.5), "tokens": 7, "tlm": float("nan")})
+    assert lines(tmp_path / "new") == ['{"step": 1, "loss": 0.5, "tokens": 7, "tlm": null}']  # before close
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 5, "lo', '{"step": 5, "loss": 1.5}', "\0\0\0", '"step"\n', "\n"])
+def test_resuming_leaves_every_step_once(tmp_path, torn):
+    write_steps(tmp_path, 1, 2, 3, 4)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(torn)
+    write_steps(tmp_path, 3, 4, 5, resume=2, loss=2.5)
+    assert {r["step"]: r["loss"] for r in read_metrics(tmp_path)} == {1: 1.5, 2: 1.5, 3: 2.5, 4: 2.5, 5: 2.5}
+    assert len(lines(tmp_path)) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_torn_line_in_the_kept_part_is_dropped_and_the_rest_stays(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n')
+    MetricWriter(tmp_path).truncate_after(9)
+    assert lines(tmp_path) == ['{"step": 1, "loss": 1}', '{"step": 4}']
+
+
+def test_truncating_everything_or_nothing(tmp_path):
+    MetricWriter(tmp_path).truncate_after(5)  # no file yet
+    write_steps(tmp_path, 0, 1)
+    MetricWriter(tmp_path).truncate_after(-1)
+    assert lines(tmp_path) == []
+
+
+def test_steps_must_increase(tmp_path):
+    writer = MetricWriter(tmp_path, tensorboard=False)
+    writer.truncate_after(3)
+    for step in (3, 2):
+        with pytest.raises(ValueError, match="after those of step 3"):
+            writer.write(step, {})
+
+
+def test_kill_9_loses_nothing_that_was_written(tmp_path):
+    code = (
+        "import sys; from ppa_jax.training.metrics import MetricWriter\nwriter = MetricWriter(sys.argv[1])\n"
+        "for step in range(10**9):\n    writer.write(step, {'loss': 1.0})\n    print(step, flush=True)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    for _ in range(50):
+        run.stdout.readline()
+    os.kill(run.pid, signal.SIGKILL)
+    told = max([49, *map(int, run.communicate()[0].split())])
+    steps = [record["step"] for record in read_metrics(tmp_path)]
+    assert steps == list(range(len(steps))) and len(steps) > told
+
+
+def test_only_process_0_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    write_steps(tmp_path / "w", 1, resume=0)
+    stream = io.StringIO()
+    Progress(1, stream=stream)(1, {})
+    assert not (tmp_path / "w").exists() and not stream.getvalue()
+
+
+def test_a_full_disk_is_a_user_error(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"metrics.jsonl: cannot write: No space left on device"):
+        MetricWriter(tmp_path, tensorboard=False).write(1, {"loss": 1.0})
+
+
+def test_tensorboard_gets_the_scalars_and_forgets_what_is_computed_again(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format written below is its own)
+
+    writer = MetricWriter(tmp_path)
+    writer.truncate_after(4)
+    writer.write(5, {"loss": 2.5})
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    data, found, at = events.read_bytes(), [], 0
+    while at < len(data):  # TFRecord: length (8), crc (4), payload, crc (4)
+        length = int.from_bytes(data[at : at + 8], "little")
+        found.append(Event.FromString(data[at + 12 : at + 12 + length]))
+        at += 16 + length
+    assert [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value] == [(5, "loss", 2.5)]
+    assert [e.step for e in found if e.session_log.status == SessionLog.START] == [5]
+
+
+def test_wandb_is_optional(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        MetricWriter(tmp_path, wandb="project")
+    logged = []
+    run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+    run.finish = lambda: logged.append("end")
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **kw: logged.append(kw) or run))
+    writer = MetricWriter(tmp_path, tensorboard=False, wandb="project", config={"seed": 1})
+    writer.write(1, {"loss": 2.0})
+    writer.close()
+    assert logged[0]["project"] == "project" and logged[0]["config"] == {"seed": 1}
+    assert logged[1:] == [(1, {"loss": 2.0}), "end"]
+
+
+def test_the_line_says_it_all():
+    values = {
+        "loss": 7.2134, "tlm": 5.9, "contrastive": 1.3134, "accuracy": 0.4121, "tokens_per_second": 12345.4,
+        "padding": 0.0825, "gradient_norm": 3.0,
+    }  # fmt: skip
+    assert progress_line(120, 400, values, 125.2) == (
+        "step 120/400  loss 7.213  tlm 5.900  contrastive 1.313  queue acc 41.2%  12,345 tok/s  padding 8.2%  left 2:05"
+    )
+    assert progress_line(1, 400, {"loss": 1}, None) == "step 1/400  loss 1.000"
+    assert progress_line(1, 2, {}, 3725).endswith("left 1:02:05")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run_progress(monkeypatch, stream, steps, seconds, total, start=0, **kw):
+    """Steps that take `seconds` each, by a clock of our own."""
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    progress = Progress(total, stream=stream, **kw)
+    for step in range(start + 1, start + steps + 1):
+        clock[0] += seconds
+        progress(step, {"loss": float(step)})
+    return progress
+
+
+def test_a_terminal_is_rewritten_in_place_and_never_wraps(monkeypatch):
+    stream = Terminal()
+    monkeypatch.setattr(metrics.shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
+    progress = run_progress(monkeypatch, stream, 3, 1.0, 10)
+    assert "\n" not in stream.getvalue() and stream.getvalue().count("\r") == 3
+    assert all(len(part) < 30 for part in stream.getvalue().replace("\x1b[K", "").split("\r"))
+    progress.close()
+    progress.close()
+    assert stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 1
+
+
+def test_elsewhere_plain_lines_at_an_interval_and_for_the_last_step(monkeypatch):
+    stream = io.StringIO()
+    run_progress(monkeypatch, stream, 100, 1.0, 100, interval=30.0)
+    shown = stream.getvalue().splitlines()
+    assert [line.split()[1] for line in shown] == ["1/100", "31/100", "61/100", "91/100", "100/100"]
+    assert shown[2].endswith("left 0:39") and "\r" not in stream.getvalue()
+
+
+def test_time_left_after_a_resume_counts_this_run_alone(monkeypatch):
+    stream = io.StringIO()
+    run_progress(monkeypatch, stream, 11, 2.0, 1000, start=900, interval=0.0)
+    assert stream.getvalue().splitlines()[-1].endswith("left 2:58")  # 89 steps of 2 s
+
+
+def test_records_are_json(tmp_path):
+    write_steps(tmp_path, 1, 2)
+    assert [json.loads(line) for line in lines(tmp_path)] == read_metrics(tmp_path)
