@@ -1,0 +1,95 @@
+"""The built-in sample: a small world of people, animals, food, things, places, actions and times in five languages.
+
+Every index below `size()` is one meaning, and `sentence(index)` says it in English, German, Spanish, Russian and
+Chinese: grammatical, deterministic, with parts of speech and gold word alignments that are true by construction, since
+all five are made from the same roles. The words stand in TSV tables, the grammar in one file a language, and what can
+be said in `space`. Two different indices never share a text in any language.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+from ppa_jax.data.world import chinese, english, german, russian, spanish
+from ppa_jax.data.world.meaning import Meaning, Phrase
+from ppa_jax.data.world.space import SIZE, meaning
+from ppa_jax.data.world.words import Realisation
+
+__all__ = [
+    "LANGUAGES",
+    "Meaning",
+    "Phrase",
+    "Realisation",
+    "alignments",
+    "dictionary",
+    "meaning",
+    "pairs",
+    "realise",
+    "sentence",
+    "size",
+]
+
+GRAMMARS = {"en": english, "de": german, "es": spanish, "ru": russian, "zh": chinese}
+LANGUAGES = ("en", "de", "es", "ru", "zh")
+CONTENT = ("NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM")
+DICTIONARY_SAMPLE = 15_000  # sentences the dictionary is read from: enough to meet every pair of forms in use
+
+
+def size() -> int:
+    """How many meanings there are."""
+    return SIZE
+
+
+def realise(what: Meaning, language: str) -> Realisation:
+    """Say a meaning in one language; also for meanings that have no index."""
+    if language not in GRAMMARS:
+        raise ValueError(f"world: no language {language!r}; there are {', '.join(LANGUAGES)}")
+    return GRAMMARS[language].realise(what)
+
+
+def sentence(index: int) -> dict[str, Realisation]:
+    """The meaning of an index in all languages. Raises IndexError outside 0 .. size()-1."""
+    what = meaning(index)
+    return {language: realise(what, language) for language in LANGUAGES}
+
+
+def align(first: Realisation, second: Realisation) -> frozenset[tuple[int, int]]:
+    """Pairs (word of first, word of second) that play the same role in two realisations of one meaning."""
+    places: dict[str, list[int]] = {}
+    for j, roles in enumerate(second.links):
+        for role in roles:
+            places.setdefault(role, []).append(j)
+    return frozenset((i, j) for i, roles in enumerate(first.links) for role in roles for j in places.get(role, ()))
+
+
+def alignments(index: int, first: str, second: str) -> frozenset[tuple[int, int]]:
+    """Gold word alignments of one sentence: pairs of word positions in the two languages."""
+    what = meaning(index)
+    return align(realise(what, first), realise(what, second))
+
+
+@cache
+def _dictionary(first: str, second: str) -> tuple[tuple[str, str], ...]:
+    found = set()
+    for index in range(DICTIONARY_SAMPLE):
+        what = meaning(index)
+        one, other = realise(what, first), realise(what, second)
+        links = align(one, other)
+        left, right = [i for i, _ in links], [j for _, j in links]
+        found |= {
+            (one.forms[i], other.forms[j])
+            for i, j in links
+            if left.count(i) == right.count(j) == 1 and one.tags[i] in CONTENT and other.tags[j] in CONTENT
+        }
+    return tuple(sorted(found))
+
+
+def dictionary(first: str, second: str) -> list[tuple[str, str]]:
+    """Pairs of content words, in the forms in use, that translate each other one to one; sorted, many to many."""
+    return list(_dictionary(first, second))
+
+
+def pairs(first: str, second: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, str]]:
+    """Parallel texts of the indices start .. stop-1."""
+    for index in range(start, SIZE if stop is None else stop):
+        what = meaning(index)
+        yield realise(what, first).text, realise(what, second).text
