@@ -329,25 +329,35 @@ def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
 
 def evaluate(run: Run, params: Any, step: int) -> None:
     """Measures retrieval at `step` and keeps the scores in the workdir; once for each step."""
-    config, path = run.config.eval, run.workdir / "scores.json"
+    config = run.config.eval
     if not config.tatoeba and not config.sample:
         return
-    scores = json.loads(path.read_text()) if path.exists() else []
-    if any(record["step"] == step for record in scores):
+    moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
+    scores = read_scores(run.workdir)
+    if any(record["model"] == moment for record in scores):
         return
-    sets = retrieval.read_tatoeba(config.tatoeba) if config.tatoeba else sample_sets(config.sample)
-    task = "tatoeba" if config.tatoeba else "sample"
-    records = retrieval.evaluate(run.embedder, params["encoder"], sets, run.requests, model=run.workdir.name, task=task)
-    scores += [record | {"step": step} for record in records]
+    records = retrieval.evaluate_tatoeba(
+        run.embedder,
+        params["encoder"],
+        config.tatoeba or sample_sets(config.sample),
+        run.requests,
+        model=moment,
+        task="tatoeba" if config.tatoeba else "sample",
+    )
     if jax.process_index() == 0:
-        report.write_scores(run.workdir, scores)
-    for layer, pooling in run.requests:
-        mean = next(
-            r for r in records
-            if (r["language"], r["direction"], r["layer"], r["pooling"]) == ("mean", "both", layer, pooling)
-        )
-        logging.info("step %d: %s retrieval, mean of %d languages, both directions, layer %d, %s: %.2f%%",
-                     step, task, len(sets), layer, pooling, mean["value"])
+        report.write_scores(run.workdir, scores + records)
+    for record in records:
+        if record["language"] == "mean" and record["direction"] == "both":
+            logging.info(
+                "%s: retrieval, mean of the languages, both directions, layer %d, %s: %.2f%%",
+                moment, record["layer"], record["pooling"], record["value"],
+            )
+
+
+def read_scores(workdir: Path) -> list[dict[str, Any]]:
+    """The records of scores.json; none if there is no such file."""
+    path = workdir / "scores.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def finish(run: Run, params: Any) -> None:
@@ -355,8 +365,7 @@ def finish(run: Run, params: Any) -> None:
     if jax.process_index() != 0:
         return
     config, workdir = run.config, run.workdir
-    path = workdir / "scores.json"
-    scores = json.loads(path.read_text()) if path.exists() else []
+    scores = read_scores(workdir)
     export = workdir / "export"
     trained = huggingface.load_base(workdir / "base", params)
     huggingface.write(export, trained, files_from=workdir / "base")
@@ -370,9 +379,9 @@ def finish(run: Run, params: Any) -> None:
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config[name].to_dict() for name in ("data", "train", "contrastive", "tlm")},
-        scores=[record for record in scores if record["step"] == run.steps],
+        scores=[record for record in scores if record["model"] == "after"],
     )
-    report.write_report(
+    path = report.write_report(
         workdir,
         title=f"Alignment of {Path(config.init).name}",
         facts={
@@ -385,6 +394,26 @@ def finish(run: Run, params: Any) -> None:
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
-        sources=corpora.describe(run.pairs),
         records=scores,
+        metrics_path=workdir,
+        sources=report.markdown_table(*sources_table(run.pairs)),
     )
+    for title, table in report.score_tables(scores, "before", "after") if scores else []:
+        print(f"\n{title}\n\n{table}")
+    print(f"\nreport: {path}\nexport: {export}")
+
+
+def sources_table(pairs: list[corpora.LanguagePair]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Header and rows: every source, what was read and kept of it, and why the rest was not."""
+    rows = [
+        (
+            pair.name,
+            entry["source"].partition("=")[2],
+            entry["read"],
+            entry["kept"],
+            ", ".join(f"{reason} {number}" for reason, number in entry["skipped"].items()) or "none",
+        )
+        for pair in pairs
+        for entry in pair.report
+    ]
+    return ("pair", "source", "pairs read", "kept", "skipped"), rows

@@ -1,0 +1,263 @@
+"""The parallel corpora of a run: one `LanguagePair` for each two languages, random access, everything counted."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppa_jax.data import prepare, sources
+from ppa_jax.data.prepare import Prepared
+from ppa_jax.data.sources import Cleaning
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+
+_FILTER_ROWS = 1 << 20  # pairs filtered at once
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which prepared pairs are used. Lengths are word pieces without special tokens, before any truncation."""
+
+    min_pieces: int  # of either side; a side without any piece is dropped whatever this says
+    max_pair_pieces: int | None  # of both sides together; None: no limit
+    drop_identical: bool  # pairs whose two sides are the same text: untranslated
+    drop_duplicates: bool  # all but the first of equal pairs within a source
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source of a language pair."""
+
+    prepared: Prepared
+    swapped: bool  # prepared as b-a where the pair is a-b
+
+
+class LanguagePair:
+    """The pairs of two languages that passed the filters, from all their sources, one after the other.
+
+    Attributes:
+      name: "en-de", in the order in which the pair was first named.
+      languages: ("en", "de"); side 0 and side 1 of all below.
+      lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, cut to max_length - 2.
+      report: for each source a dict of source, read, kept, skipped {reason: pairs}, noted {reason: pairs}.
+
+    Reading is safe from several threads. A copy in another process, pickled or forked, opens the files for itself.
+    """
+
+    def __init__(
+        self,
+        languages: tuple[str, str],
+        parts: list[Part],
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        report: list[dict[str, Any]],
+    ) -> None:
+        self.name = "-".join(languages)
+        self.languages = languages
+        self.lengths = lengths
+        self.report = report
+        self._parts = parts
+        self._rows = rows  # [n] row of each pair within its source
+        self._ends = np.cumsum([entry["kept"] for entry in report])  # [parts]
+        self._opened: dict[tuple[int, int], Any] = {}  # (process, part) -> data source
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+        """The texts of pairs `indices`, in that order, repetitions allowed. Raises IndexError outside 0..n-1."""
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
+            raise IndexError(f"{self.name}: pairs are numbered 0 to {len(self) - 1}")
+        part_of = np.searchsorted(self._ends, wanted, side="right")
+        texts: list[tuple[str, str]] = [("", "")] * len(wanted)
+        for number in np.unique(part_of):
+            places = np.flatnonzero(part_of == number)
+            records = self._open(int(number)).__getitems__(self._rows[wanted[places]].tolist())
+            for place, (a, b) in zip(places.tolist(), prepare.decode(records), strict=True):
+                texts[place] = (b, a) if self._parts[number].swapped else (a, b)
+        return texts
+
+    def _open(self, number: int) -> Any:
+        key = (os.getpid(), number)
+        if key not in self._opened:
+            self._opened[key] = self._parts[number].prepared.open()
+        return self._opened[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Files are opened again where they are needed, and memory maps travel by name, not by content.
+        state = {**self.__dict__, "_opened": {}}
+        for name in ("_rows", "lengths"):
+            if isinstance(state[name], np.memmap):
+                state[name] = str(state[name].filename)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name in ("_rows", "lengths"):
+            if isinstance(state[name], str):
+                state[name] = np.load(state[name], mmap_mode="r")
+        self.__dict__.update(state)
+
+
+def open_pairs(
+    spec: str,
+    tokenizer: Tokenizer,
+    *,
+    cache_dir: str | Path,
+    min_pieces: int,
+    max_pair_pieces: int | None,
+    max_length: int,
+    max_characters: int = Cleaning.max_characters,
+    skip_lines: str | Sequence[str] = Cleaning.skip_lines,
+    drop_identical: bool = False,
+    drop_duplicates: bool = False,
+) -> list[LanguagePair]:
+    """Opens the sources of `data.pairs`, preparing those that are not in `cache_dir` as they are now.
+
+    Sources of the same two languages are merged, whichever is named first: en-de and de-en are one pair, called as its
+    first source is. `max_length` counts one sentence with its two special tokens; `skip_lines` are the sides that are
+    only a marker (a comma-separated string or a sequence).
+
+    Raises UserError: a wrong form, files missing, empty, not text or of unequal length, a source none of whose pairs
+    passes, a full disk. All sources are looked at before the first is prepared.
+    """
+    markers = skip_lines.split(",") if isinstance(skip_lines, str) else skip_lines
+    cleaning = Cleaning(max_characters, tuple(marker.strip() for marker in markers if marker.strip()))
+    filters = Filters(min_pieces, max_pair_pieces, drop_identical, drop_duplicates)
+    cache_dir = Path(cache_dir).expanduser()
+    given = sources.parse_pairs(spec)
+    for source in given:
+        if not prepare.folder(source, cleaning, cache_dir).is_dir():
+            sources.check(source)
+    grouped: dict[frozenset[str], list[sources.Source]] = {}
+    for source in given:
+        grouped.setdefault(frozenset(source.languages), []).append(source)
+    pairs = []
+    for group in grouped.values():
+        languages = group[0].languages
+        parts = [
+            Part(prepare.prepare(source, cleaning, cache_dir), swapped=source.languages != languages)
+            for source in group
+        ]
+        pairs.append(_language_pair(languages, parts, tokenizer, filters, max_length, cache_dir))
+    return pairs
+
+
+def _language_pair(
+    languages: tuple[str, str],
+    parts: list[Part],
+    tokenizer: Tokenizer,
+    filters: Filters,
+    max_length: int,
+    cache_dir: Path,
+) -> LanguagePair:
+    """The pairs that pass, from the cache if the same were chosen before."""
+    facts = [
+        prepare.FORMAT,
+        [(part.prepared.directory.name, part.swapped) for part in parts],
+        [tokenizer.fingerprint, dataclasses.asdict(filters), max_length],
+    ]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    directory = cache_dir / f"{'-'.join(languages)}-pairs-{key}"
+    if not (directory / "report.json").is_file():
+        prepare.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work))
+    return LanguagePair(
+        languages,
+        parts,
+        np.load(directory / "rows.npy", mmap_mode="r"),
+        np.load(directory / "lengths.npy", mmap_mode="r"),
+        json.loads((directory / "report.json").read_text()),
+    )
+
+
+def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_length: int, work: Path) -> None:
+    """Writes rows.npy [n] uint32, lengths.npy [n, 2] int32 and report.json of the pairs that pass."""
+    passing, report = [], []
+    for part in parts:
+        facts = part.prepared.counts
+        keep, dropped = _filter(part.prepared, tokenizer, filters)
+        kept = int(keep.sum())
+        skipped = {**facts["skipped"], **dropped}
+        if not kept:
+            counts = prepare.describe_counts(facts["read"], skipped)
+            raise UserError(
+                f"data.pairs: {facts['source']}: no usable pair; {counts} "
+                f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces})"
+            )
+        passing.append(keep)
+        entry = {"source": facts["source"], "read": facts["read"], "kept": kept}
+        report.append({**entry, "skipped": skipped, "noted": facts["noted"]})
+
+    def rows() -> Iterator[np.ndarray]:
+        for keep in passing:
+            for start in range(0, len(keep), _FILTER_ROWS):
+                yield np.flatnonzero(keep[start : start + _FILTER_ROWS]) + start
+
+    def lengths() -> Iterator[np.ndarray]:
+        for part, keep in zip(parts, passing, strict=True):
+            pieces = prepare.piece_lengths(part.prepared, tokenizer)
+            for start in range(0, len(keep), _FILTER_ROWS):
+                block = pieces[start : start + _FILTER_ROWS][keep[start : start + _FILTER_ROWS]]
+                yield np.minimum(block[:, ::-1] if part.swapped else block, max_length - 2)
+
+    total = sum(entry["kept"] for entry in report)
+    prepare.write_array(work / "rows.npy", rows(), np.dtype(np.uint32), (total,))
+    prepare.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, 2))
+    (work / "report.json").write_text(json.dumps(report, indent=1))
+
+
+def _filter(prepared: Prepared, tokenizer: Tokenizer, filters: Filters) -> tuple[np.ndarray, dict[str, int]]:
+    """Which pairs pass, [N] bool, and how many fell to each filter: the first that applies counts."""
+    pieces = prepare.piece_lengths(prepared, tokenizer)
+    keep = np.ones(len(pieces), np.bool_)
+    dropped: Counter[str] = Counter()
+
+    def drop(reason: str, part: slice, failing: Any) -> None:
+        failing = failing & keep[part]
+        keep[part] &= ~failing
+        if failing.any():
+            dropped[reason] += int(failing.sum())
+
+    everything = slice(None)
+    if filters.drop_identical or filters.drop_duplicates:
+        marks = prepare.text_marks(prepared)
+        if filters.drop_identical:
+            drop("identical", everything, np.asarray(marks["identical"]))
+        if filters.drop_duplicates:
+            repeated = np.ones(len(pieces), np.bool_)
+            repeated[np.unique(marks["hash"], return_index=True)[1]] = False
+            drop("duplicate", everything, repeated)
+    for start in range(0, len(pieces), _FILTER_ROWS):
+        part = slice(start, start + _FILTER_ROWS)
+        block = pieces[part].astype(np.int32)
+        drop("no_pieces", part, (block == 0).any(axis=1))
+        drop("too_few_pieces", part, (block < filters.min_pieces).any(axis=1))
+        if filters.max_pair_pieces is not None:
+            drop("too_many_pieces", part, block.sum(axis=1) > filters.max_pair_pieces)
+    return keep, dict(dropped)
+
+
+def describe(pairs: Sequence[LanguagePair]) -> str:
+    """A table for the log: every source with the pairs read and kept, and why the others were skipped."""
+    lines = [("pair", "read", "kept", "source", "skipped")]
+    for pair in pairs:
+        for entry in pair.report:
+            reasons = {**entry["skipped"], **{f"({reason})": number for reason, number in entry["noted"].items()}}
+            listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
+            source = entry["source"].partition("=")[2]
+            lines.append((pair.name, f"{entry['read']:,}", f"{entry['kept']:,}", source, listed or "none"))
+        if len(pair.report) > 1:
+            read = sum(entry["read"] for entry in pair.report)
+            lines.append((pair.name, f"{read:,}", f"{len(pair):,}", "all", ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    return "\n".join(
+        f"{pair:<{widths[0]}}  {read:>{widths[1]}}  {kept:>{widths[2]}}  {source:<{widths[3]}}  {reasons}".rstrip()
+        for pair, read, kept, source, reasons in lines
+    )

@@ -1,0 +1,309 @@
+"""Prepares a source once: a TFDS dataset in ArrayRecord form, and arrays beside it with one row for each pair.
+
+TFDS describes the dataset and reads it back, but does not write the records: its own writer, behind every
+GeneratorBasedBuilder, holds up to 1 GB of examples in memory and past that needs TensorFlow for its temporary files,
+and encodes 20,000 pairs a second. Here shards are written as the pairs arrive, as the same `tf.train.Example` messages,
+and `tfds.folder_dataset.write_metadata`, TFDS's way for data written elsewhere, makes them a dataset.
+
+A folder of the cache has the name of its source and a digest of all that its content depends on. It appears by one
+rename, so one that exists is complete; of two processes that prepare the same, the second keeps the first one's.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ppa_jax.data import sources
+from ppa_jax.data.sources import Cleaning, Counts, Source
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+
+FORMAT = 1  # of a folder of the cache; another number prepares everything again
+DATASET = "parallel_text"
+SHARD_PAIRS = 1_000_000  # some 200 MB
+# One record a chunk for random access. A single sentence pair gives zstd nothing to work with: uncompressed is a tenth
+# larger and written four times, read three times as fast.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+BLOCK_PAIRS = 8192  # read at once in a pass over the corpus
+BATCH_BYTES = 4_000_000  # of text given to the tokenizer at once: its tokens take many times the memory of the text
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A source on disk: `num_pairs` records in the order of the source, and what its reader met."""
+
+    directory: Path
+    num_pairs: int
+    counts: dict[str, Any]  # read, kept, skipped {reason: pairs}, noted {reason: pairs}
+
+    def open(self) -> Any:
+        """Random access to the records as bytes, by `__getitems__([row, ...])`; safe to share between threads."""
+        import tensorflow_datasets as tfds
+
+        builder: Any = tfds.builder_from_directory(str(self.directory))
+        return builder.as_data_source("train", deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+
+    def blocks(self) -> Iterator[list[bytes]]:
+        """All records in order, a few thousand at a time."""
+        from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+        for path in sorted(self.directory.glob(f"{DATASET}-train.array_record-*")):
+            reader = array_record_module.ArrayRecordReader(str(path))
+            try:
+                size = reader.num_records()
+                for start in range(0, size, BLOCK_PAIRS):
+                    yield reader.read(start, min(start + BLOCK_PAIRS, size))
+            finally:
+                reader.close()
+
+
+def decode(records: Iterable[bytes]) -> list[tuple[str, str]]:
+    """The two texts of each record."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+    features = (parse(record).features.feature for record in records)
+    return [(one["a"].bytes_list.value[0].decode(), one["b"].bytes_list.value[0].decode()) for one in features]
+
+
+def folder(source: Source, cleaning: Cleaning, cache_dir: Path) -> Path:
+    """Where `source`, as it is now, is or would be prepared."""
+    facts = [FORMAT, list(source.languages), sources.identity(source), dataclasses.asdict(cleaning)]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^A-Za-z0-9]+", "_", source.location).strip("_")[-40:]
+    return Path(cache_dir) / f"{'-'.join(source.languages)}-{name}-{key}"
+
+
+def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
+    """Prepares `source`, or finds it prepared. Raises UserError if it has no usable pair, or the disk is full."""
+    directory = folder(source, cleaning, cache_dir)
+    if not directory.is_dir():
+        logging.info("data: preparing %s in %s", source, directory)
+        publish(directory, lambda work: _write_dataset(source, cleaning, work))
+    try:
+        facts = json.loads((directory / "prepared.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: this prepared corpus is damaged ({error}); delete the folder") from error
+    return Prepared(directory, facts["kept"], facts)
+
+
+def publish(directory: Path, fill: Callable[[Path], None]) -> None:
+    """Makes `directory` appear at once, with what `fill` writes into the empty folder it is given, or not at all."""
+    with disk_errors(directory.parent):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = _unfinished(directory)
+        work.mkdir()
+        try:
+            fill(work)
+            try:
+                work.rename(directory)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                logging.info("data: %s was prepared by another process meanwhile", directory)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _unfinished(path: Path) -> Path:
+    """A name beside `path` for it while it is written; removes what killed processes of this machine left of it."""
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{path.name}-{host}-*-*"):
+        try:
+            os.kill(int(left.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        except (ValueError, PermissionError):
+            continue  # not of this form, or a living process of another user
+    return path.with_name(f".{path.name}-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+@contextlib.contextmanager
+def disk_errors(directory: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into a UserError that names `directory`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # ArrayRecord's writer reports the system's message in a RuntimeError
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or "quota exceeded" in str(error):
+            raise UserError(
+                f"{directory}: the disk is full while corpora are prepared; free some space or choose another cache "
+                "directory (a prepared corpus takes about 1.5 times its text)"
+            ) from error
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{directory}: cannot write here ({error}); choose another cache directory") from error
+        raise
+
+
+def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
+    import tensorflow_datasets as tfds
+    from etils import epath
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    # One message, filled again for each pair: building a new one costs five times more.
+    example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
+    side_a, side_b = (example.features.feature[name].bytes_list.value for name in ("a", "b"))
+    side_a.append(b"")
+    side_b.append(b"")
+
+    def records() -> Iterator[bytes]:
+        for a, b in sources.read_pairs(source, cleaning, counts):
+            side_a[0], side_b[0] = a.encode(), b.encode()
+            yield example.SerializeToString()
+            if counts.kept % SHARD_PAIRS == 0:
+                logging.info("data: %s: %d pairs kept of %d", source, counts.kept, counts.read)
+
+    counts = Counts()
+    shard_lengths, num_bytes = _write_shards(records(), work)
+    if not counts.kept:
+        raise UserError(f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}")
+    text = tfds.features.Text()
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(work),
+        features=tfds.features.FeaturesDict({"a": text, "b": text}),
+        split_infos=[
+            tfds.core.SplitInfo(
+                name="train",
+                shard_lengths=shard_lengths,
+                num_bytes=num_bytes,
+                filename_template=tfds.core.ShardedFileTemplate(
+                    data_dir=epath.Path(work),
+                    dataset_name=DATASET,
+                    split="train",
+                    filetype_suffix="array_record",
+                ),
+            )
+        ],
+        description=f"Parallel text, a in {source.languages[0]} and b in {source.languages[1]}.",
+        check_data=False,  # its check reads through tf.data
+    )
+    facts = {"source": str(source), **vars(counts)}
+    (work / "prepared.json").write_text(json.dumps(facts, indent=1))
+
+
+def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]:
+    """Writes shards of SHARD_PAIRS records and names them as TFDS does. Returns their lengths and the bytes of all."""
+    from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+    lengths: list[int] = []
+    num_bytes = 0
+    writer: Any = None
+    try:
+        for record in records:
+            if writer is None or lengths[-1] == SHARD_PAIRS:
+                if writer is not None:
+                    writer.close()
+                writer = array_record_module.ArrayRecordWriter(str(work / f"shard-{len(lengths):05d}"), WRITER_OPTIONS)
+                lengths.append(0)
+            writer.write(record)
+            lengths[-1] += 1
+            num_bytes += len(record)
+    except BaseException:
+        if writer is not None:
+            with contextlib.suppress(RuntimeError):  # after a failed write, closing says the same again
+                writer.close()
+        raise
+    if writer is not None:
+        writer.close()
+    for number in range(len(lengths)):
+        name = f"{DATASET}-train.array_record-{number:05d}-of-{len(lengths):05d}"
+        (work / f"shard-{number:05d}").rename(work / name)
+    return lengths, num_bytes
+
+
+def describe_counts(read: int, skipped: dict[str, int]) -> str:
+    """For an error or a table: how many pairs were read, and why how many were skipped."""
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(skipped.items(), key=lambda item: -item[1]))
+    return f"{read:,} read, skipped: {reasons or 'none'}"
+
+
+def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
+    """Word pieces of both sides of every pair, without special tokens, memory-mapped: uint16 [N, 2].
+
+    Counted once for each tokenizer. A side of more than 65,535 pieces counts as that many.
+    """
+
+    def rows() -> Iterator[np.ndarray]:
+        texts: list[str] = []
+        size = 0
+        for block in prepared.blocks():
+            for record, pair in zip(block, decode(block), strict=True):
+                texts.extend(pair)
+                size += len(record)
+                if size >= BATCH_BYTES or len(texts) >= 2 * BLOCK_PAIRS:
+                    yield count(texts)
+                    texts, size = [], 0
+        if texts:
+            yield count(texts)
+
+    def count(texts: list[str]) -> np.ndarray:
+        return np.minimum(np.array(tokenizer.count(texts)), 65_535).astype(np.uint16).reshape(-1, 2)
+
+    path = prepared.directory / f"lengths-{tokenizer.fingerprint}.npy"
+    return _array(path, rows, np.dtype(np.uint16), (prepared.num_pairs, 2))
+
+
+def text_marks(prepared: Prepared) -> np.ndarray:
+    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits of both sides) and `identical` (a == b)."""
+    dtype = np.dtype([("hash", np.uint64), ("identical", np.bool_)])
+
+    def rows() -> Iterator[np.ndarray]:
+        for block in prepared.blocks():
+            marks = np.empty(len(block), dtype)
+            pairs = decode(block)
+            digests = b"".join(hashlib.blake2b(record, digest_size=8).digest() for record in map(_joined, pairs))
+            marks["hash"] = np.frombuffer(digests, np.uint64)
+            marks["identical"] = [a == b for a, b in pairs]
+            yield marks
+
+    return _array(prepared.directory / "marks.npy", rows, dtype, (prepared.num_pairs,))
+
+
+def _joined(pair: tuple[str, str]) -> bytes:
+    return f"{pair[0]}\t{pair[1]}".encode()  # texts hold no tabs
+
+
+def _array(path: Path, rows: Callable[[], Iterable[np.ndarray]], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        logging.info("data: computing %s", path)
+        write_array(path, rows(), dtype, shape)
+    return np.load(path, mmap_mode="r")
+
+
+def write_array(path: Path, rows: Iterable[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Writes blocks of rows as one .npy file, which appears only when complete.
+
+    Written in order rather than through a memory map: on a full disk a write raises, a map kills the process.
+    """
+    work = _unfinished(path)
+    written = 0
+    with disk_errors(path.parent):
+        try:
+            with work.open("wb") as file:
+                header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_2_0(file, header)
+                for block in rows:
+                    file.write(np.ascontiguousarray(block, dtype).tobytes())
+                    written += len(block)
+            if written != shape[0]:
+                raise RuntimeError(f"{path}: {written} rows instead of {shape[0]}")
+            work.replace(path)
+        finally:
+            work.unlink(missing_ok=True)

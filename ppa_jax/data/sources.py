@@ -1,0 +1,271 @@
+"""Where parallel text comes from: the form `lang1-lang2=SOURCE`, and readers that stream pairs in bounded memory.
+
+SOURCE is one of
+
+    file.tsv, file.tsv.gz     text of lang1, a tab, text of lang2; further columns (scores, origins) are left out, noted
+    prefix                    the line-aligned files `prefix.lang1` and `prefix.lang2` (Moses), with or without `.gz`
+    a.txt|b.txt               two line-aligned files, a in lang1 and b in lang2; `.gz` too
+    tfds:NAME[/CONFIG]        a dataset of tensorflow-datasets, or the directory of a prepared one
+    hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
+    world[:START-STOP]        the built-in sample, all of it or the sentences START to STOP - 1
+
+What cannot be used is skipped and counted by reason, never guessed at.
+"""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppa_jax.data import text_files
+from ppa_jax.errors import UserError
+
+FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
+_SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)-([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
+# Control characters say nothing to a reader and upset tools downstream: each becomes a space. (ASCII alone: bytes of
+# longer UTF-8 sequences are all above 0x7F.)
+_TO_SPACES = bytes(32 if code < 32 or code == 127 else code for code in range(256))
+
+_ENDED = object()  # for the shorter of two files
+
+Raw = tuple[bytes, bytes] | str  # two sides, or the reason why there are none
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What a reader leaves out, whatever the tokenizer."""
+
+    max_characters: int = 10_000  # of one side; longer ones are skipped as `too_long_text`
+    skip_lines: tuple[str, ...] = ("<range>",)  # sides that are only a marker: this one, of a verse told with the last
+
+
+@dataclass(frozen=True)
+class Source:
+    """One corpus of one language pair, as written in `data.pairs`."""
+
+    languages: tuple[str, str]
+    kind: str  # tsv, lines, tfds, hf, world
+    location: str  # what follows the "=", trimmed
+    paths: tuple[Path, ...] = ()  # tsv: one, lines: two
+
+    def __str__(self) -> str:
+        return f"{'-'.join(self.languages)}={self.location}"
+
+
+@dataclass
+class Counts:
+    """What a reader met. `read` is `kept` plus the sum of `skipped`."""
+
+    read: int = 0
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)  # kept, but changed: control_characters, extra_columns
+
+
+def parse_pairs(spec: str) -> list[Source]:
+    """The sources of `data.pairs`, in their order. Raises UserError for a wrong form or files that are not there."""
+    parts = [part.strip() for part in spec.split(",") if part.strip()]
+    matches = [_SPEC.fullmatch(part) for part in parts]
+    if not parts:
+        raise UserError(f"data.pairs: no source given; write {FORM}")
+    for part, match in zip(parts, matches, strict=True):
+        if match is None:
+            raise UserError(
+                f"data.pairs: {part!r} is not of the form {FORM}; a comma separates two sources, "
+                "so a path must not hold one (rename it or make a link)"
+            )
+        if match[1] == match[2]:
+            raise UserError(f"data.pairs: {part!r} names one language twice; the two sides must differ")
+    sources = [_source((match[1], match[2]), match[3].strip()) for match in matches if match]
+    for source, times in Counter(sources).items():
+        if times > 1:
+            raise UserError(f"data.pairs: {source} is given {times} times; give it once")
+    return sources
+
+
+def _source(languages: tuple[str, str], location: str) -> Source:
+    scheme = re.match(r"(tfds|hf|world)(:|$)", location)
+    if scheme:
+        return Source(languages, scheme[1], location)
+    if "|" in location:
+        names = [name.strip() for name in location.split("|")]
+        if len(names) != 2 or not all(names):
+            raise UserError(f"data.pairs: {location!r} is not two files a.txt|b.txt with one bar between them")
+        return Source(languages, "lines", location, tuple(_file(name) for name in names))
+    path = Path(location).expanduser()
+    if path.is_file() or location.endswith((".tsv", ".tsv.gz")):
+        return Source(languages, "tsv", location, (_file(location),))
+    sides = tuple(_moses_side(location, language) for language in languages)
+    if all(sides):
+        return Source(languages, "lines", location, tuple(side for side in sides if side))
+    if any(sides):
+        lacking = languages[sides.index(None)]
+        raise UserError(f"data.pairs: no such file: {location}.{lacking} (or .gz), though the other side is there")
+    if path.is_dir():
+        raise UserError(
+            f"data.pairs: {location} is a directory; give a file, a prefix (dir/train for dir/train.{languages[0]}), "
+            f"or tfds:{location} or hf:{location} for a dataset on disk"
+        )
+    raise UserError(
+        f"data.pairs: no such file: {location}, nor {location}.{languages[0]} with {location}.{languages[1]}; "
+        f"write {FORM}"
+    )
+
+
+def _moses_side(prefix: str, language: str) -> Path | None:
+    candidates = (Path(f"{prefix}.{language}{ending}").expanduser() for ending in ("", ".gz"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        raise UserError(f"data.pairs: {name} is a directory; give a file")
+    if not path.exists():
+        raise UserError(f"data.pairs: no such file: {name}; check the path (it is relative to the working directory)")
+    return path
+
+
+def check(source: Source) -> None:
+    """Looks at a source before anything is prepared. Raises UserError with the place and the way out."""
+    if source.kind in ("tsv", "lines"):
+        for path in source.paths:
+            text_files.open_text(path).close()
+        if source.kind == "lines":
+            _check_aligned(source.paths, *(text_files.count_lines(path) for path in source.paths))
+    elif source.kind == "world":
+        _world_range(source)
+    else:
+        from ppa_jax.data import public_datasets
+
+        public_datasets.open_rows(source)
+
+
+def identity(source: Source) -> dict[str, Any]:
+    """What makes a prepared copy of `source` stale when it changes: places, sizes and times of files, versions."""
+    if source.kind == "world":
+        start, stop = _world_range(source)
+        return {"kind": "world", "start": start, "stop": stop, "text": _world_fingerprint()}
+    if source.kind in ("tfds", "hf"):
+        from ppa_jax.data import public_datasets
+
+        return {"kind": source.kind, **public_datasets.open_rows(source).identity}
+    return {"kind": source.kind, "files": [file_identity(path) for path in source.paths]}
+
+
+def file_identity(path: Path) -> list[Any]:
+    """Path, size in bytes and time of change in nanoseconds."""
+    facts = path.stat()
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
+def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, str]]:
+    """Yields the usable pairs of `source` in order, and adds what it met to `counts`."""
+    markers = frozenset(cleaning.skip_lines)
+    for raw in _raw_pairs(source, cleaning, counts):
+        counts.read += 1
+        if isinstance(raw, str):
+            counts.skipped[raw] += 1
+            continue
+        flat_a, flat_b = raw[0].translate(_TO_SPACES), raw[1].translate(_TO_SPACES)
+        try:
+            a, b = flat_a.decode().strip(), flat_b.decode().strip()
+        except UnicodeDecodeError:
+            counts.skipped["not_utf8"] += 1
+            continue
+        if not a or not b:
+            counts.skipped["empty"] += 1
+        elif a in markers or b in markers:
+            counts.skipped["marker"] += 1
+        elif len(a) > cleaning.max_characters or len(b) > cleaning.max_characters:
+            counts.skipped["too_long_text"] += 1
+        else:
+            if (flat_a, flat_b) != raw and (flat_a, flat_b) != tuple(side.replace(b"\t", b" ") for side in raw):
+                counts.noted["control_characters"] += 1
+            counts.kept += 1
+            yield a, b
+
+
+def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[Raw]:
+    # The longest line worth holding: two sides of up to 4 bytes a character, and room for further columns.
+    limit = 8 * cleaning.max_characters + 65_536
+    if source.kind == "tsv":
+        return _read_tsv(source.paths[0], limit, counts)
+    if source.kind == "lines":
+        return _read_lines(source.paths, limit)
+    if source.kind == "world":
+        return _read_world(source)
+    from ppa_jax.data import public_datasets
+
+    return public_datasets.open_rows(source).read(limit)
+
+
+def _read_tsv(path: Path, limit: int, counts: Counts) -> Iterator[Raw]:
+    for line in text_files.lines(path, limit):
+        if line is None:
+            yield "too_long_text"
+            continue
+        columns = line.split(b"\t", 2)
+        if len(columns) == 1:
+            yield "no_tab" if line.strip() else "empty"
+            continue
+        if len(columns) == 3:
+            counts.noted["extra_columns"] += 1
+        yield columns[0], columns[1]
+
+
+def _read_lines(paths: tuple[Path, ...], limit: int) -> Iterator[Raw]:
+    numbers = [0, 0]
+    for a, b in itertools.zip_longest(*(text_files.lines(path, limit) for path in paths), fillvalue=_ENDED):
+        numbers[0] += a is not _ENDED
+        numbers[1] += b is not _ENDED
+        if isinstance(a, bytes) and isinstance(b, bytes):
+            yield a, b
+        elif a is not _ENDED and b is not _ENDED:
+            yield "too_long_text"
+    _check_aligned(paths, *numbers)
+
+
+def _check_aligned(paths: tuple[Path, ...], first: int, second: int) -> None:
+    if first != second:
+        raise UserError(
+            f"data.pairs: {paths[0]} has {first:,} lines but {paths[1]} has {second:,}; "
+            "line i of one must be the translation of line i of the other, with an empty line where there is none"
+        )
+
+
+def _world_range(source: Source) -> tuple[int, int]:
+    from ppa_jax.data import world
+
+    unknown = [language for language in source.languages if language not in world.LANGUAGES]
+    if unknown:
+        raise UserError(f"data.pairs: {source}: the built-in sample has {', '.join(world.LANGUAGES)}, not {unknown[0]}")
+    size = world.size()
+    match = re.fullmatch(r"world(?::(\d+)-(\d+))?", source.location)
+    start, stop = (int(match[1]), int(match[2])) if match and match[1] else (0, size)
+    if match is None or not 0 <= start < stop <= size:
+        raise UserError(f"data.pairs: {source}: write world or world:START-STOP with 0 <= START < STOP <= {size}")
+    return start, stop
+
+
+def _world_fingerprint() -> str:
+    """Digest of the files the sample is made from: it may differ from one version of the project to the next."""
+    import hashlib
+
+    from ppa_jax.data import world
+
+    folder = Path(world.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".tsv")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_world(source: Source) -> Iterator[Raw]:
+    from ppa_jax.data import world
+
+    for a, b in world.pairs(*source.languages, *_world_range(source)):
+        yield a.encode(), b.encode()

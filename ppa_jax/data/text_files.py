@@ -1,0 +1,86 @@
+"""Lines of large text files, in bounded memory: UTF-8 with or without a byte order mark, plain or gzip, LF or CRLF.
+
+Only a line feed ends a line. Other characters that Unicode calls line breaks (U+2028, U+0085, a lone carriage return)
+stay inside, so that line i of one file remains line i of the file it is aligned with.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ppa_jax.errors import UserError
+
+_BUFFER = 1 << 18  # bytes read at once
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def open_text(path: Path) -> io.BufferedReader:
+    """The bytes of a text file, unpacked, past its byte order mark.
+
+    Raises UserError for a file that cannot be read, is empty, is UTF-16, or is gzip in name but not in content.
+    """
+    try:
+        stream: Any = path.open("rb", buffering=_BUFFER)
+        packed = stream.peek(2)[:2] == b"\x1f\x8b"
+        if packed:
+            stream.close()
+            stream = io.BufferedReader(gzip.open(path), _BUFFER)  # pyright: ignore[reportArgumentType]  # noqa: SIM115
+        head = stream.peek(4096)[:4096]
+    except _DAMAGED as error:
+        raise _damaged(path) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        if head.startswith(b"\xef\xbb\xbf"):
+            stream.read(3)
+            head = head[3:] or stream.peek(1)
+        if not head:
+            raise UserError(f"{path} is empty; check that it was downloaded or written completely")
+        if path.suffix == ".gz" and not packed:
+            raise UserError(f"{path}: named .gz but not gzip data; rename it or pack it with gzip")
+        if head.startswith((b"\xff\xfe", b"\xfe\xff")) or head.count(0) * 5 > len(head):
+            raise UserError(
+                f"{path}: UTF-16 (or not text), where UTF-8 is expected; "
+                f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > converted"
+            )
+    except UserError:
+        stream.close()
+        raise
+    return stream
+
+
+def lines(path: Path, limit: int) -> Iterator[bytes | None]:
+    """Lines without their end; None for one of `limit` bytes or more, which is never held as a whole."""
+    with open_text(path) as stream:
+        try:
+            while line := stream.readline(limit):
+                if line.endswith(b"\n"):
+                    yield line[: -2 if line.endswith(b"\r\n") else -1]
+                elif len(line) < limit:  # the last line, without an end
+                    yield line
+                else:
+                    while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
+                        pass
+                    yield None
+        except _DAMAGED as error:
+            raise _damaged(path) from error
+
+
+def count_lines(path: Path) -> int:
+    """The number of lines that `lines` gives."""
+    number, last = 0, b"\n"
+    with open_text(path) as stream:
+        try:
+            while block := stream.read(1 << 20):
+                number += block.count(b"\n")
+                last = block[-1:]
+        except _DAMAGED as error:
+            raise _damaged(path) from error
+    return number + (last != b"\n")
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path}: the gzip data is damaged or cut short; copy the file again")

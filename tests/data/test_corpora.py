@@ -1,0 +1,294 @@
+import errno
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from ppa_jax.data import prepare
+from ppa_jax.data.corpora import describe, open_pairs
+from ppa_jax.data.sources import Cleaning, parse_pairs
+from ppa_jax.data.tokenizer import load_tokenizer
+from ppa_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """One word piece a word; the letter z is no piece and a word of its own vanishes (it is stripped)."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Replace
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[MASK]"
+    backend = Backend(WordLevel({word: i for i, word in enumerate(special.values())}, unk_token="[UNK]"))
+    backend.normalizer = Replace("z", "")
+    backend.pre_tokenizer = WhitespaceSplit()
+    directory = tmp_path_factory.mktemp("tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=backend, **special).save_pretrained(directory)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture
+def opened(tmp_path, tokenizer):
+    def open_(spec, **settings):
+        limits = {"min_pieces": 1, "max_pair_pieces": 128, "max_length": 64}
+        return open_pairs(spec, tokenizer, cache_dir=tmp_path / "cache", **{**limits, **settings})
+
+    return open_
+
+
+def write(path, pairs):
+    path.write_text("".join(f"{a}\t{b}\n" for a, b in pairs), encoding="utf-8")
+    return path
+
+
+def everything(pair):
+    return pair.read(range(len(pair)))
+
+
+def test_sources_of_one_pair_are_merged_with_their_sides_right(tmp_path, opened):
+    write(tmp_path / "a.tsv", [("one", "eins eins"), ("two", "zwei zwei")])
+    write(tmp_path / "b.tsv", [("drei drei", "three")])
+    write(tmp_path / "c.tsv", [("un", "one")])
+    en_de, fr_en = opened(f"en-de={tmp_path}/a.tsv,fr-en={tmp_path}/c.tsv,de-en={tmp_path}/b.tsv")
+    assert (en_de.name, en_de.languages, fr_en.name) == ("en-de", ("en", "de"), "fr-en")
+    assert everything(en_de) == [("one", "eins eins"), ("two", "zwei zwei"), ("three", "drei drei")]
+    assert en_de.lengths.tolist() == [[1, 2], [1, 2], [1, 2]]
+    assert [entry["source"] for entry in en_de.report] == [f"en-de={tmp_path}/a.tsv", f"de-en={tmp_path}/b.tsv"]
+
+
+def test_filters_are_settings_and_counted(tmp_path, opened):
+    rows = [
+        ("a a", "b b"),
+        ("a", "b b"),  # one piece
+        ("a a a", "b b b"),  # six together
+        ("a a", "z"),  # text, but no piece
+        ("same same", "same same"),
+        ("a a", "b b"),  # the first again
+        ("a", "a"),
+        ("", "b"),
+    ]
+    spec = f"en-de={write(tmp_path / 'a.tsv', rows)}"
+    (pair,) = opened(spec, min_pieces=0, max_pair_pieces=None)
+    assert len(pair) == 6 and pair.report[0]["skipped"] == {"empty": 1, "no_pieces": 1}
+    (pair,) = opened(spec, min_pieces=2, max_pair_pieces=5, drop_identical=True, drop_duplicates=True)
+    assert everything(pair) == [("a a", "b b")]
+    expected = {"empty": 1, "identical": 2, "duplicate": 1, "no_pieces": 1, "too_few_pieces": 1, "too_many_pieces": 1}
+    assert pair.report[0]["skipped"] == expected
+    assert pair.report[0]["read"] == 8 == pair.report[0]["kept"] + sum(expected.values())
+    (pair,) = opened(spec, min_pieces=2, max_pair_pieces=6)
+    assert [a for a, _ in everything(pair)] == ["a a", "a a a", "same same", "a a"]
+
+
+def test_lengths_are_counted_whole_and_cut_to_the_training_length(tmp_path, opened):
+    spec = f"en-de={write(tmp_path / 'a.tsv', [('a ' * 40, 'b'), ('a ' * 7, 'b ' * 6)])}"
+    (pair,) = opened(spec, max_length=8)
+    assert pair.lengths.tolist() == [[6, 1], [6, 6]] and pair.lengths.dtype == np.int32
+    (pair,) = opened(spec, max_length=8, max_pair_pieces=40)  # 41 before the cut
+    assert pair.lengths.tolist() == [[6, 6]]
+
+
+def test_random_access_over_shards(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_PAIRS", 7)
+    monkeypatch.setattr(prepare, "BLOCK_PAIRS", 3)
+    rows = [(f"sentence {i}" + " x" * (i % 5), f"Satz {i}" if i % 3 else "z") for i in range(50)]
+    (pair,) = opened(f"en-de={write(tmp_path / 'a.tsv', rows)}")
+    kept = [row for row in rows if row[1] != "z"]
+    assert len(list((tmp_path / "cache").rglob("*.array_record-*-of-00008"))) == 8
+    assert everything(pair) == kept
+    assert pair.lengths[:, 0].tolist() == [len(a.split()) for a, _ in kept]
+    wanted = random.Random(0).choices(range(len(kept)), k=100)
+    assert pair.read(np.array(wanted)) == [kept[i] for i in wanted]
+    assert pair.read([]) == []
+    for outside in (-1, len(kept)):
+        with pytest.raises(IndexError):
+            pair.read([outside])
+
+
+def test_prepared_corpus_is_a_tfds_dataset(tmp_path, opened):
+    import tensorflow_datasets as tfds
+
+    opened(f"en-de={write(tmp_path / 'a.tsv', [('naïve', 'naïv'), ('two', 'zwei')])}")
+    (info,) = (tmp_path / "cache").rglob("dataset_info.json")
+    rows = tfds.builder_from_directory(info.parent).as_data_source("train")
+    assert [rows[0]["a"].decode(), rows[1]["b"].decode(), len(rows)] == ["naïve", "zwei", 2]
+    (pair,) = opened(f"a-b=tfds:{info.parent}")  # and so a source itself
+    assert everything(pair) == [("naïve", "naïv"), ("two", "zwei")]
+
+
+def test_prepared_once_reported_alike_and_again_after_a_change(tmp_path, opened, monkeypatch):
+    path = write(tmp_path / "a.tsv", [("one", "eins"), ("", "zwei")])
+    first = opened(f"en-de={path}")[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("ppa_jax.data.sources.read_pairs", None)  # a second reading would fail
+        again = opened(f"en-de={path}")[0]
+        opened(f"en-de={path}", min_pieces=0)  # a filter of pieces needs no second reading
+    assert again.report == first.report and again.report[0]["skipped"] == {"empty": 1}
+    write(path, [("three", "drei")])
+    assert everything(opened(f"en-de={path}")[0]) == [("three", "drei")]
+    write(path, [("three", "drei"), ("four", "vier")])
+    assert everything(opened(f"en-de={path}", max_characters=4)[0]) == [("four", "vier")]
+
+
+def test_another_tokenizer_counts_anew(tmp_path, opened, tokenizer):
+    from dataclasses import replace
+
+    from tokenizers import pre_tokenizers
+
+    backend = pickle.loads(pickle.dumps(tokenizer)).backend
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")  # letters
+    letters = replace(tokenizer, backend=backend, fingerprint="letters")
+    path = write(tmp_path / "a.tsv", [("ab cd", "efg")])
+    limits = {"min_pieces": 1, "max_pair_pieces": 128, "max_length": 64, "cache_dir": tmp_path / "cache"}
+    assert opened(f"en-de={path}")[0].lengths.tolist() == [[2, 1]]
+    assert open_pairs(f"en-de={path}", letters, **limits)[0].lengths.tolist() == [[5, 3]]
+
+
+def test_no_usable_pair_says_why(tmp_path, opened):
+    (tmp_path / "a.tsv").write_text("no tab\nnone here\n\tempty\n")
+    with pytest.raises(UserError, match=r"a\.tsv: no usable pair; 3 read, skipped: no_tab 2, empty 1"):
+        opened(f"en-de={tmp_path}/a.tsv")
+    write(tmp_path / "b.tsv", [("a", "b"), ("a", "z")])
+    with pytest.raises(UserError, match=r"b\.tsv: no usable pair; 2 read, .*no_pieces 1.* \(data\.min_pieces=3"):
+        opened(f"en-de={tmp_path}/b.tsv", min_pieces=3)
+    assert not list((tmp_path / "cache").glob(".*")), "unfinished work is left behind"
+
+
+def test_every_source_is_looked_at_before_the_first_is_prepared(tmp_path, opened):
+    write(tmp_path / "a.tsv", [("one", "eins")])
+    (tmp_path / "m.en").write_text("1\n2\n")
+    (tmp_path / "m.de").write_text("1\n")
+    with pytest.raises(UserError, match=r"m\.en has 2 lines but .*m\.de has 1"):
+        opened(f"en-de={tmp_path}/a.tsv,en-de={tmp_path}/m")
+    assert not (tmp_path / "cache").exists()
+
+
+def prepare_and_die(spec, cache):
+    read_pairs = prepare.sources.read_pairs
+
+    def read_some(*args):
+        yield from itertools.islice(read_pairs(*args), 10)
+        os._exit(9)
+
+    prepare.sources.read_pairs = read_some
+    prepare.prepare(parse_pairs(spec)[0], Cleaning(), cache)
+
+
+def test_a_kill_while_preparing_leaves_nothing_half_read(tmp_path, opened):
+    cache = tmp_path / "cache"
+    spec = f"en-de={write(tmp_path / 'a.tsv', [(f'sentence {i}', f'Satz {i}') for i in range(20)])}"
+    process = multiprocessing.get_context("spawn").Process(target=prepare_and_die, args=(spec, cache))
+    process.start()
+    process.join()
+    assert process.exitcode == 9 and len(list(cache.glob(".*"))) == 1
+    assert len(opened(spec)[0]) == 20
+    assert not list(cache.glob(".*")), "what the killed process left is still there"
+
+
+def test_two_processes_prepare_the_same(tmp_path, opened, monkeypatch):
+    (source,) = parse_pairs(f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}")
+    write_dataset = prepare._write_dataset
+
+    def overtaken(*args):
+        monkeypatch.setattr(prepare, "_write_dataset", write_dataset)
+        prepare.prepare(source, Cleaning(), tmp_path / "cache")  # the other one, faster
+        write_dataset(*args)
+
+    monkeypatch.setattr(prepare, "_write_dataset", overtaken)
+    assert prepare.prepare(source, Cleaning(), tmp_path / "cache").num_pairs == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("write() failed: No space left on device; writing /x"),  # as ArrayRecord's writer says it
+    ],
+)
+@pytest.mark.parametrize("place", ["_write_shards", "write_array"])
+def test_full_disk(tmp_path, opened, monkeypatch, error, place):
+    def full(*args):
+        raise error
+
+    spec = f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}"
+    if place == "write_array":
+        monkeypatch.setattr(np.lib.format, "write_array_header_2_0", full)
+    else:
+        monkeypatch.setattr(prepare, place, full)
+    with pytest.raises(UserError, match=r"cache.*: the disk is full .* choose another cache directory"):
+        opened(spec)
+    monkeypatch.undo()
+    assert len(opened(spec)[0]) == 1
+
+
+def test_cache_that_cannot_be_written(tmp_path, opened):
+    (tmp_path / "cache").write_text("a file where the directory should be")
+    with pytest.raises(UserError, match="cannot write here"):
+        opened(f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}")
+
+
+def test_damaged_cache_is_named(tmp_path, opened):
+    path = write(tmp_path / "a.tsv", [("one", "eins")])
+    opened(f"en-de={path}")
+    next((tmp_path / "cache").rglob("prepared.json")).write_text("{")
+    with pytest.raises(UserError, match=r"this prepared corpus is damaged .* delete the folder"):
+        opened(f"en-de={path}")
+
+
+def test_threads_and_other_processes_read_alike(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(prepare, "SHARD_PAIRS", 40)
+    rows = [(f"sentence {i}", f"Satz {i}") for i in range(200)]
+    (pair,) = opened(f"en-de={write(tmp_path / 'a.tsv', rows)}")
+    draws = [random.Random(seed).choices(range(200), k=30) for seed in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(pair.read, draws)) == [[rows[i] for i in draw] for draw in draws]
+    packed = pickle.dumps(pair)
+    assert len(packed) < 5000  # no text, no arrays
+    copy = pickle.loads(packed)
+    assert copy.read(draws[0]) == pair.read(draws[0]) and copy.lengths.tolist() == pair.lengths.tolist()
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map(pair.read, draws[:2]) == [pair.read(draw) for draw in draws[:2]]
+
+
+def test_describe(tmp_path, opened):
+    write(tmp_path / "a.tsv", [("one", "eins"), ("", "zwei"), ("three", "drei")])
+    write(tmp_path / "b.tsv", [("four", "vier")])
+    lines = describe(opened(f"en-de={tmp_path}/a.tsv,en-de={tmp_path}/b.tsv")).split("\n")
+    assert lines[0].split() == ["pair", "read", "kept", "source", "skipped"]
+    assert lines[1].split() == ["en-de", "3", "2", f"{tmp_path}/a.tsv", "empty", "1"]
+    assert lines[3].split() == ["en-de", "4", "3", "all"]
+
+
+def test_report_is_plain_json(tmp_path, opened):
+    (pair,) = opened(f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}")
+    assert json.loads(json.dumps(pair.report)) == pair.report
+
+
+@pytest.mark.shared_data
+def test_real_corpora(shared, tmp_path):
+    """Verses absent on one side, `<range>` markers and a tab-separated source, with a real tokenizer."""
+    bible, tldr = shared / "data/bible", shared / "data/tldr"
+    tokenizer = load_tokenizer(shared / "models/minimbert")
+    spec = f"en-ru={bible}/eng_nt_BSB.txt|{bible}/org_nt_RUSSYN.txt,en-de={tldr}/en-de.tsv"
+    limits = {"min_pieces": 10, "max_pair_pieces": 128, "max_length": 32}
+    en_ru, en_de = open_pairs(spec, tokenizer, cache_dir=tmp_path, **limits)
+    left = (bible / "eng_nt_BSB.txt").read_text("utf-8").split("\n")
+    right = (bible / "org_nt_RUSSYN.txt").read_text("utf-8").split("\n")
+    usable = []
+    for a, b in zip(left, right, strict=True):
+        pieces = [len(ids) for ids in tokenizer.encode([a, b])]
+        if a.strip() and b.strip() and "<range>" not in (a, b) and min(pieces) >= 10 and sum(pieces) <= 128:
+            usable.append(((a.strip(), b.strip()), [min(30, length) for length in pieces]))
+    assert everything(en_ru) == [texts for texts, _ in usable]
+    assert en_ru.lengths.tolist() == [lengths for _, lengths in usable]
+    assert en_ru.report[0]["read"] == 7957 and len(en_de) > 1000

@@ -1,0 +1,365 @@
+import gzip
+import json
+import tracemalloc
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppa_jax.data.sources import Cleaning, Counts, check, identity, parse_pairs, read_pairs
+from ppa_jax.errors import UserError
+
+
+def read(spec, **cleaning):
+    """Checks and reads one source: its pairs and counts."""
+    (source,) = parse_pairs(spec)
+    check(source)
+    counts = Counts()
+    pairs = list(read_pairs(source, Cleaning(**cleaning), counts))
+    assert counts.kept == len(pairs) and counts.read == counts.kept + sum(counts.skipped.values())
+    return pairs, counts
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def read_tsv(directory, content, name="x.tsv", **cleaning):
+    return read(f"en-de={write(directory / name, content)}", **cleaning)
+
+
+# The form of data.pairs
+
+
+def test_parse_keeps_order_and_kinds(tmp_path):
+    write(tmp_path / "a.tsv", "a\tb\n")
+    write(tmp_path / "m.en", "a\n")
+    write(tmp_path / "m.zh_Hans", "b\n")
+    spec = f"en-de={tmp_path}/a.tsv, en-zh_Hans={tmp_path}/m,\nde-fr={tmp_path}/a.tsv|{tmp_path}/m.en,es-ru=world:3-9,"
+    sources = parse_pairs(spec)
+    assert [source.kind for source in sources] == ["tsv", "lines", "lines", "world"]
+    assert [source.languages for source in sources] == [("en", "de"), ("en", "zh_Hans"), ("de", "fr"), ("es", "ru")]
+    assert sources[1].paths == (tmp_path / "m.en", tmp_path / "m.zh_Hans")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("en:de=a.tsv", "not of the form lang1-lang2=SOURCE"),
+        ("en-de", "not of the form"),
+        ("corpus.tsv", "not of the form"),
+        ("en-de-fr=a.tsv", "not of the form"),
+        ("en-de=a.txt|b", "no such file: a.txt"),
+        ("en-de=a|b|c", "one bar"),
+        ("en-de=|b", "one bar"),
+        ("en-en=world", "one language twice"),
+        ("en-de=world,en-de=world", "given 2 times"),
+        ("en-de=nowhere.tsv", "no such file: nowhere.tsv"),
+        ("en-de=nowhere", "no such file: nowhere, nor nowhere.en with nowhere.de"),
+        ("", "no source given"),
+        (" , ", "no source given"),
+    ],
+)
+def test_wrong_form(spec, message):
+    with pytest.raises(UserError, match=message) as error:
+        parse_pairs(spec)
+    assert str(error.value).startswith("data.pairs: ") and "\n" not in str(error.value)
+
+
+def test_comma_in_a_path_is_explained(tmp_path):
+    write(tmp_path / "a,b.tsv", "a\tb\n")
+    with pytest.raises(UserError, match=r"'b\.tsv' is not of the form .* a path must not hold one"):
+        parse_pairs(f"en-de={tmp_path}/a,b.tsv")
+
+
+def test_directory_and_half_a_prefix(tmp_path):
+    with pytest.raises(UserError, match="is a directory; give a file, a prefix"):
+        parse_pairs(f"en-de={tmp_path}")
+    write(tmp_path / "m.de", "b\n")
+    with pytest.raises(UserError, match=r"no such file: .*m\.en \(or \.gz\), though the other side"):
+        parse_pairs(f"en-de={tmp_path}/m")
+
+
+@given(st.text(alphabet="en-de=|,:. /\tx", max_size=30))
+def test_parser_answers_anything_with_sources_or_one_line(spec):
+    try:
+        assert parse_pairs(spec)
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+# Text files
+
+
+def test_tsv_skips_and_counts(tmp_path):
+    content = (
+        b"one\teins\n"
+        b"no tab here\n"
+        b"two\tzwei\t0.98\n"  # a third column: left out
+        b"\tleer\n"
+        b"bad \xff\xfe bytes\tschlecht\n"
+        b"\n"
+        b"<range>\tdrei\n"
+        b"f\x00ou\x07r\tvier\x1b\n"  # control characters become spaces
+        b"\x01\x02\tnur Steuerzeichen\n"
+        b"last\tletzte"  # no line feed at the end
+    )
+    pairs, counts = read_tsv(tmp_path, content)
+    assert pairs == [("one", "eins"), ("two", "zwei"), ("f ou r", "vier"), ("last", "letzte")]
+    assert counts.skipped == {"no_tab": 1, "empty": 3, "not_utf8": 1, "marker": 1}
+    assert counts.noted == {"extra_columns": 1, "control_characters": 1}
+
+
+def test_byte_order_mark_and_crlf(tmp_path):
+    pairs, counts = read_tsv(tmp_path, b"\xef\xbb\xbfa\tb\r\nc\td\r\n")
+    assert pairs == [("a", "b"), ("c", "d")] and not counts.skipped and not counts.noted
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    left = "one\u2028still one\ntwo\u0085\x0cstill two\r\nthree\rstill three\n"
+    write(tmp_path / "m.en", left)
+    write(tmp_path / "m.de", "1\n2\n3\n")
+    pairs, _ = read(f"en-de={tmp_path}/m")
+    assert [b for _, b in pairs] == ["1", "2", "3"]
+    assert pairs[0][0] == "one\u2028still one" and pairs[2][0] == "three still three"
+
+
+def test_two_files_stay_aligned_over_what_is_skipped(tmp_path):
+    a = write(tmp_path / "a.txt", b"a0\n\na2\n\xff\na4\nx\ta5\n")
+    b = write(tmp_path / "b.txt", b"b0\nb1\n<range>\nb3\nb4\nb5")
+    pairs, counts = read(f"en-de={a}|{b}")
+    assert pairs == [("a0", "b0"), ("a4", "b4"), ("x a5", "b5")]
+    assert counts.skipped == {"empty": 1, "marker": 1, "not_utf8": 1} and not counts.noted
+
+
+def test_unequal_line_counts_are_found_before_anything_is_read(tmp_path):
+    a, b = write(tmp_path / "a.txt", "1\n2\n3\n"), write(tmp_path / "b.txt", "1\n2")
+    (source,) = parse_pairs(f"en-de={a}|{b}")
+    with pytest.raises(UserError, match=r"a\.txt has 3 lines but .*b\.txt has 2"):
+        check(source)
+    with pytest.raises(UserError, match=r"a\.txt has 3 lines but .*b\.txt has 2"):  # changed after the check
+        list(read_pairs(source, Cleaning(), Counts()))
+
+
+def test_gzip(tmp_path):
+    tsv = write(tmp_path / "x.tsv.gz", gzip.compress("\ufeffa\tb\nc\td\n".encode()))
+    assert read(f"en-de={tsv}")[0] == [("a", "b"), ("c", "d")]
+    write(tmp_path / "m.en.gz", gzip.compress(b"a\nb\n"))
+    write(tmp_path / "m.de", "c\nd\n")
+    assert read(f"en-de={tmp_path}/m")[0] == [("a", "c"), ("b", "d")]
+
+
+def test_damaged_gzip(tmp_path):
+    packed = gzip.compress(b"".join(b"%d sentence\t%d Satz\n" % (i, i * i) for i in range(50_000)))
+    path = write(tmp_path / "x.tsv.gz", packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=r"x\.tsv\.gz: the gzip data is damaged"):
+        read(f"en-de={path}")
+    with pytest.raises(UserError, match=r"named .gz but not gzip data"):
+        read_tsv(tmp_path, "a\tb\n", "y.tsv.gz")
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])
+def test_empty_file(tmp_path, content):
+    with pytest.raises(UserError, match=r"x\.tsv is empty"):
+        read_tsv(tmp_path, content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])  # with a byte order mark and without
+def test_utf16_is_refused(tmp_path, encoding):
+    with pytest.raises(UserError, match=r"x\.tsv: UTF-16 .* iconv -f UTF-16"):
+        read_tsv(tmp_path, "a sentence\tein Satz\n".encode(encoding))
+
+
+def test_long_lines_are_counted_and_never_held(tmp_path):
+    full, over, endless = "x" * 10_000, "x" * 10_001, "y" * 3_000_000
+    content = f"{full}\tkept\n{over}\ttoo long\n{endless}\tfar too long\nend\tEnde\n"
+    tracemalloc.start()
+    pairs, counts = read_tsv(tmp_path, content)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000  # the content itself, twice, and a little more
+    tracemalloc.stop()
+    assert [b for _, b in pairs] == ["kept", "Ende"] and counts.skipped == {"too_long_text": 2}
+    a, b = write(tmp_path / "a", f"{endless}\nend\n"), write(tmp_path / "b", "1\n2\n")
+    assert read(f"en-de={a}|{b}")[0] == [("end", "2")]
+
+
+def test_settings_of_the_reader(tmp_path):
+    path = write(tmp_path / "x.tsv", "<range>\tb\n-\tc\nabcd\td\n")
+    assert read(f"en-de={path}", skip_lines=("-",), max_characters=7)[0] == [("<range>", "b"), ("abcd", "d")]
+    assert read(f"en-de={path}", skip_lines=(), max_characters=4)[0] == [("-", "c"), ("abcd", "d")]
+
+
+def test_identity_follows_the_file(tmp_path):
+    path = write(tmp_path / "x.tsv", "a\tb\n")
+    (source,) = parse_pairs(f"en-de={path}")
+    before = identity(source)
+    assert identity(source) == before
+    write(path, "a\tb\nc\td\n")
+    assert identity(source) != before
+
+
+# The built-in sample
+
+
+def test_world():
+    pairs, _ = read("de-en=world:5-8")
+    assert len(pairs) == 3 and pairs == [(b, a) for a, b in read("en-de=world:5-8")[0]]
+    assert read("de-en=world:6-7")[0] == [pairs[1]]
+
+
+@pytest.mark.parametrize("location", ["world:8-5", "world:0-99999999", "world:all", "world:1"])
+def test_world_out_of_range(location):
+    with pytest.raises(UserError, match="write world or world:START-STOP with 0 <= START < STOP <= "):
+        read(f"en-de={location}")
+
+
+def test_world_language():
+    with pytest.raises(UserError, match=r"the built-in sample has .*, not xx"):
+        read("en-xx=world")
+
+
+# Datasets on disk
+
+ROWS = [("a cat", "eine Katze"), ("a dog", None), ("a cow", "eine Kuh")]
+
+
+@pytest.fixture(params=["columns", "translation"])
+def table(request):
+    if request.param == "columns":
+        return [{"id": i, "en": en, "de": de} for i, (en, de) in enumerate(ROWS)]
+    return [{"id": i, "translation": {"en": en, "de": de}} for i, (en, de) in enumerate(ROWS)]
+
+
+def test_hf_parquet(tmp_path, table):
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(table[:2]), tmp_path / "data" / "train-00000-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(table[2:]), tmp_path / "data" / "train-00001-of-00002.parquet")
+    pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "test-00000-of-00001.parquet")
+    pairs, counts = read(f"de-en=hf:{tmp_path}")
+    assert pairs == [("eine Katze", "a cat"), ("eine Kuh", "a cow")] and counts.skipped == {"empty": 1}
+
+
+def test_hf_saved_to_disk(tmp_path, table):
+    """The layout of Dataset.save_to_disk: an arrow stream with two JSON files beside it."""
+    data = pa.Table.from_pylist(table)
+    with pa.ipc.new_stream(str(tmp_path / "data-00000-of-00001.arrow"), data.schema) as stream:
+        stream.write_table(data)
+    write(tmp_path / "state.json", "{}")
+    write(tmp_path / "dataset_info.json", "{}")
+    assert read(f"en-de=hf:{tmp_path}")[0] == [("a cat", "eine Katze"), ("a cow", "eine Kuh")]
+
+
+def test_hf_json_lines(tmp_path, table):
+    wrong = {**table[0], "en": 5, "translation": {"en": 5, "de": "x"}}
+    rows = "".join(json.dumps(row) + "\n" for row in [*table, wrong])
+    write(tmp_path / "corpus.jsonl", rows + "{broken\n")
+    pairs, counts = read(f"en-de=hf:{tmp_path}")
+    assert pairs == [("a cat", "eine Katze"), ("a cow", "eine Kuh")]
+    assert counts.skipped == {"empty": 1, "not_text": 1, "not_json": 1}
+    (tmp_path / "corpus.jsonl").rename(tmp_path / "b.jsonl")
+    assert read(f"en-de=hf:{tmp_path}/b.jsonl")[0] == pairs
+
+
+def test_hf_problems(tmp_path):
+    with pytest.raises(UserError, match="no parquet, arrow or JSON lines files below"):
+        read(f"en-de=hf:{tmp_path}")
+    write(tmp_path / "test.jsonl", '{"en": "a", "de": "b"}\n')
+    with pytest.raises(UserError, match="only held-out splits below"):
+        read(f"en-de=hf:{tmp_path}")
+    write(tmp_path / "train.jsonl", '{"en": "a", "fr": "b"}\n')
+    with pytest.raises(UserError, match=r"no columns named en and de \(columns: en, fr\)"):
+        read(f"en-de=hf:{tmp_path}")
+    write(tmp_path / "train.parquet", b"PAR1 cut short")
+    with pytest.raises(UserError, match="holds files as json and as parquet"):
+        read(f"en-de=hf:{tmp_path}")
+    with pytest.raises(UserError, match="not a readable parquet file"):
+        read(f"en-de=hf:{tmp_path}/train.parquet")
+    with pytest.raises(UserError, match="write hf:NAME"):
+        read("en-de=hf:")
+
+
+def test_hf_hub_without_the_package(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # makes the import fail
+    with pytest.raises(UserError, match="the package `datasets`, which would fetch it, is not installed"):
+        read("en-de=hf:owner/corpus/de-en")
+
+
+def test_hf_hub_names(monkeypatch):
+    """owner/name/config is tried as such, owner/name also as name/config; the training split is read."""
+    import sys
+    import types
+
+    class Split(list):
+        info = types.SimpleNamespace(version="1.0.0")
+
+    def load_dataset(name, config):
+        if (name, config) in {("owner/corpus", "de-en"), ("corpus", "de-en")}:
+            return {"test": Split(), "train": Split([{"translation": {"en": "a", "de": "b"}}])}
+        raise FileNotFoundError(f"no {name} on the hub")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # no look at the network
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert read("en-de=hf:owner/corpus/de-en")[0] == [("a", "b")]
+    assert read("en-de=hf:corpus/de-en")[0] == [("a", "b")]
+    with pytest.raises(UserError, match=r"the hub gave none .*no owner/other on the hub"):
+        read("en-de=hf:owner/other")
+
+
+@pytest.fixture(scope="module")
+def tfds_directory(tmp_path_factory):
+    """Prepared datasets as tensorflow-datasets writes them, without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    translation = tfds.features.Translation(languages=["en", "de"])
+    features = {
+        "flat": translation,
+        "nested": tfds.features.FeaturesDict({"translation": translation}),
+        "many": tfds.features.FeaturesDict({"texts": tfds.features.TranslationVariableLanguages()}),
+    }
+    complete = [{"en": en, "de": de or ""} for en, de in ROWS]
+    rows = {
+        "flat": complete,
+        "nested": [{"translation": row} for row in complete],
+        "many": [{"texts": {"en": en, "fr": "oui"} | ({"de": [de, "noch eine"]} if de else {})} for en, de in ROWS],
+    }
+    root = tmp_path_factory.mktemp("tfds")
+    with tfds.core.registered.skip_registration():
+
+        class Corpus(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in features]
+
+            def _info(self):
+                kept = features[self.builder_config.name]
+                return tfds.core.DatasetInfo(builder=self, features=kept, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+            def _generate_examples(self):
+                yield from enumerate(rows[self.builder_config.name])
+
+    # A builder inside a package would be looked up through importlib_resources, which TFDS does not declare.
+    Corpus.__module__ = "corpus"
+    for name in features:
+        Corpus(data_dir=root, config=name, file_format="array_record").download_and_prepare()
+    return root / "corpus"
+
+
+@pytest.mark.parametrize("config", ["flat", "nested", "many"])
+def test_tfds(tfds_directory, config):
+    pairs, counts = read(f"de-en=tfds:{tfds_directory}/{config}")
+    assert pairs == [("eine Katze", "a cat"), ("eine Kuh", "a cow")] and counts.skipped == {"empty": 1}
+
+
+def test_tfds_problems(tfds_directory, tmp_path):
+    with pytest.raises(UserError, match="holds 3 datasets or versions; give one of"):
+        read(f"en-de=tfds:{tfds_directory}")
+    with pytest.raises(UserError, match=r"no columns named en and fr \(columns: de, en\)|\(columns: en, de\)"):
+        read(f"en-fr=tfds:{tfds_directory}/flat")
+    with pytest.raises(UserError, match=r"no dataset_info.json below"):
+        read(f"en-de=tfds:{tmp_path}")
+    with pytest.raises(UserError, match=r"cannot prepare it .*DatasetNotFoundError"):
+        read("en-de=tfds:no_such_dataset_anywhere")

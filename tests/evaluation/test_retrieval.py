@@ -1,0 +1,143 @@
+"""Retrieval by hand, against scikit-learn, on files that are wrong, and on a real model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation import retrieval
+from ppa_jax.evaluation.retrieval import accuracy, evaluate_tatoeba, read_tatoeba, retrieve
+
+KEYS = ["model", "task", "language", "direction", "layer", "pooling", "metric", "value", "count"]
+
+ENGLISH = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])  # 0, 37, 90 degrees
+GERMAN = np.array([[0.6, 0.8], [2.0, 0.0], [0.1, 5.0]])  # 53, 0, 89 degrees, of any length
+
+
+class Fixed:
+    """Stands for an embedder: looks vectors up."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def embed(self, params, sentences, requests):
+        return {request: np.array([self.table[text] for text in sentences]) * params for request in requests}
+
+
+def test_cosine_by_hand_in_both_directions():
+    # 0 -> 0 (number 1), 37 -> 53 (number 0), 90 -> 89 (number 2)
+    assert retrieve(ENGLISH, GERMAN).tolist() == [1, 0, 2]
+    # 53 -> 37 (number 1), 0 -> 0 (number 0), 89 -> 90 (number 2)
+    assert retrieve(GERMAN, ENGLISH).tolist() == [1, 0, 2]
+    assert accuracy(retrieve(ENGLISH, GERMAN)) == pytest.approx(100 / 3)
+
+
+def test_length_does_not_count_and_the_first_of_equals_wins():
+    targets = np.array([[0.0, 9.0], [3.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    queries = np.array([[1.0, 0.1], [0.1, 1.0], [0.0, 0.0]])
+    for block in (1, 2, 4096):
+        assert retrieve(queries, targets, block=block).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 4096])
+def test_agrees_with_an_independent_search(block):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    rng = np.random.default_rng(0)
+    queries, targets = rng.normal(size=(150, 24)), rng.normal(size=(90, 24)) * rng.uniform(0.1, 9, (90, 1))
+    search = neighbors.NearestNeighbors(n_neighbors=1, metric="cosine").fit(targets)
+    expected = search.kneighbors(queries, return_distance=False)[:, 0]
+    assert np.array_equal(retrieve(queries, targets, block=block), expected)
+
+
+def test_records_tell_the_directions_apart():
+    # In the plane, at these angles.
+    angle = {"a": 0, "b": 10, "c": 80, "A": 8, "B": 60, "C": 75, "d": 0, "D": 90}
+    table = {text: [np.cos(np.radians(x)), np.sin(np.radians(x))] for text, x in angle.items()}
+    # From English: a(0) -> A, right; b(10) -> A, wrong; c(80) -> C, right. Two of three.
+    # From German: A(8) -> b, wrong; B(60) -> c, wrong; C(75) -> c, right. One of three.
+    sets = {"de": (["a", "b", "c"], ["A", "B", "C"]), "fr": (["d"], ["D"])}
+    records = evaluate_tatoeba(Fixed(table), 1.0, sets, [(6, "cls"), (4, "mean")], model="before")
+    assert all(list(record) == KEYS for record in records)
+    assert len(records) == (2 + 1) * 3 * 2
+    shown = {(r["language"], r["direction"]): (r["value"], r["count"]) for r in records if r["layer"] == 6}
+    assert shown == {
+        ("de", "en-de"): (pytest.approx(66.6667), 3),
+        ("de", "de-en"): (pytest.approx(33.3333), 3),
+        ("de", "both"): (pytest.approx(50), 6),
+        ("fr", "en-fr"): (100, 1),
+        ("fr", "fr-en"): (100, 1),
+        ("fr", "both"): (100, 2),
+        ("mean", "en-xx"): (pytest.approx(83.3333, abs=1e-3), 4),
+        ("mean", "xx-en"): (pytest.approx(66.6667, abs=1e-3), 4),
+        ("mean", "both"): (pytest.approx(75), 8),
+    }
+    assert {(r["model"], r["task"], r["metric"]) for r in records} == {("before", "tatoeba", "accuracy")}
+    json.dumps(records)
+
+
+def write(directory, name: str, content: bytes | str) -> None:
+    (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_reads_every_language_of_a_directory(tmp_path):
+    write(tmp_path, "tatoeba.deu-eng.deu", "\ufeffGuten Tag.\r\nEin\u2028Satz.\r\n")
+    write(tmp_path, "tatoeba.deu-eng.eng", "Good day.\nA sentence.")  # no line feed at the end
+    write(tmp_path, "tatoeba.gsw-eng.gsw", "Grüezi.\n")
+    write(tmp_path, "tatoeba.gsw-eng.eng", "Hello.\n")
+    write(tmp_path, "README.md", "not a test set")
+    assert read_tatoeba(tmp_path) == {
+        "de": (["Good day.", "A sentence."], ["Guten Tag.", "Ein\u2028Satz."]),
+        "gsw": (["Hello."], ["Grüezi."]),
+    }
+
+
+def test_no_two_files_stand_for_one_language():
+    assert len(set(retrieval.LANGUAGES.values())) == len(retrieval.LANGUAGES)
+    assert (retrieval.LANGUAGES["cmn"], retrieval.LANGUAGES["swh"]) == ("zh", "sw")
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({}, "has no files tatoeba.xxx-eng.xxx and"),
+        ({"tatoeba.deu-eng.deu": "a\n"}, "no such file: .*tatoeba.deu-eng.eng"),
+        (
+            {"tatoeba.deu-eng.deu": "a\nb\n", "tatoeba.deu-eng.eng": "a\n"},
+            "tatoeba.deu-eng.eng has 1 lines and tatoeba.deu-eng.deu has 2",
+        ),
+        ({"tatoeba.deu-eng.deu": "", "tatoeba.deu-eng.eng": ""}, "deu are empty"),
+        ({"tatoeba.deu-eng.deu": b"a\nb\xff\n", "tatoeba.deu-eng.eng": "a\nb\n"}, "deu-eng.deu:2: not UTF-8"),
+        ({"tatoeba.deu-eng.deu": "a\n".encode("utf-16"), "tatoeba.deu-eng.eng": "a\n"}, "deu-eng.deu:1: not UTF-8"),
+    ],
+)
+def test_files_that_cannot_be_used(tmp_path, files, said):
+    for name, content in files.items():
+        write(tmp_path, name, content)
+    with pytest.raises(UserError, match=f"eval.tatoeba: .*{said}") as caught:
+        read_tatoeba(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"tatoeba: no such directory: .*nowhere; give one with files"):
+        read_tatoeba(tmp_path / "nowhere", field="tatoeba")
+
+
+@pytest.mark.shared_data
+def test_scores_a_real_model_as_pytorch_does(shared):
+    from ppa_jax.data.tokenizer import load_tokenizer
+    from ppa_jax.evaluation.embed import Embedder
+    from ppa_jax.interop import huggingface
+
+    model = shared / "models/minimbert"
+    pretrained = huggingface.read(model)
+    embedder = Embedder(pretrained.config, load_tokenizer(model), max_length=64)
+    german = {"de": read_tatoeba(shared / "data/tatoeba")["de"]}
+    requests = {(6, "cls"): "cls_last", (6, "mean"): "mean_last", (4, "mean"): "mean_mid"}
+    records = evaluate_tatoeba(embedder, pretrained.params["encoder"], german, list(requests))
+    both = [r for r in records if (r["language"], r["direction"]) == ("de", "both")]
+    got = {requests[r["layer"], r["pooling"]]: r["value"] for r in both}
+    peer = json.loads((shared / "peers/results.json").read_text())["runs"][0]["per_lang"]["de"]
+    # A sentence is 0.05 points; a few near ties fall otherwise in another order of additions.
+    assert got == {name: pytest.approx(value, abs=0.3) for name, value in peer.items()}
