@@ -1,0 +1,44 @@
+# make demo: the main job on the built-in sample.  make test: the tests.  Both start from Python 3.11+ alone.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKDIR ?= runs/demo
+
+.PHONY: demo test lint tpu-compile clean
+
+demo: $(VENV)/installed
+	$(PY) -m ppa_jax.main --config=configs/ppa.py:demo --workdir=$(WORKDIR)
+
+test: $(VENV)/installed-test
+	$(PY) -m ruff check .
+	$(PY) -m pytest --durations=10
+
+lint: $(VENV)/installed-test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+# Compiles the real step with the TPU compiler, on a machine without a TPU: memory and collectives per chip.
+tpu-compile: $(VENV)/installed-tpu
+	$(PY) -m benchmarks.tpu_compile
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ppa_jax needs Python 3.11 or newer; give one: make PYTHON=...')"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) --requirement requirements.txt
+	$(PIP) --no-deps --editable .
+	touch $@
+
+$(VENV)/installed-test: requirements-test.txt $(VENV)/installed
+	$(PIP) --requirement requirements-test.txt
+	touch $@
+
+$(VENV)/installed-tpu: $(VENV)/installed
+	$(PIP) libtpu==0.0.42
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .ruff_cache
