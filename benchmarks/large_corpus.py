@@ -2,7 +2,7 @@
 
     python benchmarks/large_corpus.py --pairs=20000000 --tokenizer=HF_DIR
 
-Needs about 0.6 KB of disk a pair in --workdir, which is removed at the end unless --keep. Prints one JSON object. Each
+Needs about 0.5 KB of disk a pair in --workdir, which is removed at the end unless --keep. Prints one JSON object. Each
 phase runs in a process of its own, so that its peak memory (resident, in MB) is its own; `file_mb` of it is pages of
 memory-mapped files, which the system takes back when it needs them.
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ppa_jax.data import prepare, sources
-from ppa_jax.data.prepare import Prepared
+from ppa_jax.data import cache, prepare, sources
+from ppa_jax.data.prepare import Prepared, RandomReader
 from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -35,6 +35,7 @@ class Filters:
 class Part:
     """One source of a language pair."""
 
+    source: str  # as written in data.pairs
     prepared: Prepared
     swapped: bool  # prepared as b-a where the pair is a-b
 
@@ -66,7 +67,7 @@ class LanguagePair:
         self._parts = parts
         self._rows = rows  # [n] row of each pair within its source
         self._ends = np.cumsum([entry["kept"] for entry in report])  # [parts]
-        self._opened: dict[tuple[int, int], Any] = {}  # (process, part) -> data source
+        self._opened: dict[tuple[int, int], RandomReader] = {}  # (process, part)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -80,15 +81,15 @@ class LanguagePair:
         texts: list[tuple[str, str]] = [("", "")] * len(wanted)
         for number in np.unique(part_of):
             places = np.flatnonzero(part_of == number)
-            records = self._open(int(number)).__getitems__(self._rows[wanted[places]].tolist())
+            records = self._open(int(number)).read(self._rows[wanted[places]].astype(np.int64))
             for place, (a, b) in zip(places.tolist(), prepare.decode(records), strict=True):
                 texts[place] = (b, a) if self._parts[number].swapped else (a, b)
         return texts
 
-    def _open(self, number: int) -> Any:
+    def _open(self, number: int) -> RandomReader:
         key = (os.getpid(), number)
         if key not in self._opened:
-            self._opened[key] = self._parts[number].prepared.open()
+            self._opened[key] = RandomReader(self._parts[number].prepared)
         return self._opened[key]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def open_pairs(
     for group in grouped.values():
         languages = group[0].languages
         parts = [
-            Part(prepare.prepare(source, cleaning, cache_dir), swapped=source.languages != languages)
+            Part(str(source), prepare.prepare(source, cleaning, cache_dir), swapped=source.languages != languages)
             for source in group
         ]
         pairs.append(_language_pair(languages, parts, tokenizer, filters, max_length, cache_dir))
@@ -166,14 +167,16 @@ def _language_pair(
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     directory = cache_dir / f"{'-'.join(languages)}-pairs-{key}"
-    if not (directory / "report.json").is_file():
-        prepare.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work))
+    if not directory.is_dir():
+        cache.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work))
+    report = json.loads((directory / "report.json").read_text())
     return LanguagePair(
         languages,
         parts,
         np.load(directory / "rows.npy", mmap_mode="r"),
         np.load(directory / "lengths.npy", mmap_mode="r"),
-        json.loads((directory / "report.json").read_text()),
+        # The same file may have been written as another path when the choice was made.
+        [{"source": part.source, **entry} for part, entry in zip(parts, report, strict=True)],
     )
 
 
@@ -188,12 +191,11 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
             raise UserError(
-                f"data.pairs: {facts['source']}: no usable pair; {counts} "
+                f"data.pairs: {part.source}: no usable pair; {counts} "
                 f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces})"
             )
         passing.append(keep)
-        entry = {"source": facts["source"], "read": facts["read"], "kept": kept}
-        report.append({**entry, "skipped": skipped, "noted": facts["noted"]})
+        report.append({"read": facts["read"], "kept": kept, "skipped": skipped, "noted": facts["noted"]})
 
     def rows() -> Iterator[np.ndarray]:
         for keep in passing:
@@ -208,8 +210,8 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
                 yield np.minimum(block[:, ::-1] if part.swapped else block, max_length - 2)
 
     total = sum(entry["kept"] for entry in report)
-    prepare.write_array(work / "rows.npy", rows(), np.dtype(np.uint32), (total,))
-    prepare.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, 2))
+    cache.write_array(work / "rows.npy", rows(), np.dtype(np.uint32), (total,))
+    cache.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, 2))
     (work / "report.json").write_text(json.dumps(report, indent=1))
 
 

@@ -138,6 +138,14 @@ def test_prepared_once_reported_alike_and_again_after_a_change(tmp_path, opened,
     assert everything(opened(f"en-de={path}", max_characters=4)[0]) == [("four", "vier")]
 
 
+def test_report_names_sources_as_written_this_time(tmp_path, opened, monkeypatch):
+    path = write(tmp_path / "a.tsv", [("one", "eins")])
+    opened(f"en-de={path}")
+    monkeypatch.chdir(tmp_path)
+    assert opened("en-de=a.tsv")[0].report[0]["source"] == "en-de=a.tsv"
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # one corpus, one choice of pairs
+
+
 def test_another_tokenizer_counts_anew(tmp_path, opened, tokenizer):
     from dataclasses import replace
 
