@@ -1,0 +1,169 @@
+"""Seconds per alignment step and pairs per second, on random pieces of given sentence lengths.
+
+    python -m benchmarks.align_step --layers=6 --hidden=384 --heads=12 --batch=32 --lengths=lengths.npy
+
+Prints one JSON line: s_per_step (median), real_tokens_per_s, pairs_per_s, nce, tlm, and besides: padding (share of the
+places for tokens), mfu (operations of real tokens a second over the matmul rate measured in the same run),
+matmul_gflops, compile_s, peak_memory_mib. `lengths.npy` is int [n, 2], word pieces of both sides without special
+tokens. Needs jax, flax and optax alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import resource
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppa_jax.data.pairs import Batch, PairBatches
+from ppa_jax.data.plan import Plan
+from ppa_jax.jobs import align
+from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.training import mesh, optimizer
+
+
+class RandomPairs:
+    """A corpus of random pieces with given lengths; its own tokenizer."""
+
+    cls_id, sep_id, mask_id, pad_id = 101, 102, 103, 0
+
+    def __init__(self, lengths: np.ndarray, vocab_size: int) -> None:
+        self.lengths, self.vocab_size = lengths, vocab_size
+
+    def read(self, indices: np.ndarray) -> list[tuple[str, str]]:
+        """A text names its pair and side."""
+        return [(f"{i} 0", f"{i} 1") for i in indices]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Random ordinary pieces, the same for the same text."""
+        places = [tuple(map(int, text.split())) for text in texts]
+        return [np.random.default_rng(p).integers(110, self.vocab_size, self.lengths[p]).tolist() for p in places]
+
+
+def parse() -> argparse.Namespace:
+    """Flags."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--layers", type=int, default=6)
+    p.add_argument("--hidden", type=int, default=384)
+    p.add_argument("--heads", type=int, default=12)
+    p.add_argument("--vocab", type=int, default=119_547)
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--steps", type=int, default=6)
+    p.add_argument("--lengths", help="npy [n, 2]; without it log-normal lengths are drawn")
+    p.add_argument("--maxlen", type=int, default=128)
+    p.add_argument("--row-length", type=int, default=0, help="tokens of a packed row; 0: chosen as the job does")
+    p.add_argument("--queue", type=int, default=32_000)
+    p.add_argument("--proj", type=int, default=300)
+    p.add_argument("--dropout", type=float, default=0.1)
+    p.add_argument("--accumulate", type=int, default=1)
+    p.add_argument("--device", default="", help="cpu, cuda or tpu; default: what there is")
+    p.add_argument("--bf16", action="store_true")
+    p.add_argument("--seed", type=int, default=0)
+    return p.parse_args()
+
+
+def matmul_rate(dtype: jnp.dtype) -> float:
+    """Operations a second of the best of ten matrix products of a feed-forward layer's size."""
+    a, b = jnp.ones((4096, 768), dtype), jnp.ones((768, 3072), dtype)
+    product = jax.jit(lambda a, b: a @ b)
+    product(a, b).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        product(a, b).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * 4096 * 768 * 3072 / min(seconds)
+
+
+def operations(config: EncoderConfig, batch: Batch) -> int:
+    """Floating-point operations of a step for its real tokens: query side forward and backward, key side forward."""
+    sentence = int(np.mean(batch.query.length))
+    query, key = (int(np.count_nonzero(rows.segments)) for rows in (batch.rows, batch.key_rows))
+    masked = int(np.count_nonzero(batch.slots.rank >= 0))
+    per_token = config.flops_per_token(2 * sentence), config.flops_per_token(sentence)
+    return 3 * query * per_token[0] + key * per_token[1] + 3 * masked * config.flops_per_prediction()
+
+
+def main() -> None:
+    """Runs the steps and prints the JSON line."""
+    a = parse()
+    if a.device:
+        jax.config.update("jax_platforms", a.device)
+    dtype = jnp.dtype("bfloat16" if a.bf16 else "float32")
+    drawn = np.random.default_rng(1).lognormal(3.1, 0.55, (20_000, 2))
+    lengths = np.load(a.lengths) if a.lengths else np.clip(drawn, 4, a.maxlen).astype(int)
+    lengths = np.minimum(lengths, a.maxlen - 2)
+    pairs = RandomPairs(lengths, a.vocab)
+    longest = int(lengths.sum(axis=1).max()) + 3
+    devices = mesh.make_mesh(-1, 1)
+    batches = PairBatches(
+        [pairs], Plan([lengths], a.batch, a.seed), pairs, max_length=a.maxlen,
+        row_length=a.row_length or -(-longest // 64) * 64, mask_rate=0.15, shards=devices.shape["data"],
+        accumulate=a.accumulate,
+    )
+    config = EncoderConfig(
+        vocab_size=a.vocab, hidden_size=a.hidden, num_layers=a.layers, num_heads=a.heads,
+        intermediate_size=4 * a.hidden, hidden_dropout=a.dropout, attention_dropout=a.dropout,
+    )
+    method = align.Method(
+        queue_size=a.queue, projection_dim=a.proj, layer=a.layers, max_length=a.maxlen, max_tlm_length=longest,
+        dtype=dtype,
+    )
+    token = jnp.zeros((1, 1), jnp.int32)
+    words = jnp.zeros((a.vocab, a.hidden))
+    params = {
+        "encoder": Encoder(config).init(jax.random.key(a.seed), token, token, token)["params"],
+        "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), words[:1], words)["params"],
+    }
+    adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
+    state = align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
+    shardings = align.state_shardings(state, mesh.RULES["replicated"], devices)
+    state = jax.device_put(state, shardings)
+    step = align.make_step(method, config, adamw, devices, shardings)
+
+    made = [batches.make(t) for t in range(a.steps + 1)]
+    compiled: dict[tuple, object] = {}  # by shape: compiling is no part of a step
+    compile_s = 0.0
+    seconds, metrics = [], {}
+    for t, batch in enumerate(made):
+        shape = tuple(x.shape for x in jax.tree.leaves(batch))
+        on_device = mesh.put_batch(batch, devices)
+        if shape not in compiled:
+            start = time.perf_counter()
+            compiled[shape] = step.lower(state, on_device).compile()
+            compile_s += time.perf_counter() - start
+        start = time.perf_counter()
+        state, metrics = compiled[shape](state, on_device)
+        metrics = jax.device_get(metrics)
+        if t:
+            seconds.append(time.perf_counter() - start)
+    rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
+    real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)
+    rate = matmul_rate(dtype)
+    memory = devices.devices.flat[0].memory_stats() or {}
+    peak = memory.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(json.dumps({
+        "s_per_step": round(float(np.median(seconds)), 4),
+        "real_tokens_per_s": round(real / sum(seconds), 1),
+        "pairs_per_s": round(a.batch * len(seconds) / sum(seconds), 2),
+        "nce": float(metrics["contrastive"]),
+        "tlm": float(metrics["tlm"]),
+        "padding": round(1 - real / places, 4),
+        "mfu": round(sum(operations(config, b) for b in made[1:]) / sum(seconds) / rate, 4),
+        "matmul_gflops": round(rate / 1e9, 1),
+        "compiled": len(compiled),
+        "compile_s": round(compile_s, 1),
+        "peak_memory_mib": round(peak / 2**20),
+        "shape": dataclasses.asdict(batches.ladder.base),
+        "device": devices.devices.flat[0].device_kind,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

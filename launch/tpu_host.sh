@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# What tpu_vm.sh does on each host of a TPU. Not to be called by hand.
+#
+#   install   an environment with the pinned requirements and jax[tpu]
+#   run ARGS  starts the program, or finds it running; follows its log and ends with "ppa_jax: exit status N"
+#   running   whether the program is running
+#   stop      SIGTERM to the program, which saves; comes back when it is gone
+#
+# The program runs in a process group of its own, so that a broken connection does not end it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+running() { [[ -f run.pid ]] && kill -0 "$(< run.pid)" 2> /dev/null; }
+
+case $1 in
+  install)
+    if [[ ! -x .venv/bin/python ]]; then
+      # The images of the hosts bring an older Python than this project needs.
+      python3 -m pip install --quiet --user uv
+      python3 -m uv venv --quiet --seed --python 3.11 .venv
+    fi
+    .venv/bin/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt "jax[tpu]"
+    ;;
+  run)
+    shift
+    if ! running; then
+      rm -f run.status
+      # The trap keeps this shell alive to write the status when `stop` signals the whole group.
+      # shellcheck disable=SC2016 # expanded by the inner shell
+      setsid nohup bash -c 'trap : TERM; .venv/bin/python -m ppa_jax.main "$@"; echo $? > run.status' run "$@" \
+        > run.log 2>&1 < /dev/null &
+      echo $! > run.pid
+    fi
+    tail --pid="$(< run.pid)" --lines=+1 --follow run.log
+    echo "ppa_jax: exit status $(cat run.status 2> /dev/null || echo unknown)"
+    ;;
+  running) running ;;
+  stop)
+    if running; then
+      kill -TERM -- "-$(< run.pid)"
+      tail --pid="$(< run.pid)" --follow /dev/null
+    fi
+    ;;
+  *) echo "$0: install, run, running or stop" >&2; exit 2 ;;
+esac

@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU VM, one host or a slice of many, and asks for new machines after a preemption.
+#
+#   export NAME=ppa ZONE=us-west4-a ACCELERATOR=v5litepod-16
+#   export MOUNT='mountpoint -q /mnt/ppa || { sudo mkdir -p /mnt/ppa; sudo mount 10.0.0.2:/ppa /mnt/ppa; }'
+#   launch/tpu_vm.sh --config=configs/ppa.py --workdir=/mnt/ppa/runs/x --config.init=bert-base-multilingual-cased \
+#       --config.data.pairs=en-de=/mnt/ppa/en-de.tsv
+#
+# Runs on your own machine, with gcloud logged in. It asks for the machines as a queued resource, waits for them, copies
+# the files of the repository that git does not ignore to every host, installs the pinned requirements with jax[tpu],
+# and starts the arguments on all hosts with --config.mesh.distributed=true. The program outlives this script and the
+# connection: the same command attaches to it again. Ctrl-C here stops the run, which saves first. The machines stay
+# when the run ends, and cost money until they are deleted:
+#
+#   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
+#
+# The workdir, and data given as files, must lie on storage that all hosts see under the same path (an NFS share such as
+# Filestore); a gs:// address does not do for the workdir. After a preemption new machines are asked for, and the run
+# goes on from its newest checkpoint.
+#
+# Variables:
+#   ZONE         required
+#   NAME         of the queued resource and of its node (ppa)
+#   PROJECT      (gcloud's default)
+#   ACCELERATOR  (v5litepod-8: one host)
+#   RUNTIME      software of the hosts (v2-alpha-tpuv5-lite, for v5e; v6e: v2-alpha-tpuv6e)
+#   SPOT         true: preemptible machines, false: on demand (true)
+#   MOUNT        command for every host that brings in the shared storage, run before each start (none)
+#   RESTARTS     how often to start again before giving up (100)
+#   PAUSE        seconds between two looks at the state of the request, and before a restart (30)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+ZONE=${ZONE:?give the zone, e.g. ZONE=us-west4-a}
+NAME=${NAME:-ppa}
+ACCELERATOR=${ACCELERATOR:-v5litepod-8}
+RUNTIME=${RUNTIME:-v2-alpha-tpuv5-lite}
+SPOT=${SPOT:-true}
+MOUNT=${MOUNT:-:}
+RESTARTS=${RESTARTS:-100}
+PAUSE=${PAUSE:-30}
+
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+tpu() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
+on_all_hosts() { tpu tpu-vm ssh "$NAME" --worker=all --command="$1"; }
+
+# shellcheck disable=SC2317 # called by a trap
+stop() {
+  trap '' INT TERM
+  echo "$0: stopping; the run saves first" >&2
+  on_all_hosts "bash ppa_jax/launch/tpu_host.sh stop" || true
+  exit 130
+}
+
+# Comes back when the machines are there, asking for them where that is needed.
+machines() {
+  local spot='' state
+  if [[ $SPOT == true ]]; then spot=--spot; fi
+  while true; do
+    state=$(tpu queued-resources describe "$NAME" --format="value(state.state)" 2> /dev/null || echo ABSENT)
+    case $state in
+      ACTIVE) return ;;
+      ABSENT)
+        tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
+          --runtime-version="$RUNTIME" ${spot:+"$spot"}
+        ;;
+      SUSPENDED) tpu queued-resources delete "$NAME" --force --quiet ;; # preempted: its machines are gone
+      FAILED)
+        echo "$0: the request failed; see gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2
+        exit 1
+        ;;
+    esac
+    echo "$0: $NAME was $state; looking again in $PAUSE s" >&2
+    sleep "$PAUSE"
+  done
+}
+
+# Code and environment on every host; a host whose program is running is left alone.
+install() {
+  tpu tpu-vm scp "$scratch/ppa_jax.tar.gz" "$NAME:ppa_jax.tar.gz" --worker=all
+  on_all_hosts "bash ppa_jax/launch/tpu_host.sh running 2> /dev/null || {
+    mkdir -p ppa_jax && tar -xzf ppa_jax.tar.gz -C ppa_jax && bash ppa_jax/launch/tpu_host.sh install; }"
+}
+
+run() {
+  local arguments
+  arguments=$(printf '%q ' "$@" --config.mesh.distributed=true)
+  on_all_hosts "$MOUNT; bash ppa_jax/launch/tpu_host.sh run $arguments" | tee "$scratch/log"
+}
+
+git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- -czf "$scratch/ppa_jax.tar.gz"
+trap stop INT TERM
+for ((start = 0; start <= RESTARTS; start++)); do
+  machines
+  # Each of these fails when the machines are preempted meanwhile: the next turn asks for new ones.
+  : > "$scratch/log"
+  if install; then run "$@" & wait $! || true; fi
+  # Every host ends with this line. Hosts that lost another one end in other ways.
+  statuses=$(sed -n 's/^.*ppa_jax: exit status \([0-9]*\).*$/\1/p' "$scratch/log" | sort -u)
+  if [[ $statuses == 0 ]]; then exit 0; fi
+  if grep -qx 2 <<< "$statuses"; then exit 2; fi
+  echo "$0: ended with ${statuses:-no status}; start $((start + 2)) in $PAUSE s" >&2
+  sleep "$PAUSE"
+done
+echo "$0: given up after $((RESTARTS + 1)) starts" >&2
+exit 1
