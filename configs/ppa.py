@@ -58,6 +58,7 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
             layer=-1,  # whose states are pooled; -1: the last
             pooling="cls",  # or mean
             mask_duplicates=True,  # a negative with the positive's very sentence does not count
+            in_batch=False,  # the other keys of the batch are negatives beside the queue
             key_dropout=True,  # dropout in the key encoder, as in MoCo's training mode
         ),
         tlm=dict(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,18 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections
     if not Path(path).is_file():
         raise UserError(f"--config: no such file: {path}; give one of configs/, as in --config=configs/ppa.py")
     spec = importlib.util.spec_from_file_location("ppa_jax_config", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config: {path} is not a Python file; give one of configs/, as in --config=configs/ppa.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's may raise
+        raise UserError(f"--config: {path} cannot be read ({type(error).__name__}: {error})") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {path} has no get_config(mode)")
     try:
         config = module.get_config(mode)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # an unknown mode; a get_config that takes none
         raise UserError(f"--config={file}: {error}") from error
     given = dict(overrides)
     for name, text in given.items():
@@ -95,10 +100,17 @@ def _read_int(text: str) -> int:
         return int(value)
 
 
+def _read_float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):  # passes every check of a range, or none
+        raise ValueError(text)
+    return value
+
+
 _READ: dict[type, Callable[[str], Any]] = {
     bool: _read_bool,
     int: _read_int,
-    float: float,
+    float: _read_float,
     str: lambda text: "" if text.lower() == "none" else text,
 }
 _SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}

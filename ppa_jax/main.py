@@ -7,10 +7,15 @@ which), 130 or 143 stopped by SIGINT or SIGTERM after saving.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import logging
+import signal
 import sys
+from collections.abc import Iterator
 
-from absl import logging
+import absl.logging
 
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
@@ -42,21 +47,65 @@ def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
     return given["config"], given["workdir"], overrides
 
 
+class LogLine(logging.Formatter):
+    """The message alone; anything graver than a fact says what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`text`, or `warning: text`."""
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+@contextlib.contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Shows what this project logs, and the warnings of everyone else, as plain lines on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLine())
+    # Its play-by-play of every dataset that is opened comes through absl, too, at the level of this project's facts.
+    handler.addFilter(lambda record: record.levelno > logging.INFO or "tensorflow_datasets" not in record.pathname)
+    absl.logging.set_verbosity(absl.logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the job that the arguments ask for; returns the exit status.
+
+    Raises:
+      UserError: a mistake in the input, or a disk that takes no more.
+    """
+    file, workdir, overrides = parse(arguments)
+    config = configs.load(file, overrides)
+    if config.get("job") not in JOBS:
+        raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
+    try:
+        return importlib.import_module(JOBS[config.job]).run(config, workdir)
+    except OSError as error:
+        # Whoever writes files says more where it can; this is for those, of other packages, that do not.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror}; free some space or give another --workdir"
+        ) from error
+
+
 def main(arguments: list[str]) -> int:
-    """Runs the job and returns the exit status."""
+    """The command line: runs the job and returns the exit status."""
     if {"-h", "--help"} & {*arguments}:
         print(__doc__)
         return 0
-    logging.set_verbosity(logging.INFO)
-    try:
-        file, workdir, overrides = parse(arguments)
-        config = configs.load(file, overrides)
-        if config.get("job") not in JOBS:
-            raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
-        return importlib.import_module(JOBS[config.job]).run(config, workdir)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with log_to_stderr():
+        try:
+            return run(arguments)
+        except UserError as error:
+            print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("stopped by SIGINT; the same command goes on from the last checkpoint", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ One step, on a batch of sentences that translate each other:
 
 1. TLM: both sentences in one sequence, 15% of the pieces masked; the query encoder predicts them.
 2. Contrast: one sentence through the query encoder, its translation through the key encoder, both projected; InfoNCE of
-   the pair against a queue of past keys.
+   the pair against a queue of past keys (and, as an option, the other keys of the batch).
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
    batch's keys replace the oldest in the queue.
 
@@ -48,6 +48,7 @@ class Method:
     layer: int = 12  # whose states are pooled, from 1
     pooling: str = "cls"  # or "mean", over all tokens with the special ones
     mask_duplicates: bool = True
+    in_batch: bool = False  # the other keys of the batch are negatives, too
     key_dropout: bool = True  # MoCo keeps the key encoder in training mode
     max_length: int = 128  # of one sentence
     max_tlm_length: int = 131  # of a TLM sequence
@@ -134,9 +135,19 @@ def make_step(
     def project(params, hidden, places):
         return projection.apply({"params": params}, pool(hidden, places, method.pooling, method.max_length))
 
-    def losses(params, state: State, batch: Batch, step_key, masked_total):
-        """The weighted loss of one accumulation step (its share of the batch's mean), metrics and keys."""
-        mask_key, query_seed, key_seed = jax.random.split(step_key, 3)
+    def encode_keys(state: State, batch: Batch, seed):
+        """The keys of the whole batch, [A, S, b, P], without gradient, one accumulation step after the other."""
+
+        def one(part):
+            rows, places = part
+            hidden = encode(state.key_params["encoder"], rows, seed, layers=method.layer)
+            return project(state.key_params["projection"], hidden[-1], places)
+
+        return jax.lax.map(one, (batch.key_rows, batch.key))
+
+    def losses(params, queue, batch: Batch, keys, number, step, step_key, masked_total):
+        """The weighted loss of accumulation step `number` (its share of the batch's mean), and metrics."""
+        mask_key, query_seed, _ = step_key
         rows, masked = batch.rows, None
         if method.tlm_weight:
             draw = jax.vmap(
@@ -148,7 +159,7 @@ def make_step(
             masked = draw(rows.ids.reshape(rows.ids.shape[0], -1), batch.sequences, batch.slots)
             rows = rows._replace(ids=masked.ids.reshape(rows.ids.shape))
         hidden = encode(params["encoder"], rows, jax.random.bits(query_seed))
-        loss, metrics, keys = 0.0, {}, None
+        loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
@@ -158,55 +169,56 @@ def make_step(
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:
             query = project(params["projection"], hidden[method.layer], batch.query)  # [S, b, P]
-            seed = jax.random.bits(key_seed) if method.key_dropout else None
-            key_hidden = encode(state.key_params["encoder"], batch.key_rows, seed, layers=method.layer)
-            keys = jax.lax.stop_gradient(project(state.key_params["projection"], key_hidden[-1], batch.key))
-            slots = state.queue.keys.shape[0]
+            slots, pairs, _ = queue.keys.shape
+            b = query.shape[1]
+            column = jnp.broadcast_to(number * b + jnp.arange(b), query.shape[:2]).reshape(-1)
             nll, wins = contrastive.info_nce(
-                *(x.reshape(-1, method.projection_dim) for x in (query, keys)), batch.hashes.reshape(-1),
-                state.queue, jnp.minimum(state.step, slots),
+                *(x.reshape(-1, method.projection_dim) for x in (query, keys)), batch.hashes.reshape(-1), queue,
+                jnp.minimum(step + method.in_batch, slots), (step % slots, column) if method.in_batch else None,
                 temperature=method.temperature, mask_duplicates=method.mask_duplicates, mesh=mesh,
             )
-            pairs = state.queue.keys.shape[1]
             metrics |= {"contrastive": jnp.sum(nll) / pairs, "contrastive_accuracy": jnp.sum(wins) / pairs}
             loss += method.contrastive_weight * metrics["contrastive"]
-        return loss, (metrics | {"loss": loss}, keys)
+        return loss, metrics | {"loss": loss}
 
-    def gradients(state: State, batch: Batch):
-        """Gradient, metrics and keys [A, S, b, P] of the whole batch, one accumulation step after the other."""
-        step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+    def gradients(state: State, queue, batch: Batch, keys, step_key):
+        """Gradient and metrics of the whole batch, one accumulation step after the other."""
         masked_total = jnp.maximum(1, jnp.sum(batch.slots.rank >= 0)) if method.tlm_weight else 1
         run = jax.value_and_grad(losses, has_aux=True)
 
         def one(part):
-            (_, (metrics, keys)), grads = run(state.params, state, part, step_key, masked_total)
-            return (grads, metrics), keys
+            (_, metrics), grads = run(state.params, queue, *part, state.step, step_key, masked_total)
+            return grads, metrics
 
-        if batch.rows.ids.shape[0] == 1:
-            (grads, metrics), keys = one(jax.tree.map(lambda x: x[0], batch))
-            return grads, metrics, jax.tree.map(lambda x: x[None], keys)
+        parts = batch, keys, jnp.arange(batch.rows.ids.shape[0])
+        first = jax.tree.map(lambda x: x[0], parts)
+        if len(parts[-1]) == 1:
+            return one(first)
 
         def add(total, part):
-            new, keys = one(part)
-            return jax.tree.map(jnp.add, total, new), keys
+            return jax.tree.map(jnp.add, total, one(part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: one(jax.tree.map(lambda x: x[0], batch))[0]))
-        (grads, metrics), keys = jax.lax.scan(add, zeros, batch)
-        return grads, metrics, keys
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def step(state: State, batch: Batch):
-        grads, metrics, keys = gradients(state, batch)
+        step_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), 3)
+        keys, queue, key_params = None, state.queue, state.key_params
+        if method.contrastive_weight:
+            keys = encode_keys(state, batch, jax.random.bits(step_key[2]) if method.key_dropout else None)
+            # A device's pairs are neighbours in the global batch: [A, S, b, P] -> [S, A, b, P] -> [B, P].
+            flat = [jnp.swapaxes(x, 0, 1) for x in (keys, batch.hashes)]
+            after = contrastive.enqueue(
+                queue, state.step, flat[0].reshape(-1, method.projection_dim), flat[1].reshape(-1)
+            )
+            queue = after if method.in_batch else queue
+        grads, metrics = gradients(state, queue, batch, keys, step_key)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        key_params, queue = state.key_params, state.queue
         if method.contrastive_weight:
-            followed = {name: params[name] for name in key_params}
-            key_params = contrastive.ema(key_params, followed, method.momentum)
-            # A device's pairs are neighbours in the global batch: [A, S, b, P] -> [S, A, b, P] -> [B, P].
-            keys = jnp.swapaxes(keys, 0, 1).reshape(-1, method.projection_dim)
-            hashes = jnp.swapaxes(batch.hashes, 0, 1).reshape(-1)
-            queue = contrastive.enqueue(queue, state.step, keys, hashes)
+            key_params = contrastive.ema(key_params, {name: params[name] for name in key_params}, method.momentum)
+            queue = after
         state = state.replace(
             step=state.step + 1, params=params, key_params=key_params, queue=queue, opt_state=opt_state
         )

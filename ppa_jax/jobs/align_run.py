@@ -22,8 +22,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ppa_jax.config import one_of, require
-from ppa_jax.data import corpora, world
+from ppa_jax.config import fields, one_of, require
+from ppa_jax.data import corpora, sources, world
 from ppa_jax.data.pairs import Batch, PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -33,6 +33,7 @@ from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model
+from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training import identity, loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.metrics import MetricWriter
@@ -46,7 +47,7 @@ def validate(config: ConfigDict) -> None:
     positive = lambda x: x > 0  # noqa: E731
     share = lambda x: 0 <= x < 1  # noqa: E731
     not_negative = lambda x: x >= 0  # noqa: E731
-    for name in ("data.max_pair_pieces", "data.max_characters", "data.temperature", "train.batch_size"):
+    for name in ("data.max_pair_pieces", "train.batch_size"):
         require(config, name, positive, "greater than 0")
     for name in ("train.learning_rate", "train.accumulate", "contrastive.temperature", "contrastive.projection_dim"):
         require(config, name, positive, "greater than 0")
@@ -58,13 +59,17 @@ def validate(config: ConfigDict) -> None:
         require(config, name, not_negative, "0 or more")
     require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
     require(config, "data.row_length", not_negative, "0 (chosen from the lengths) or a number of tokens")
+    require(config, "data.max_characters", lambda n: 0 < n <= 10**9, "between 1 and 1,000,000,000")
+    require(config, "data.temperature", lambda t: t >= 0.1, "at least 0.1; 1 keeps the proportions of the corpora")
     require(config, "data.workers", not_negative, "0 or more")
     require(config, "train.dropout", lambda x: x == -1 or share(x), "-1 (as pretrained) or in [0, 1)")
     require(config, "contrastive.momentum", lambda x: 0 <= x <= 1, "between 0 and 1")
     require(config, "contrastive.layer", lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1")
     require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
     require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
-    require(config, "seed", not_negative, "0 or more")
+    require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
+    require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
+    require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "contrastive.pooling", ("cls", "mean"))
     one_of(config, "mesh.rules", mesh.RULES)
@@ -74,8 +79,10 @@ def validate(config: ConfigDict) -> None:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
-    if not config.init and not config.pretrain.steps:
-        raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps for a new model")
+    if not config.init:
+        if not config.pretrain.steps:
+            raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
+        new_model.validate(config)
 
 
 @dataclasses.dataclass
@@ -91,6 +98,7 @@ class Run:
     mesh: Mesh
     method: align.Method
     steps: int
+    test_sets: retrieval.Sets
 
     @functools.cached_property
     def schedule(self) -> Any:
@@ -107,9 +115,7 @@ class Run:
     @functools.cached_property
     def embedder(self) -> Embedder:
         """Embeds sentences with any parameters of this shape; compiled once for the whole run."""
-        return Embedder(
-            self.pretrained.config, self.tokenizer, max_length=self.config.data.max_length, mesh=self.mesh
-        )
+        return Embedder(self.pretrained.config, self.tokenizer, max_length=self.config.data.max_length, mesh=self.mesh)
 
 
 def run(config: ConfigDict, workdir: str) -> int:
@@ -117,36 +123,100 @@ def run(config: ConfigDict, workdir: str) -> int:
     validate(config)
     if config.mesh.distributed:
         loop.initialize_hosts()
-    if not config.init:
-        config = new_model.pretrain(config, Path(workdir), run)
-    opened = open_run(config, Path(workdir))
     try:
-        train(opened)
+        if not config.init:
+            check_new_model(config)
+            config = new_model.pretrain(config, Path(workdir), align_model)
+        align_model(config, Path(workdir))
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the memory of the devices does not suffice ({str(error).splitlines()[0][:160]}); raise train.accumulate "
+            "or lower train.batch_size, data.max_length, data.row_length or contrastive.queue_size"
+        ) from error
     return 0
+
+
+def align_model(config: ConfigDict, workdir: Path) -> None:
+    """The whole of one training run in its workdir.
+
+    Raises:
+      UserError: something does not fit; the loss is not finite.
+      Stopped: by a signal, with the state saved.
+    """
+    train(open_run(config, workdir))
+
+
+def check_new_model(config: ConfigDict) -> None:
+    """What can be known of the alignment before the new model is pretrained, which may take long."""
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    check_batch_size(config, "train.batch_size", devices)
+    check_batch_size(config, "pretrain.batch_size", devices)
+    check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
+    read_test_sets(config)
+
+
+def check_batch_size(config: ConfigDict, field: str, devices: Mesh) -> None:
+    """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
+    size, shards, accumulate = fields(config)[field], devices.shape["data"], config.train.accumulate
+    parts = shards * accumulate
+    if size % parts:
+        raise UserError(
+            f"config.{field}={size}: must divide by mesh.data x train.accumulate = {shards} x {accumulate}; "
+            f"the nearest that does is {parts * max(1, round(size / parts))}"
+        )
+
+
+def check_lengths(config: ConfigDict, encoder: EncoderConfig) -> None:
+    """Raises UserError unless the longest sequence fits the model and the rows, and the layer is one of the model's."""
+    longest = longest_sequence(config)
+    if longest > encoder.max_length:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, the model's "
+            f"positions end at {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
+        )
+    if 0 < config.data.row_length < longest:
+        raise UserError(
+            f"config.data.row_length={config.data.row_length}: the longest sequence has {longest} pieces; give that or "
+            "more, or 0 to have it chosen"
+        )
+    layer = config.contrastive.layer
+    if layer > encoder.num_layers:
+        raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
+
+
+def read_test_sets(config: ConfigDict) -> retrieval.Sets:
+    """The sentences to retrieve among, by language; none if the config asks for none.
+
+    Raises:
+      UserError: the files of eval.tatoeba are not as they should be; training would see the sentences of eval.sample.
+    """
+    if config.eval.tatoeba:
+        return retrieval.read_tatoeba(config.eval.tatoeba)
+    first = world.size() - config.eval.sample
+    for source in sources.parse_pairs(config.data.pairs) if config.eval.sample else []:
+        if source.kind == "world" and sources.identity(source)["stop"] > first:
+            raise UserError(
+                f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
+                f"write {'-'.join(source.languages)}=world:0-{first}"
+            )
+    return sample_sets(config.eval.sample) if config.eval.sample else {}
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    shards, accumulate, batch_size = devices.shape["data"], config.train.accumulate, config.train.batch_size
-    if batch_size % (shards * accumulate):
-        raise UserError(
-            f"config.train.batch_size={batch_size}: must divide by mesh.data x train.accumulate = "
-            f"{shards} x {accumulate}; the nearest that does is {shards * accumulate * max(1, round(batch_size / (shards * accumulate)))}"
-        )
+    check_batch_size(config, "train.batch_size", devices)
+    test_sets = read_test_sets(config)
     directory = huggingface.resolve(config.init)
     tokenizer = load_tokenizer(directory)
     pretrained = huggingface.read(directory, seed=config.seed)
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
-    longest = longest_sequence(config)
-    if longest > pretrained.config.max_length:
-        raise UserError(
-            f"config.data.max_length={config.data.max_length}: a TLM sequence may have {longest} pieces, the model's "
-            f"positions end at {pretrained.config.max_length}; lower data.max_length or data.max_pair_pieces"
-        )
+    check_lengths(config, pretrained.config)
     method = make_method(config, pretrained, tokenizer)
 
     cache = config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
@@ -163,22 +233,26 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     )
     logging.info("corpora:\n%s", corpora.describe(pairs))
     plan = Plan(
-        [pair.lengths for pair in pairs], batch_size, config.seed, config.data.temperature, config.data.shuffle_sides
+        [pair.lengths for pair in pairs],
+        config.train.batch_size,
+        config.seed,
+        config.data.temperature,
+        config.data.shuffle_sides,
     )
-    steps = config.train.steps or max(1, round(config.train.epochs * plan.pairs / batch_size))
+    steps = config.train.steps or max(1, round(config.train.epochs * plan.pairs / config.train.batch_size))
     check_identity(config, workdir, pretrained, pairs)
     batches = PairBatches(
         pairs,
         plan,
         tokenizer,
         max_length=config.data.max_length,
-        row_length=config.data.row_length or -(-longest // 64) * 64,
+        row_length=config.data.row_length or -(-longest_sequence(config) // 64) * 64,
         mask_rate=config.tlm.mask_rate,
         contrast=config.contrastive.weight > 0,
         tlm=config.tlm.weight > 0,
         joint=config.tlm.joint,
-        shards=shards,
-        accumulate=accumulate,
+        shards=devices.shape["data"],
+        accumulate=config.train.accumulate,
         own_shards=mesh.own_shards(devices),
     )
     if jax.process_index() == 0:
@@ -187,7 +261,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
         sentence_transformers.write_settings(
             base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
         )
-    return Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps)
+    return Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets)
 
 
 def longest_sequence(config: ConfigDict) -> int:
@@ -201,8 +275,6 @@ def longest_sequence(config: ConfigDict) -> int:
 def make_method(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer) -> align.Method:
     """The settings of the step, with what they need of the model and the tokenizer."""
     layers, settings = pretrained.config.num_layers, config.contrastive
-    if settings.layer > layers:
-        raise UserError(f"config.contrastive.layer={settings.layer}: the model has {layers} layers")
     projection = pretrained.params.get("projection")
     if projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
         raise UserError(
@@ -219,6 +291,7 @@ def make_method(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer
         layer=layers if settings.layer == -1 else settings.layer,
         pooling=settings.pooling,
         mask_duplicates=settings.mask_duplicates,
+        in_batch=settings.in_batch,
         key_dropout=settings.key_dropout,
         max_length=config.data.max_length,
         max_tlm_length=longest_sequence(config),
@@ -230,10 +303,11 @@ def make_method(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer
 def check_identity(config: ConfigDict, workdir: Path, pretrained: Pretrained, pairs: list) -> None:
     """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
     words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
     described = config.to_dict() | {
         "content": {
-            "model": zlib.crc32(np.ascontiguousarray(words)),
-            "data": {p.name: [len(p), zlib.crc32(np.ascontiguousarray(p.lengths[:: max(1, len(p) // 100_000)]))] for p in pairs},
+            "model": zlib.crc32(np.ascontiguousarray(words).data),
+            "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
         }
     }
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
@@ -258,25 +332,24 @@ def train(run: Run) -> None:
         batch_size=config.train.batch_size,
         seed=config.seed,
     )
-    shardings = align.state_shardings(jax.eval_shape(init, run.pretrained.params), mesh.RULES[config.mesh.rules], run.mesh)
+    shapes = jax.eval_shape(init, run.pretrained.params)
+    shardings = align.state_shardings(shapes, mesh.RULES[config.mesh.rules], run.mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(init, run.pretrained.params),
+        shapes,
         shardings,
     )
+    evaluate(run, run.pretrained.params, 0)
     restored = checkpoints.restore(abstract)
     if restored is None:
         start, state = 0, jax.jit(init, out_shardings=shardings)(run.pretrained.params)
-        evaluate(run, state.params, 0)
     else:
         start, state = restored
         logging.info("going on from the checkpoint of step %d", start)
     log_facts(run, state)
 
-    writer = MetricWriter(
-        workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict()
-    )
+    writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
             step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings),
@@ -288,6 +361,7 @@ def train(run: Run) -> None:
             schedule=run.schedule,
             evaluate=lambda state, step: evaluate(run, state.params, step),
             evaluate_every=config.eval.every,
+            metrics=("loss", "tlm", "contrastive"),
             profile_to=str(workdir / "profile") if config.profile else None,
         ).run(state, start, run.steps)
     finally:
@@ -306,15 +380,22 @@ def count_tokens(batch: Batch) -> tuple[int, int]:
 def log_facts(run: Run, state: align.State) -> None:
     """What a user wants to see before the first step."""
     logging.info(
-        "%d steps of %d pairs on %d x %d devices (%s), %s parameters trained; rows of %d tokens, %s a shard",
-        run.steps, run.config.train.batch_size, run.mesh.shape["data"], run.mesh.shape["model"],
-        run.config.mesh.rules, f"{loop.count_parameters(state.params):,}", run.batches.row_length,
-        run.batches.ladder.base,
+        "%d steps of %d pairs on %d x %d devices (%s), %s parameters trained; "
+        "rows of %d tokens, %d for queries and TLM, %d for keys, %d masked slots a shard",
+        run.steps,
+        run.config.train.batch_size,
+        run.mesh.shape["data"],
+        run.mesh.shape["model"],
+        run.config.mesh.rules,
+        f"{loop.count_parameters(state.params):,}",
+        run.batches.row_length,
+        *dataclasses.astuple(run.batches.ladder.base),
     )
     if state.queue is not None:
         slots, batch_size, _ = state.queue.keys.shape
-        if slots * batch_size != run.method.queue_size:
-            logging.info("queue rounded up from %d to %d keys, %d batches", run.method.queue_size, slots * batch_size, slots)
+        asked, keys = run.method.queue_size, slots * batch_size
+        if keys != asked:
+            logging.info("queue rounded up from %d to %d keys, %d batches", asked, keys, slots)
 
 
 def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
@@ -329,20 +410,15 @@ def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
 
 def evaluate(run: Run, params: Any, step: int) -> None:
     """Measures retrieval at `step` and keeps the scores in the workdir; once for each step."""
-    config = run.config.eval
-    if not config.tatoeba and not config.sample:
+    if not run.test_sets:
         return
+    task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
     scores = read_scores(run.workdir)
-    if any(record["model"] == moment for record in scores):
+    if any(record["model"] == moment and record["task"] == task for record in scores):
         return
     records = retrieval.evaluate_tatoeba(
-        run.embedder,
-        params["encoder"],
-        config.tatoeba or sample_sets(config.sample),
-        run.requests,
-        model=moment,
-        task="tatoeba" if config.tatoeba else "sample",
+        run.embedder, params["encoder"], run.test_sets, run.requests, model=moment, task=task
     )
     if jax.process_index() == 0:
         report.write_scores(run.workdir, scores + records)
@@ -350,7 +426,10 @@ def evaluate(run: Run, params: Any, step: int) -> None:
         if record["language"] == "mean" and record["direction"] == "both":
             logging.info(
                 "%s: retrieval, mean of the languages, both directions, layer %d, %s: %.2f%%",
-                moment, record["layer"], record["pooling"], record["value"],
+                moment,
+                record["layer"],
+                record["pooling"],
+                record["value"],
             )
 
 
@@ -378,7 +457,7 @@ def finish(run: Run, params: Any) -> None:
         base_model=config.init,
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
-        settings={name: config[name].to_dict() for name in ("data", "train", "contrastive", "tlm")},
+        settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm")},
         scores=[record for record in scores if record["model"] == "after"],
     )
     path = report.write_report(

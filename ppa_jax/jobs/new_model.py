@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from absl import logging
 from ml_collections import ConfigDict
 
+from ppa_jax.config import require
 from ppa_jax.data import prepare, sources
+from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
 from ppa_jax.interop.config_json import config_to_hf
 from ppa_jax.interop.huggingface import Pretrained
@@ -28,12 +30,17 @@ from ppa_jax.training import loop
 VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; from each source alike
 
 
-def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, str], int]) -> ConfigDict:
-    """Pretrains a new model in workdir/new_model, unless that is done, and returns the config that aligns it."""
+def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Path], None]) -> ConfigDict:
+    """Pretrains a new model in workdir/new_model, unless that is done, and returns the config that aligns it.
+
+    `run` trains by a config in a workdir. Whatever it raises comes through: a signal stops the pretraining as it stops
+    the alignment.
+    """
     random, trained = workdir / "new_model" / "random", workdir / "new_model" / "run"
     if not (trained / "export" / "modules.json").exists():
-        if jax.process_index() == 0 and not (random / "model.safetensors").exists():
+        if jax.process_index() == 0 and not (random / "config.json").exists():  # written last
             write_random(config, random)
+        loop.wait_for_hosts("a new model")
         first = copy.deepcopy(config)
         first.init = str(random)
         first.contrastive.weight, first.tlm.weight, first.tlm.joint = 0.0, 1.0, False
@@ -41,44 +48,59 @@ def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, str],
         first.train.learning_rate = config.pretrain.learning_rate
         first.eval.update(tatoeba="", sample=0)
         logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
-        if status := run(first, str(trained)):
-            raise loop.Stopped(status - 128, -1)
+        run(first, trained)
+        loop.wait_for_hosts("its export")
     aligned = copy.deepcopy(config)
     aligned.init = str(trained / "export")
     return aligned
 
 
-def write_random(config: ConfigDict, directory: Path) -> None:
-    """Writes an untrained model with its tokenizer, in the Hugging Face format."""
-    directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
-    encoder_config = EncoderConfig(
+def validate(config: ConfigDict) -> None:
+    """Checks what the new model is made from. Raises UserError naming the field."""
+    for name in ("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"):
+        require(config, name, lambda n: n > 0, "greater than 0")
+    for name in ("pretrain.batch_size", "pretrain.learning_rate"):
+        require(config, name, lambda x: x > 0, "greater than 0")
+    width, heads = config.model.hidden_size, config.model.num_heads
+    if width % heads:
+        raise UserError(f"config.model.hidden_size={width}: must divide by model.num_heads={heads}")
+
+
+def encoder_config(config: ConfigDict, vocab_size: int) -> EncoderConfig:
+    """The sizes of the new model."""
+    return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
         num_heads=config.model.num_heads,
         intermediate_size=4 * config.model.hidden_size,
     )
+
+
+def write_random(config: ConfigDict, directory: Path) -> None:
+    """Writes an untrained model with its tokenizer, in the Hugging Face format."""
+    directory.mkdir(parents=True, exist_ok=True)
+    vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
+    sizes = encoder_config(config, vocab_size)
     encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
     token = jnp.zeros((1, 1), jnp.int32)
-    width = encoder_config.hidden_size
+    width = sizes.hidden_size
     params = {
-        "encoder": Encoder(encoder_config).init(encoder_key, token, token, token)["params"],
-        "mlm_head": MaskedLMHead(encoder_config).init(head_key, jnp.zeros((1, width)), jnp.zeros((vocab_size, width)))[
-            "params"
-        ],
+        "encoder": Encoder(sizes).init(encoder_key, token, token, token)["params"],
+        "mlm_head": MaskedLMHead(sizes).init(head_key, jnp.zeros((1, width)), jnp.zeros((vocab_size, width)))["params"],
     }
-    huggingface.write(directory, Pretrained(encoder_config, params, hf_config=config_to_hf(encoder_config)))
+    huggingface.write(directory, Pretrained(sizes, params, hf_config=config_to_hf(sizes)))
 
 
 def sentences(config: ConfigDict) -> Iterator[str]:
     """Sentences of all sources, both sides, an equal number from each source."""
-    cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, config.data.skip_lines.split(","))))
-    cache = Path(config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")).expanduser()
+    markers = (marker.strip() for marker in config.data.skip_lines.split(","))
+    cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))
+    cache = Path(config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax"))
     given = sources.parse_pairs(config.data.pairs)
     for source in given:
         sources.check(source)
-        prepared = prepare.prepare(source, cleaning, cache)
+        prepared = prepare.prepare(source, cleaning, cache.expanduser())
         texts = (text for block in prepared.blocks() for pair in prepare.decode(block) for text in pair)
         yield from itertools.islice(texts, VOCABULARY_SENTENCES // len(given))
 

@@ -57,6 +57,7 @@ def info_nce(
     hashes: UInt[Array, "B"],
     queue: Queue,
     filled: Int[Array, ""],
+    own: tuple[Int[Array, ""], Int[Array, "B"]] | None = None,
     *,
     temperature: float,
     mask_duplicates: bool,
@@ -68,6 +69,8 @@ def info_nce(
       query, key: L2-normalised; row i of one translates row i of the other. Sharded over `data`.
       hashes: of the key's sentence.
       filled: slots written so far; the others do not count. With none the loss is 0.
+      own: for in-batch negatives, when this batch's keys are in the queue already: their slot, and the column of each
+        pair's own key there, counted within its device's share; that key is the positive, so it is no negative.
       temperature: divides the cosine.
       mask_duplicates: leave out negatives whose sentence equals the positive's (equal hashes).
 
@@ -76,31 +79,37 @@ def info_nce(
     """
     body = functools.partial(_info_nce_on_shard, temperature=temperature, mask_duplicates=mask_duplicates)
     rows = P("data")
+    own_specs = None if own is None else (P(), rows)
     shard_mapped = jax.shard_map(
-        body, mesh=mesh, in_specs=(rows, rows, rows, QUEUE_SPEC, P()), out_specs=(rows, rows)
+        body, mesh=mesh, in_specs=(rows, rows, rows, QUEUE_SPEC, P(), own_specs), out_specs=(rows, rows)
     )
-    return shard_mapped(query, jax.lax.stop_gradient(key), hashes, jax.lax.stop_gradient(queue), filled)
+    return shard_mapped(query, jax.lax.stop_gradient(key), hashes, jax.lax.stop_gradient(queue), filled, own)
 
 
-def _info_nce_on_shard(query, key, hashes, queue, filled, *, temperature, mask_duplicates):
-    own = query.shape[0]
+def _info_nce_on_shard(query, key, hashes, queue, filled, own, *, temperature, mask_duplicates):
+    rows = query.shape[0]
+    first = jax.lax.axis_index("data") * rows
     positive = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST) / temperature  # own pairs
     queries_BxP = jax.lax.all_gather(query, "data", tiled=True)
     # [B, slots, own columns of the queue]
     negative = jnp.einsum("bp,scp->bsc", queries_BxP, queue.keys, precision=HIGHEST) / temperature
-    counts = (jnp.arange(queue.keys.shape[0]) < filled)[None, :, None]
+    slots, columns = queue.hashes.shape
+    counts = (jnp.arange(slots) < filled)[None, :, None]
     if mask_duplicates:
         hashes_B = jax.lax.all_gather(hashes, "data", tiled=True)
         counts = counts & (queue.hashes[None] != hashes_B[:, None, None])
+    if own is not None:
+        slot, column = own
+        mine_BxC = jnp.zeros((queries_BxP.shape[0], columns), bool).at[first + jnp.arange(rows), column].set(True)
+        counts = counts & ~(mine_BxC[:, None, :] & (jnp.arange(slots) == slot)[None, :, None])
     negative = jnp.where(counts, negative, MASKED)
     largest_B = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(negative, axis=(1, 2))), "data")
     # Where nothing counts, exp(MASKED - MASKED) would be 1: multiply by what counts.
     terms = jnp.where(counts, jnp.exp(negative - largest_B[:, None, None]), 0.0)
     total_B = jax.lax.psum(jnp.sum(terms, axis=(1, 2)), "data")
 
-    first = jax.lax.axis_index("data") * own
-    largest = jax.lax.dynamic_slice_in_dim(largest_B, first, own)
-    total = jax.lax.dynamic_slice_in_dim(total_B, first, own)
+    largest = jax.lax.dynamic_slice_in_dim(largest_B, first, rows)
+    total = jax.lax.dynamic_slice_in_dim(total_B, first, rows)
     reference = jnp.maximum(jax.lax.stop_gradient(positive), largest)
     share = jnp.exp(positive - reference) + total * jnp.exp(largest - reference)
     loss = reference + jnp.log(share) - positive

@@ -22,16 +22,19 @@ from absl import logging
 
 from ppa_jax.errors import UserError
 from ppa_jax.training.checkpoint import Checkpoints
+from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
 
-PROFILED = range(10, 15)  # steps after the start, when compilation is over
+PROFILED = 5  # steps
+PROFILED_FROM = 10  # steps after the start, when compilation is over
 
 
 class Stopped(Exception):
     """A signal asked to stop; the state has been saved."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} at step {step}; the same command goes on from there")
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} at step {step}; the same command goes on from there")
         self.status = 128 + signum
 
 
@@ -78,6 +81,8 @@ class Loop:
       put: host batch -> device batch, without waiting.
       count: host batch -> (real tokens, places for tokens) of this process.
       evaluate: (state, step) -> None; called every `evaluate_every` steps, not at the end.
+      metrics: names that every record has, null where the step does not compute them.
+      profile_to: a directory for a trace of a few steps.
     """
 
     step: Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
@@ -89,6 +94,7 @@ class Loop:
     schedule: Callable[[int], Any]
     evaluate: Callable[[Any, int], None] | None = None
     evaluate_every: int = 0
+    metrics: tuple[str, ...] = ()
     profile_to: str | None = None
 
     def run(self, state: Any, start: int, stop: int) -> Any:
@@ -100,35 +106,50 @@ class Loop:
         """
         self.writer.truncate_after(start - 1)
         progress = Progress(stop)
-        pending: tuple[int, dict[str, jax.Array], tuple[int, int]] | None = None
         self._read_at = time.perf_counter()
-        with StopSignal() as stop_signal:
-            batches = self.batches(start, stop)
-            ready = self._next(batches) if start < stop else None
-            for t in range(start, stop):
-                self._profile(t - start)
-                assert ready is not None
-                on_device, size = ready
-                state, metrics = self.step(state, on_device)
-                ready = self._next(batches) if t + 1 < stop else None  # its copy overlaps with the step
-                if pending is not None:
-                    self._read(*pending, progress)
-                pending = (t, metrics, size)
-                done = t + 1
-                evaluate = self.evaluate_every and done % self.evaluate_every == 0 and done < stop
-                signum = stop_signal.wanted(t)
-                if done == stop or signum or evaluate or self.checkpoints.due(done):
-                    self._read(*pending, progress)
-                    pending = None
-                    self.checkpoints.save(done, state, force=done == stop or bool(signum))
-                if signum and done < stop:
-                    progress.close()
-                    self.checkpoints.wait()
-                    raise Stopped(signum, done)
-                if evaluate and self.evaluate is not None:
-                    self.evaluate(state, done)
-        progress.close()
+        batches = self.batches(start, stop)
+        try:
+            with StopSignal() as stop_signal, Profile(self.profile_to, start, stop) as profile:
+                state = self._steps(state, batches, range(start, stop), progress, stop_signal, profile)
+        finally:
+            progress.close()
+            getattr(batches, "close", lambda: None)()  # ends the threads or processes that make batches
         self.checkpoints.wait()
+        return state
+
+    def _steps(
+        self,
+        state: Any,
+        batches: Iterator[Any],
+        steps: range,
+        progress: Progress,
+        stop_signal: StopSignal,
+        profile: Profile,
+    ) -> Any:
+        pending: tuple[int, dict[str, jax.Array], tuple[int, int]] | None = None
+        ready = self._next(batches) if steps else None
+        for t in steps:
+            profile.before(t)
+            assert ready is not None
+            on_device, size = ready
+            state, metrics = self.step(state, on_device)
+            ready = self._next(batches) if t + 1 < steps.stop else None  # its copy overlaps with the step
+            if pending is not None:
+                self._read(*pending, progress)
+            pending = (t, metrics, size)
+            done = t + 1
+            evaluate = self.evaluate_every and done % self.evaluate_every == 0 and done < steps.stop
+            signum = stop_signal.wanted(t)
+            if done == steps.stop or signum or evaluate or self.checkpoints.due(done):
+                self._read(*pending, progress)
+                pending = None
+                self.checkpoints.save(done, state, force=done == steps.stop or bool(signum))
+            if signum and done < steps.stop:
+                self.checkpoints.wait()
+                raise Stopped(signum, done)
+            if evaluate and self.evaluate is not None:
+                self.evaluate(state, done)
+                self._read_at = time.perf_counter()
         return state
 
     def _next(self, batches: Iterator[Any]) -> tuple[Any, tuple[int, int]]:
@@ -138,11 +159,10 @@ class Loop:
     def _read(self, step: int, metrics: dict[str, jax.Array], size: tuple[int, int], progress: Progress) -> None:
         """Waits for the metrics of a step and logs them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not math.isfinite(values["loss"]):
-            good = self.checkpoints.latest_step()
-            last = "there is no checkpoint" if good is None else f"the last good checkpoint is of step {good}"
+        # A gradient that is not finite has spoilt the parameters already, one step before the loss says so.
+        if bad := [name for name in ("loss", "gradient_norm") if not math.isfinite(values.get(name, 0.0))]:
             raise UserError(
-                f"step {step}: the loss is {values['loss']}; {last}. "
+                f"step {step}: the {bad[0].replace('_', ' ')} is {values[bad[0]]}; {self._last_good(step)}. "
                 "Try a lower train.learning_rate or dtype=float32 in a new workdir"
             )
         now = time.perf_counter()
@@ -153,18 +173,44 @@ class Loop:
             "padding": 1.0 - real / places,
         }
         self._read_at = now
-        self.writer.write(step, values)
+        self.writer.write(step, dict.fromkeys(self.metrics, math.nan) | values)
         shown = values | {"accuracy": values["contrastive_accuracy"]} if "contrastive_accuracy" in values else values
         progress(step + 1, shown)
 
-    def _profile(self, since_start: int) -> None:
-        if self.profile_to is None:
+    def _last_good(self, step: int) -> str:
+        """Names the newest checkpoint from which a step went well; one of `step` itself gave the bad loss."""
+        self.checkpoints.wait()
+        saved = finished_steps(self.checkpoints.directory)
+        good = max((s for s in saved if s < step), default=None)
+        here = f" (that of step {step} gives this)" if step in saved else ""
+        return ("there is no good checkpoint" if good is None else f"the last good checkpoint is of step {good}") + here
+
+
+class Profile:
+    """Traces a few steps into a directory (None: does nothing), once compilation is over if the run lasts that long."""
+
+    def __init__(self, directory: str | None, start: int, stop: int) -> None:
+        first = start + max(0, min(PROFILED_FROM, stop - start - PROFILED))
+        self._directory, self._steps, self._open = directory, range(first, min(stop, first + PROFILED)), False
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def before(self, step: int) -> None:
+        """To be called before `step` is dispatched."""
+        if self._directory is None:
             return
-        if since_start == PROFILED.start:
-            jax.profiler.start_trace(self.profile_to)
-        elif since_start == PROFILED.stop:
+        if step == self._steps.start:
+            jax.profiler.start_trace(self._directory)
+            self._open = True
+        elif step == self._steps.stop:
+            self.__exit__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._open:
+            self._open = False
             jax.profiler.stop_trace()
-            logging.info("profile of %d steps in %s", len(PROFILED), self.profile_to)
+            logging.info("profile of %d steps in %s", len(self._steps), self._directory)
 
 
 def count_parameters(tree: Any) -> int:
@@ -179,3 +225,11 @@ def initialize_hosts() -> None:
     except (ValueError, RuntimeError) as error:
         where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
         raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+
+
+def wait_for_hosts(what: str) -> None:
+    """Returns when every process of a multi-host run has come here; process 0 has then written `what`."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

@@ -104,7 +104,8 @@ class MetricWriter:
                     str(self._workdir / "tensorboard"), purge_step=self._purge_step, flush_secs=30
                 )
             for name, value in numbers.items():
-                self._board.add_scalar(name, value, step)
+                if math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(numbers, step=step)
 

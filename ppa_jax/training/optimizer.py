@@ -20,7 +20,7 @@ def schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
     n = warmup_steps(warmup, steps)
     return optax.join_schedules(
         [
-            optax.linear_schedule(peak / (n + 1), peak, n),
+            optax.linear_schedule(peak / (n + 1), peak, max(1, n)),
             optax.linear_schedule(peak, 0.0, max(1, steps - n)),
         ],
         [n],

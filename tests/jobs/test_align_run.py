@@ -1,0 +1,300 @@
+"""The main job through its command line: from sentences to an export, stopped and continued in every way."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from ppa_jax.jobs import align, align_run
+from ppa_jax.main import main
+from ppa_jax.training import mesh
+from ppa_jax.training.checkpoint import load_latest_params
+from ppa_jax.training.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 10  # of a run, by the fixture `command`
+
+pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
+
+
+@pytest.fixture(scope="module")
+def whole(command, compilation, tmp_path_factory):
+    """A run from the first step to the last on 8 devices: its workdir, what was compiled, the shapes of its batches."""
+    workdir = tmp_path_factory.mktemp("whole")
+    steps, shapes = [], []
+    make_step, put_batch = align.make_step, mesh.put_batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align, "make_step", lambda *args: steps.append(make_step(*args)) or steps[-1])
+        patch.setattr(mesh, "put_batch", lambda *args: shapes.append(args[0].rows.ids.shape) or put_batch(*args))
+        fields = {"eval.sample": 6, "eval.every": 4}
+        assert main(command(workdir, fields | {"profile": "true"})) == 0
+    return SimpleNamespace(workdir=workdir, step=steps[0], shapes=shapes, fields=fields)
+
+
+@contextlib.contextmanager
+def signal_at(step, signum=signal.SIGTERM):
+    """Within it the process sends itself a signal while the `step`-th of the steps it runs is running."""
+    calls = iter(range(10**6))
+
+    def count_tokens(batch):
+        if next(calls) == step:  # the batch after this step is being put on the devices
+            signal.raise_signal(signum)
+        return 1, 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(align_run, "count_tokens", count_tokens)
+        yield
+
+
+def final_params(workdir):
+    step, params = load_latest_params(workdir / "checkpoints")
+    assert step == STEPS
+    return params
+
+
+def assert_same_params(workdir, other):
+    jax.tree.map(np.testing.assert_array_equal, final_params(workdir), final_params(other))
+
+
+def steps_of(workdir):
+    return [record["step"] for record in read_metrics(workdir)]
+
+
+def moments(workdir):
+    """The evaluations in scores.json, each as often as it was kept."""
+    scores = json.loads((workdir / "scores.json").read_text())
+    return [r["model"] for r in scores if (r["language"], r["direction"], r["pooling"]) == ("mean", "both", "cls")]
+
+
+# ---- a whole run ----
+
+
+def test_what_a_run_leaves(whole):
+    records = [json.loads(line) for line in (whole.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == list(range(STEPS))
+    assert all({"loss", "tlm", "contrastive"} <= record.keys() for record in records)
+    np.testing.assert_allclose([r["loss"] for r in records], [r["tlm"] + r["contrastive"] for r in records], rtol=1e-5)
+    assert json.loads((whole.workdir / "config.json").read_text())["contrastive"]["queue_size"] == 16
+    assert moments(whole.workdir) == ["before", "step 4", "step 8", "after"]
+    report = (whole.workdir / "report.md").read_text()
+    assert "| **mean** |" in report and "world:0-300 | 300 |" in report
+    for picture in ("curves.png", "bars.png"):
+        assert picture in report and (whole.workdir / picture).stat().st_size > 1000
+    assert list((whole.workdir / "profile").rglob("*.xplane.pb")), "no trace"
+    assert list((whole.workdir / "tensorboard").iterdir())
+
+
+def test_the_export_holds_the_trained_weights(whole, shelf):
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+
+    export = whole.workdir / "export"
+    trained = final_params(whole.workdir)
+    full, info = AutoModelForMaskedLM.from_pretrained(export, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
+    words = full.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(words, trained["encoder"]["embeddings"]["word_embeddings"]["embedding"])
+    transform = full.cls.predictions.transform.dense.weight.detach().numpy()
+    np.testing.assert_array_equal(transform.T, trained["mlm_head"]["transform"]["kernel"])
+    query = AutoModel.from_pretrained(export).encoder.layer[0].attention.self.query.weight.detach().numpy()
+    np.testing.assert_array_equal(query.T, trained["encoder"]["layer_0"]["attention"]["query"]["kernel"])
+    text = "The dog sleeps."
+    assert AutoTokenizer.from_pretrained(export)(text) == AutoTokenizer.from_pretrained(shelf / "model")(text)
+
+
+def test_one_step_is_compiled_for_each_shape_in_use(whole):
+    assert len(whole.shapes) == STEPS
+    assert whole.step._cache_size() == len(set(whole.shapes)) == 1
+
+
+def test_epochs_say_how_many_steps(command, tmp_path, monkeypatch):
+    """The demo's recipe has steps: giving epochs unsets them."""
+    runs = []
+    monkeypatch.setattr(align_run, "train", runs.append)
+    fields = {"train.steps": None, "train.epochs": 0.3, "mesh.data": 1, "eval.sample": 0}
+    assert main(command(tmp_path, fields, config=f"{ROOT / 'configs/ppa.py'}:demo")) == 0
+    pairs = sum(len(pair) for pair in runs[0].pairs)
+    assert 100 < pairs < 300
+    assert runs[0].steps == round(0.3 * pairs / 8)
+
+
+# ---- stopped and continued ----
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(whole, command, tmp_path, capsys):
+    with signal_at(5):
+        assert main(command(tmp_path, whole.fields)) == 143
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 5; the same command goes on from there\n")
+    assert steps_of(tmp_path) == list(range(5))
+    assert main(command(tmp_path, whole.fields)) == 0
+    assert "going on from the checkpoint of step 5" in capsys.readouterr().err
+    assert steps_of(tmp_path) == list(range(STEPS))
+    assert moments(tmp_path) == ["before", "step 4", "step 8", "after"]
+    assert_same_params(tmp_path, whole.workdir)
+
+
+def test_ctrl_c_saves(command, tmp_path, capsys):
+    with signal_at(2, signal.SIGINT):
+        assert main(command(tmp_path)) == 130
+    assert capsys.readouterr().err.endswith("\nstopped by SIGINT at step 2; the same command goes on from there\n")
+    assert (tmp_path / "checkpoints/2/checksums.json").exists()
+
+
+def test_kill_9_at_any_moment(whole, command, compilation, tmp_path):
+    """The first process dies at a moment of chance, checkpoints being written; the same command ends the run."""
+    delay = random.uniform(0.0, 1.2)
+    script = f"""
+        import os, signal, sys, threading, time
+        from ppa_jax.jobs import align_run
+        from ppa_jax.main import main
+
+        def count_tokens(batch):  # a step takes 0.1 s, ten of them a second: the delay falls on any, or just after
+            if not timer.is_alive():
+                timer.start()
+            time.sleep(0.1)
+            return 1, 1
+
+        timer = threading.Timer({delay}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        align_run.count_tokens = count_tokens
+        main(sys.argv[1:])
+        time.sleep(60)
+    """
+    fields = {"checkpoint.every": 1}
+    environment = os.environ | {name.upper(): str(value) for name, value in compilation.items()}
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *command(tmp_path, fields)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert main(command(tmp_path, fields)) == 0, f"after {delay:.3f} s"
+    assert steps_of(tmp_path) == list(range(STEPS)), f"after {delay:.3f} s"
+    assert_same_params(tmp_path, whole.workdir)
+
+
+@pytest.fixture(scope="module")
+def halfway(command, compilation, tmp_path_factory):
+    """A run on 8 devices with checkpoints of steps 3 and 6, stopped at 6."""
+    workdir = tmp_path_factory.mktemp("halfway")
+    with signal_at(6):
+        assert main(command(workdir)) == 143
+    assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["3", "6"]
+    return workdir
+
+
+@pytest.mark.parametrize(("devices", "accumulate"), [(1, 1), (2, 2)])
+def test_a_run_of_8_devices_continues_on_fewer(whole, halfway, command, tmp_path, devices, accumulate):
+    workdir = shutil.copytree(halfway, tmp_path / "run")
+    assert main(command(workdir, {"mesh.data": devices, "train.accumulate": accumulate})) == 0
+    assert steps_of(workdir) == list(range(STEPS))
+    # Sums in another order, in float32: relative rounding of 1e-7 a step, which Adam and four steps carry on.
+    losses = [[record["loss"] for record in read_metrics(run)] for run in (workdir, whole.workdir)]
+    np.testing.assert_allclose(losses[0][6:], losses[1][6:], rtol=1e-4)
+
+
+def test_a_damaged_newest_checkpoint_falls_back(whole, halfway, command, tmp_path, capsys):
+    workdir = shutil.copytree(halfway, tmp_path / "run")
+    largest = max((workdir / "checkpoints/6").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    assert main(command(workdir)) == 0
+    err = capsys.readouterr().err
+    assert f"warning: checkpoint {workdir / 'checkpoints/6'}: damaged" in err
+    assert "going on from the checkpoint of step 3" in err
+    assert steps_of(workdir) == list(range(STEPS))
+    assert_same_params(workdir, whole.workdir)
+
+
+def test_a_new_model_is_pretrained_first_and_stops_in_either_phase(command, tmp_path, capsys, new_model_fields):
+    fields = new_model_fields | {"mesh.data": 1, "train.steps": 3}
+    pretraining = tmp_path / "new_model/run"
+    with signal_at(2):
+        assert main(command(tmp_path, fields)) == 143
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 2; the same command goes on from there\n")
+    assert steps_of(pretraining) == [0, 1] and not (tmp_path / "metrics.jsonl").exists()
+    with signal_at(2):  # one step is left of the pretraining: its batch is the first, the alignment's are the next
+        assert main(command(tmp_path, fields)) == 143
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 1; the same command goes on from there\n")
+    assert steps_of(pretraining) == [0, 1, 2] and steps_of(tmp_path) == [0]
+    assert all(record["contrastive"] is None for record in read_metrics(pretraining))
+    assert main(command(tmp_path, fields)) == 0
+    assert "pretraining" not in capsys.readouterr().err
+    assert steps_of(tmp_path) == [0, 1, 2]
+    assert json.loads((tmp_path / "export/config.json").read_text())["hidden_size"] == 16
+
+
+# ---- what may change in a workdir, and what may not ----
+
+
+def test_settings_that_are_no_part_of_the_run_may_change(whole, command, tmp_path):
+    workdir = shutil.copytree(whole.workdir, tmp_path / "run")
+    changed = {"eval.every": 3, "checkpoint.every": 5, "checkpoint.keep": 1, "log.tensorboard": "false"}
+    assert main(command(workdir, {"eval.sample": 6} | changed)) == 0
+    assert moments(workdir) == ["before", "step 4", "step 8", "after"], "a run that had ended was measured again"
+    assert_same_params(workdir, whole.workdir)
+
+
+def test_another_run_is_refused(whole, command, error_line):
+    assert main(command(whole.workdir, {"seed": 1, "contrastive.temperature": 0.1})) == 2
+    line = error_line()
+    assert "contrastive.temperature: 0.05 -> 0.1" in line and "seed: 0 -> 1" in line and "--workdir" in line
+    assert "train" not in line, "fields that agree are named"
+    assert main(command(whole.workdir, {"data.pairs": "en-de=world:0-290"})) == 2
+    assert "data.pairs: en-de=world:0-300 -> en-de=world:0-290" in error_line()
+
+
+def test_a_wrong_workdir(whole, command, tmp_path, error_line):
+    (tmp_path / "file").touch()
+    assert main(command(tmp_path / "file")) == 2
+    assert "give a writable --workdir" in error_line()
+    workdir = shutil.copytree(whole.workdir, tmp_path / "run")
+    (workdir / "config.json").write_text("{")
+    assert main(command(workdir)) == 2
+    assert "config.json: not a configuration" in error_line()
+    (workdir / "config.json").unlink()
+    assert main(command(workdir)) == 2
+    assert "has checkpoints but no config.json" in error_line()
+
+
+# ---- values that are odd but allowed ----
+
+
+ODD = [
+    {
+        "train.batch_size": 1, "data.max_length": 3, "contrastive.queue_size": 1, "contrastive.momentum": 1,
+        "contrastive.projection_dim": 1, "train.warmup": 5, "train.clip": 0, "train.dropout": 0, "seed": 2**32 - 1,
+    },
+    {
+        "contrastive.layer": 1, "contrastive.pooling": "mean", "contrastive.queue_size": 3, "tlm.joint": "false",
+        "data.row_length": 25, "train.accumulate": 4, "checkpoint.every": 0,
+    },
+    {"tlm.weight": 0, "data.shuffle_sides": "no", "contrastive.key_dropout": "no"},
+    {
+        "data.pairs": "en-de=world:0-1,en-ru=world:0-300,zh-en=world:7-9", "data.temperature": 100,
+        "train.batch_size": 64, "dtype": "bfloat16", "tlm.mask_rate": 0.99, "data.max_pair_pieces": 60,
+        "contrastive.weight": 0,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ODD, ids=lambda fields: next(iter(fields)))
+def test_odd_values_work(command, tmp_path, fields):
+    assert main(command(tmp_path, {"mesh.data": 1, "train.steps": 2} | fields)) == 0
+    records = read_metrics(tmp_path)
+    assert [record["step"] for record in records] == [0, 1]
+    for record in records:  # a loss that is not computed is null
+        losses = {name: record[name] for name in ("tlm", "contrastive") if fields.get(f"{name}.weight", 1)}
+        assert {name for name in ("tlm", "contrastive") if record[name] is not None} == losses.keys()
+        assert record["loss"] == pytest.approx(sum(losses.values()), rel=1e-5)
+    assert json.loads((tmp_path / "scores.json").read_text()) == []
+    assert (tmp_path / "export/model.safetensors").exists()

@@ -1,0 +1,90 @@
+"""The command line: its arguments, its lines on stderr, its exit status."""
+
+import logging
+import re
+import signal
+from pathlib import Path
+
+import absl.logging
+import jax
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.jobs import align_run
+from ppa_jax.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+BAD_ARGUMENTS = [
+    ([], "--config is missing"),
+    (["--config=configs/ppa.py"], "--workdir is missing; e.g."),
+    (["runs/x"], "runs/x: unexpected; arguments have the form"),
+    (["--config", "configs/ppa.py"], "--config: unknown; there are"),
+    (["--confg=configs/ppa.py"], "--confg=configs/ppa.py: unknown; there are"),
+    (["--workdir="], "--workdir=: unknown"),
+    (["--config=configs/none.py", "--workdir=w"], "no such file: configs/none.py"),
+    (["--config=configs/ppa.py:fast", "--workdir=w"], "unknown mode 'fast'; there is: demo"),
+    (["--config=README.txt", "--workdir=w"], "README.txt is not a Python file"),
+    (["--config=broken.py", "--workdir=w"], r"broken.py cannot be read \(SyntaxError"),
+    (["--config=other.py", "--workdir=w"], "other.py has no get_config"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD_ARGUMENTS, ids=lambda x: x if isinstance(x, str) else "")
+def test_wrong_arguments(tmp_path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    for name, content in (("README.txt", "words"), ("broken.py", "def get_config(:"), ("other.py", "x = 1")):
+        (tmp_path / name).write_text(content)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and re.search(says, err)
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert "--config.field=value" in capsys.readouterr().out
+
+
+COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--config.data.pairs=en-de=world"]
+
+
+def run_instead(monkeypatch, job):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(align_run, "open_run", job)
+    return main(COMMAND)
+
+
+def test_ctrl_c_before_training_has_begun(monkeypatch, capsys):
+    assert run_instead(monkeypatch, lambda *args: signal.raise_signal(signal.SIGINT)) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT; the same command goes on from the last checkpoint\n"
+
+
+def test_too_little_memory_on_the_devices(monkeypatch, capsys):
+    def too_much(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes.\nMore of it")
+
+    assert run_instead(monkeypatch, too_much) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and "17 bytes" in err and "train.accumulate" in err
+
+
+def test_a_mistake_of_the_programmers_is_not_called_the_users(monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        run_instead(monkeypatch, lambda *args: Path("/no/such/file").read_text())
+
+
+def test_log_lines(monkeypatch, capsys):
+    """Facts as they are, warnings of anyone marked as such, and nothing twice however often the job is run."""
+
+    def log(*args):
+        absl.logging.info("a fact of %d words", 5)
+        logging.getLogger("another.library").warning("mind this")
+        logging.getLogger("another.library").info("never mind")
+        raise UserError("a mistake\nin two lines")
+
+    for _ in range(2):
+        assert run_instead(monkeypatch, log) == 2
+        expected = "a fact of 5 words\nwarning: mind this\nerror: a mistake in two lines\n"
+        assert capsys.readouterr().err == expected
