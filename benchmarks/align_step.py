@@ -103,16 +103,30 @@ def main() -> None:
     longest = int(lengths.sum(axis=1).max()) + 3
     devices = mesh.make_mesh(-1, 1)
     batches = PairBatches(
-        [pairs], Plan([lengths], a.batch, a.seed), pairs, max_length=a.maxlen,
-        row_length=a.row_length or -(-longest // 64) * 64, mask_rate=0.15, shards=devices.shape["data"],
+        [pairs],
+        Plan([lengths], a.batch, a.seed),
+        pairs,
+        max_length=a.maxlen,
+        row_length=a.row_length or -(-longest // 64) * 64,
+        mask_rate=0.15,
+        shards=devices.shape["data"],
         accumulate=a.accumulate,
     )
     config = EncoderConfig(
-        vocab_size=a.vocab, hidden_size=a.hidden, num_layers=a.layers, num_heads=a.heads,
-        intermediate_size=4 * a.hidden, hidden_dropout=a.dropout, attention_dropout=a.dropout,
+        vocab_size=a.vocab,
+        hidden_size=a.hidden,
+        num_layers=a.layers,
+        num_heads=a.heads,
+        intermediate_size=4 * a.hidden,
+        hidden_dropout=a.dropout,
+        attention_dropout=a.dropout,
     )
     method = align.Method(
-        queue_size=a.queue, projection_dim=a.proj, layer=a.layers, max_length=a.maxlen, max_tlm_length=longest,
+        queue_size=a.queue,
+        projection_dim=a.proj,
+        layer=a.layers,
+        max_length=a.maxlen,
+        max_tlm_length=longest,
         dtype=dtype,
     )
     token = jnp.zeros((1, 1), jnp.int32)

@@ -102,7 +102,9 @@ def main() -> int:
             print(f"  {kind:18} {sum(sizes) / 2**20:10.1f} MiB in {len(sizes)}{largest}")
         queue = int(np.prod(shapes.queue.keys.shape)) * 4
         moved = max((size for kind in KINDS if kind != "all-reduce" for size in found.get(kind, [])), default=0)
-        print(f"  the queue is {queue / 2**20:.1f} MiB, {queue / share / 2**20:.1f} MiB a chip; largest moved: {moved / 2**20:.1f}")
+        print(
+            f"  the queue: {queue / 2**20:.1f} MiB, {queue / share / 2**20:.1f} MiB a chip; moved: {moved / 2**20:.1f}"
+        )
         if a.rules == "replicated" and moved > queue / 4:
             print("  FAILED: something of the queue's size is gathered", file=sys.stderr)
             status = 1

@@ -9,17 +9,18 @@ model in runs/x/export, in the Hugging Face format, and retrieval before and aft
 
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
-trains a small masked LM on the built-in sample and aligns it, in under 4 minutes on two CPU cores. Retrieval of unseen
-sentences goes from a few per cent to most of them.
+trains a small masked LM on the built-in sample for a moment and aligns it, in under 4 minutes on two CPU cores.
+Retrieval among 500 unseen sentences goes from chance (0.2%) to above 90%.
 """
 
-import ml_collections
+from typing import Any
+
 from ml_collections import config_dict
 
 
-def get_config(mode: str = "") -> ml_collections.ConfigDict:
+def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
-    c = config_dict.create(
+    c: Any = config_dict.create(
         job="align",
         init="",  # Hugging Face directory or hub name; empty: a new model is pretrained first (model, pretrain)
         seed=0,
@@ -102,10 +103,13 @@ def get_config(mode: str = "") -> ml_collections.ConfigDict:
         languages = ("de", "es", "ru", "zh")
         c.data.pairs = ",".join(f"en-{language}=world:0-20000" for language in languages)
         c.data.update(max_length=32, min_pieces=1, max_pair_pieces=60)
-        c.model.update(vocab_size=1500, hidden_size=128, num_layers=3, num_heads=4)
-        c.pretrain.update(steps=500, batch_size=64, learning_rate=2e-3)
-        c.train.update(steps=250, epochs=0.0, batch_size=64, learning_rate=1e-3)
-        c.contrastive.update(queue_size=2048, momentum=0.99, projection_dim=64)
+        c.model.update(vocab_size=1500, hidden_size=64, num_layers=2, num_heads=2)
+        c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
+        # So small a model, trained for so short a time, wants other settings than mBERT: docs/results/demo.md has what
+        # was tried. Mean pooling, contrast above TLM, fresh negatives, a quick key encoder, no dropout.
+        c.train.update(steps=400, epochs=0.0, batch_size=128, learning_rate=3e-3, dropout=0.0)
+        c.contrastive.update(pooling="mean", queue_size=512, in_batch=True, momentum=0.95, projection_dim=64)
+        c.tlm.weight = 0.1
         c.eval.sample = 500
         c.dtype = "float32"
     elif mode:

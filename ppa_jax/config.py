@@ -16,8 +16,10 @@ import ml_collections
 
 from ppa_jax.errors import UserError
 
+Config = Any  # an ml_collections.ConfigDict; its fields are typed by their defaults, which no checker sees
 
-def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections.ConfigDict:
+
+def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     """The configuration of `path[:mode]` with `(dotted field, text)` overrides applied.
 
     The text is read as the type of the field's default. `train.steps` and `train.epochs` exclude each other: giving one
@@ -55,7 +57,7 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> ml_collections
     return config
 
 
-def fields(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def fields(config: Config, prefix: str = "") -> dict[str, Any]:
     """Every field by its dotted name."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -64,7 +66,7 @@ def fields(config: ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any
     return flat
 
 
-def set_field(config: ml_collections.ConfigDict, name: str, text: str) -> None:
+def set_field(config: Config, name: str, text: str) -> None:
     """Sets one field from text. An empty string and `none` mean unset for fields of text."""
     known = fields(config)
     if name not in known:
@@ -116,14 +118,14 @@ _READ: dict[type, Callable[[str], Any]] = {
 _SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
-def require(config: ml_collections.ConfigDict, name: str, good: Callable[[Any], bool], wanted: str) -> None:
+def require(config: Config, name: str, good: Callable[[Any], bool], wanted: str) -> None:
     """Raises UserError unless `good(value)`: "config.NAME=VALUE: must be WANTED"."""
     value = fields(config)[name]
     if not good(value):
         raise UserError(f"config.{name}={value}: must be {wanted}")
 
 
-def one_of(config: ml_collections.ConfigDict, name: str, choices: Iterable[str]) -> None:
+def one_of(config: Config, name: str, choices: Iterable[str]) -> None:
     """Raises UserError unless the field is one of `choices`."""
     choices = list(choices)
     require(config, name, lambda value: value in choices, "one of " + ", ".join(choices))

@@ -2,9 +2,9 @@
 
 A batch is laid out for A accumulation steps and S data shards. Every array starts with [A, S, ...]; pair number
 (s * A + a) * b + i of the global batch is pair i of block (a, s), so a device holds the same share of the batch, and of
-the queue, whatever A is. Nothing in a block refers to another block: the step needs no communication to find its tokens.
+the queue, whatever A is. Nothing in a block refers to another block: finding its tokens needs no communication.
 
-Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, R rows, W row width.
+Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, R rows, W width.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Batch(NamedTuple):
     """One global batch. The parts of a loss whose weight is zero are None: nothing is read or computed for them."""
 
     rows: Rows  # [A, S, R, W]: for the query encoder, query sentences and TLM sequences together
-    query: Places | None
-    key_rows: Rows | None  # for the key encoder
-    key: Places | None
-    hashes: np.ndarray | None  # [A, S, b] of each key's sentence
-    sequences: Sequences | None  # [A, S, T]
-    slots: Slots | None  # [A, S, M]
+    query: Any  # Places
+    key_rows: Any  # Rows for the key encoder
+    key: Any  # Places
+    hashes: Any  # [A, S, b] of each key's sentence
+    sequences: Any  # Sequences, [A, S, T]
+    slots: Any  # Slots, [A, S, M]
 
 
 class Block(NamedTuple):
@@ -70,7 +70,7 @@ class PairBatches:
       joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM.
       mask_rate: share of the tokens that are masked.
       shards, accumulate: S and A.
-      own_shards: the shards of this process; only their texts are read.
+      own_shards: the shards of this process, all by default; only their texts are read.
     """
 
     sources: list[Any]
@@ -84,11 +84,10 @@ class PairBatches:
     joint: bool = True
     shards: int = 1
     accumulate: int = 1
-    own_shards: range | None = None
+    own_shards: range = range(0)
 
     def __post_init__(self) -> None:
-        if self.own_shards is None:
-            self.own_shards = range(self.shards)
+        self.own_shards = self.own_shards or range(self.shards)
         needs = [self._need(self._blocks(self.plan.batch(step))) for step in range(WINDOW)]
         self.ladder = packing.Ladder(base=_largest(needs))
 

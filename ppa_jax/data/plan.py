@@ -4,7 +4,7 @@ Every process computes the same plan, for any number of devices; the position in
 
 - A language pair is drawn with probability proportional to n**(1/T). Its share is kept exactly, window by window (a
   window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
-- Each pair list is walked without replacement, in an order that is a keyed permutation of its indices, new in every pass.
+- Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
 - Within a window the pairs are sorted by length and dealt out, one of each length stratum to every batch: batches hold
   all lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of
   one static shape be full. Within a batch the order spreads the lengths so that any contiguous share of a power of two
@@ -93,7 +93,7 @@ class Plan:
         return sum(len(x) for x in self.lengths)
 
     def drawn_before(self, window: int) -> np.ndarray:
-        """How many pairs of each source the windows before `window` have used. Exact; the largest takes the rounding."""
+        """How many pairs of each source the windows before `window` have used, exactly; the largest rounds."""
         slots = window * WINDOW * self.batch_size
         drawn = np.floor(slots * self.probabilities).astype(np.int64)
         largest = int(np.argmax(self.probabilities))

@@ -347,7 +347,7 @@ def save_base(directory: str | Path, pretrained: Pretrained, files_from: str | P
 
 
 def load_base(directory: str | Path, params: dict[str, Any]) -> Pretrained:
-    """Joins trained `params` ("encoder", perhaps "mlm_head", "projection") with what `save_base` kept in `directory`."""
+    """Joins trained `params` ("encoder", perhaps "mlm_head", "projection") with what `save_base` kept."""
     directory = Path(directory)
     hf_config = weight_files.read_json(directory / "config.json")
     config = config_from_hf(hf_config, str(directory / "config.json"))

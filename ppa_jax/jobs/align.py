@@ -11,7 +11,7 @@ One step, on a batch of sentences that translate each other:
 Everything is a pure function of (state, batch). Dropout and masks hang on the step and on a sequence's number in the
 global batch, so the number of devices, the packing and the accumulation change no result beyond float rounding.
 
-Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, R rows, W row width, D hidden, P projection.
+Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, R rows, W width, D hidden, P projection.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from ppa_jax.data.pairs import Batch, Places
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.objectives import contrastive, masked_lm, masking
-from ppa_jax.objectives.contrastive import Queue
 from ppa_jax.training.mesh import Rules, tree_shardings
 
 
@@ -63,7 +62,7 @@ class State(struct.PyTreeNode):
     rng: jax.Array  # uint32 key data, folded with the step
     params: Any  # encoder, mlm_head, projection: the query side
     key_params: Any  # encoder, projection: the key side; empty without contrast
-    queue: Queue | None
+    queue: Any  # a Queue; None without contrast
     opt_state: Any
 
 
@@ -127,12 +126,12 @@ def make_step(
         S, R, W = rows.ids.shape
         ids, positions, segments = (x.reshape(S * R, W) for x in rows)
         seed = seed if dropout else None
-        states = encoder.apply(
+        states: Any = encoder.apply(
             {"params": params}, ids, positions, segments, dropout_seed=seed, all_hidden=True, **options
         )
         return [x.reshape(S, R * W, -1) for x in states]
 
-    def project(params, hidden, places):
+    def project(params, hidden, places) -> Any:
         return projection.apply({"params": params}, pool(hidden, places, method.pooling, method.max_length))
 
     def encode_keys(state: State, batch: Batch, seed):
@@ -152,8 +151,13 @@ def make_step(
         if method.tlm_weight:
             draw = jax.vmap(
                 lambda ids, sequences, slots: masking.mask_tokens(
-                    mask_key, ids, sequences, slots,
-                    longest=method.max_tlm_length, mask_id=method.mask_id, vocab_size=config.vocab_size,
+                    mask_key,
+                    ids,
+                    sequences,
+                    slots,
+                    longest=method.max_tlm_length,
+                    mask_id=method.mask_id,
+                    vocab_size=config.vocab_size,
                 )
             )  # over shards
             masked = draw(rows.ids.reshape(rows.ids.shape[0], -1), batch.sequences, batch.slots)
@@ -163,7 +167,7 @@ def make_step(
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-            logits = mlm_head.apply({"params": params["mlm_head"]}, states, words)
+            logits: Any = mlm_head.apply({"params": params["mlm_head"]}, states, words)
             nll = masked_lm.cross_entropy(logits, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
@@ -173,9 +177,15 @@ def make_step(
             b = query.shape[1]
             column = jnp.broadcast_to(number * b + jnp.arange(b), query.shape[:2]).reshape(-1)
             nll, wins = contrastive.info_nce(
-                *(x.reshape(-1, method.projection_dim) for x in (query, keys)), batch.hashes.reshape(-1), queue,
-                jnp.minimum(step + method.in_batch, slots), (step % slots, column) if method.in_batch else None,
-                temperature=method.temperature, mask_duplicates=method.mask_duplicates, mesh=mesh,
+                query.reshape(-1, method.projection_dim),
+                keys.reshape(-1, method.projection_dim),
+                batch.hashes.reshape(-1),
+                queue,
+                jnp.minimum(step + method.in_batch, slots),
+                (step % slots, column) if method.in_batch else None,
+                temperature=method.temperature,
+                mask_duplicates=method.mask_duplicates,
+                mesh=mesh,
             )
             metrics |= {"contrastive": jnp.sum(nll) / pairs, "contrastive_accuracy": jnp.sum(wins) / pairs}
             loss += method.contrastive_weight * metrics["contrastive"]
@@ -190,7 +200,7 @@ def make_step(
             (_, metrics), grads = run(state.params, queue, *part, state.step, step_key, masked_total)
             return grads, metrics
 
-        parts = batch, keys, jnp.arange(batch.rows.ids.shape[0])
+        parts: Any = batch, keys, jnp.arange(batch.rows.ids.shape[0])
         first = jax.tree.map(lambda x: x[0], parts)
         if len(parts[-1]) == 1:
             return one(first)
@@ -215,7 +225,7 @@ def make_step(
         grads, metrics = gradients(state, queue, batch, keys, step_key)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params: Any = optax.apply_updates(state.params, updates)
         if method.contrastive_weight:
             key_params = contrastive.ema(key_params, {name: params[name] for name in key_params}, method.momentum)
             queue = after

@@ -20,9 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from ppa_jax.config import fields, one_of, require
+from ppa_jax.config import Config, fields, one_of, require
 from ppa_jax.data import corpora, sources, world
 from ppa_jax.data.pairs import Batch, PairBatches
 from ppa_jax.data.plan import Plan
@@ -42,7 +41,7 @@ from ppa_jax.training.metrics import MetricWriter
 MAY_CHANGE = ("eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate")
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
     positive = lambda x: x > 0  # noqa: E731
     share = lambda x: 0 <= x < 1  # noqa: E731
@@ -89,7 +88,7 @@ def validate(config: ConfigDict) -> None:
 class Run:
     """Everything that is open while the job runs."""
 
-    config: ConfigDict
+    config: Config
     workdir: Path
     pretrained: Pretrained
     tokenizer: Tokenizer
@@ -118,7 +117,7 @@ class Run:
         return Embedder(self.pretrained.config, self.tokenizer, max_length=self.config.data.max_length, mesh=self.mesh)
 
 
-def run(config: ConfigDict, workdir: str) -> int:
+def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     validate(config)
     if config.mesh.distributed:
@@ -141,7 +140,7 @@ def run(config: ConfigDict, workdir: str) -> int:
     return 0
 
 
-def align_model(config: ConfigDict, workdir: Path) -> None:
+def align_model(config: Config, workdir: Path) -> None:
     """The whole of one training run in its workdir.
 
     Raises:
@@ -151,7 +150,7 @@ def align_model(config: ConfigDict, workdir: Path) -> None:
     train(open_run(config, workdir))
 
 
-def check_new_model(config: ConfigDict) -> None:
+def check_new_model(config: Config) -> None:
     """What can be known of the alignment before the new model is pretrained, which may take long."""
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
     check_batch_size(config, "train.batch_size", devices)
@@ -160,7 +159,7 @@ def check_new_model(config: ConfigDict) -> None:
     read_test_sets(config)
 
 
-def check_batch_size(config: ConfigDict, field: str, devices: Mesh) -> None:
+def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
     """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
     size, shards, accumulate = fields(config)[field], devices.shape["data"], config.train.accumulate
     parts = shards * accumulate
@@ -171,7 +170,7 @@ def check_batch_size(config: ConfigDict, field: str, devices: Mesh) -> None:
         )
 
 
-def check_lengths(config: ConfigDict, encoder: EncoderConfig) -> None:
+def check_lengths(config: Config, encoder: EncoderConfig) -> None:
     """Raises UserError unless the longest sequence fits the model and the rows, and the layer is one of the model's."""
     longest = longest_sequence(config)
     if longest > encoder.max_length:
@@ -189,7 +188,7 @@ def check_lengths(config: ConfigDict, encoder: EncoderConfig) -> None:
         raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
 
 
-def read_test_sets(config: ConfigDict) -> retrieval.Sets:
+def read_test_sets(config: Config) -> retrieval.Sets:
     """The sentences to retrieve among, by language; none if the config asks for none.
 
     Raises:
@@ -207,7 +206,7 @@ def read_test_sets(config: ConfigDict) -> retrieval.Sets:
     return sample_sets(config.eval.sample) if config.eval.sample else {}
 
 
-def open_run(config: ConfigDict, workdir: Path) -> Run:
+def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
     check_batch_size(config, "train.batch_size", devices)
@@ -264,7 +263,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Run:
     return Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets)
 
 
-def longest_sequence(config: ConfigDict) -> int:
+def longest_sequence(config: Config) -> int:
     """Tokens of the longest sequence there can be: a TLM pair with three special tokens, or a sentence with two."""
     sentence = config.data.max_length
     if not config.tlm.weight or not config.tlm.joint:
@@ -272,7 +271,7 @@ def longest_sequence(config: ConfigDict) -> int:
     return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
 
 
-def make_method(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer) -> align.Method:
+def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) -> align.Method:
     """The settings of the step, with what they need of the model and the tokenizer."""
     layers, settings = pretrained.config.num_layers, config.contrastive
     projection = pretrained.params.get("projection")
@@ -300,7 +299,7 @@ def make_method(config: ConfigDict, pretrained: Pretrained, tokenizer: Tokenizer
     )
 
 
-def check_identity(config: ConfigDict, workdir: Path, pretrained: Pretrained, pairs: list) -> None:
+def check_identity(config: Config, workdir: Path, pretrained: Pretrained, pairs: list) -> None:
     """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
     words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
@@ -462,7 +461,9 @@ def finish(run: Run, params: Any) -> None:
     )
     path = report.write_report(
         workdir,
-        title=f"Alignment of {Path(config.init).name}",
+        title="Alignment of a new model"
+        if "new_model" in Path(config.init).parts
+        else f"Alignment of {Path(config.init).name}",
         facts={
             "model": config.init,
             "steps": f"{run.steps} of {config.train.batch_size} pairs",

@@ -15,9 +15,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from absl import logging
-from ml_collections import ConfigDict
 
-from ppa_jax.config import require
+from ppa_jax.config import Config, require
 from ppa_jax.data import prepare, sources
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
@@ -30,7 +29,7 @@ from ppa_jax.training import loop
 VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; from each source alike
 
 
-def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Path], None]) -> ConfigDict:
+def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None]) -> Config:
     """Pretrains a new model in workdir/new_model, unless that is done, and returns the config that aligns it.
 
     `run` trains by a config in a workdir. Whatever it raises comes through: a signal stops the pretraining as it stops
@@ -55,7 +54,7 @@ def pretrain(config: ConfigDict, workdir: Path, run: Callable[[ConfigDict, Path]
     return aligned
 
 
-def validate(config: ConfigDict) -> None:
+def validate(config: Config) -> None:
     """Checks what the new model is made from. Raises UserError naming the field."""
     for name in ("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"):
         require(config, name, lambda n: n > 0, "greater than 0")
@@ -66,7 +65,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError(f"config.model.hidden_size={width}: must divide by model.num_heads={heads}")
 
 
-def encoder_config(config: ConfigDict, vocab_size: int) -> EncoderConfig:
+def encoder_config(config: Config, vocab_size: int) -> EncoderConfig:
     """The sizes of the new model."""
     return EncoderConfig(
         vocab_size=vocab_size,
@@ -77,7 +76,7 @@ def encoder_config(config: ConfigDict, vocab_size: int) -> EncoderConfig:
     )
 
 
-def write_random(config: ConfigDict, directory: Path) -> None:
+def write_random(config: Config, directory: Path) -> None:
     """Writes an untrained model with its tokenizer, in the Hugging Face format."""
     directory.mkdir(parents=True, exist_ok=True)
     vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
@@ -92,7 +91,7 @@ def write_random(config: ConfigDict, directory: Path) -> None:
     huggingface.write(directory, Pretrained(sizes, params, hf_config=config_to_hf(sizes)))
 
 
-def sentences(config: ConfigDict) -> Iterator[str]:
+def sentences(config: Config) -> Iterator[str]:
     """Sentences of all sources, both sides, an equal number from each source."""
     markers = (marker.strip() for marker in config.data.skip_lines.split(","))
     cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))

@@ -1,9 +1,9 @@
 """The BERT and XLM-R encoder as a pure function of its parameters (Devlin et al. 2019; Conneau et al. 2020).
 
 The two share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type
-table and LayerNorm's epsilon. Rows may hold several sentences: `segments` numbers them from 1, 0 is padding, and a token
-attends only within its own segment. Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast variance,
-softmax and LayerNorm in float32 whatever the compute dtype.
+table and LayerNorm's epsilon. Rows may hold several sentences: `segments` numbers them from 1, 0 is padding, and a
+token attends only within its own segment. Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast
+variance, softmax and LayerNorm in float32 whatever the compute dtype.
 
 Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary.
 """
@@ -123,7 +123,9 @@ class SelfAttention(nn.Module):
         def heads(name: str) -> Array:
             return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
 
-        at = (lambda k: None) if seeds is None else (lambda k: drop.at_site(seeds, site + k))
+        def at(k: int) -> Any:
+            return None if seeds is None else drop.at_site(seeds, site + k)
+
         mixed = attend(heads("query"), heads("key"), heads("value"), mask, at(0), c.attention_dropout)
         out = _dense(D, c, self.dtype, "output")(mixed.reshape(B, L, D))
         if seeds is not None and c.hidden_dropout > 0:
@@ -188,8 +190,8 @@ class Encoder(nn.Module):
           layers: run only so many of the blocks (the rest need no parameters then).
         """
         mask = attention_mask(segments)
-        seeds = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
-        x = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
+        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
+        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]

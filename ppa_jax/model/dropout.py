@@ -3,8 +3,8 @@
 A mask drawn by position in an array changes when the batch is packed, sharded or accumulated in another way. Here every
 element's bits are a hash of (seed, sequence, position, site, feature), so one device and eight, one pass and four
 accumulated ones, padded rows and packed rows all drop the same elements. The hash is the 32-bit finaliser of Wang's and
-Mueller's family (two multiplications, three shifts): it fuses into the multiplication that uses it, and measured 30 to 40
-times faster than threefry on a CPU. It is no cryptographic generator and need not be.
+Mueller's family (two multiplications, three shifts): it fuses into the multiplication that uses it, and measured 30 to
+40 times faster than threefry on a CPU. It is no cryptographic generator and need not be.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ def mix(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-def token_seeds(
-    seed: UInt[Array, ""], segments: Int[Array, "B L"], positions: Int[Array, "B L"]
-) -> UInt[Array, "B L"]:
+def token_seeds(seed: UInt[Array, ""], segments: Int[Array, "B L"], positions: Int[Array, "B L"]) -> UInt[Array, "B L"]:
     """One word per token from the step's `seed`, the sequence it belongs to and its position there.
 
     `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks.
@@ -46,7 +44,7 @@ def _drop(x: Array, bits: UInt[Array, "*shape"], rate: float) -> Array:
 
 
 def drop_features(x: Float[Array, "B L D"], seeds: UInt[Array, "B L"], rate: float) -> Float[Array, "B L D"]:
-    """Inverted dropout of hidden states: each element is zeroed with probability `rate`, the rest scaled by 1/(1-rate)."""
+    """Inverted dropout of hidden states: an element is zeroed with probability `rate`, or scaled by 1/(1-rate)."""
     features = jax.lax.iota(jnp.uint32, x.shape[-1]) * jnp.uint32(_GOLDEN)
     return _drop(x, mix(seeds[:, :, None] + features), rate)
 

@@ -22,9 +22,7 @@ class MaskedLMHead(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, hidden: Float[Array, "*M D"], word_embeddings: Float[Array, "V D"]
-    ) -> Float[Array, "*M V"]:
+    def __call__(self, hidden: Float[Array, "*M D"], word_embeddings: Float[Array, "V D"]) -> Float[Array, "*M V"]:
         """Logits over the vocabulary in float32. Give it only the positions whose prediction is wanted."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)

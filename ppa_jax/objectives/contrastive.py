@@ -1,7 +1,7 @@
 """Momentum contrast of sentences that translate each other (MoCo, He et al. 2020; PPA section 3.2).
 
-The queue of negatives is [S, B, P]: S slots of one batch of keys each. Step t writes slot t mod S, so the oldest batch is
-what goes. It is sharded over B and never moves: the queries of a batch, which are small, are gathered instead, every
+The queue of negatives is [S, B, P]: S slots of one batch of keys each. Step t writes slot t mod S, so the oldest batch
+goes. It is sharded over B and never moves: the queries of a batch, which are small, are gathered instead, every
 device compares them with its own keys, and only one maximum and one sum a query cross the network.
 
 Axes: B pairs of the global batch, S slots, P projection.
@@ -25,8 +25,8 @@ MASKED = -1e30
 class Queue(NamedTuple):
     """Past keys. Sharded over B; the slots are written in turn."""
 
-    keys: Float[Array, "S B P"]
-    hashes: UInt[Array, "S B"]  # of each key's sentence, to find duplicates
+    keys: Any  # [S, B, P] float32
+    hashes: Any  # [S, B] uint32  # of each key's sentence, to find duplicates
 
 
 QUEUE_SPEC = Queue(keys=P(None, "data", None), hashes=P(None, "data"))
@@ -75,7 +75,7 @@ def info_nce(
       mask_duplicates: leave out negatives whose sentence equals the positive's (equal hashes).
 
     Returns:
-      The loss of every pair, and 1.0 where the positive beats every negative. No gradient flows to the queue or the key.
+      The loss of every pair, and 1.0 where the positive beats every negative. No gradient flows to queue or key.
     """
     body = functools.partial(_info_nce_on_shard, temperature=temperature, mask_duplicates=mask_duplicates)
     rows = P("data")

@@ -10,7 +10,7 @@ Axes: T sequences, X longest sequence, M slots of masked positions, N tokens of 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,17 @@ from jaxtyping import Array, Float, Int
 class Sequences(NamedTuple):
     """Where the maskable sequences lie in the flattened rows."""
 
-    number: Int[Array, "T"]  # in the global batch: what the random key is folded with
-    start: Int[Array, "T"]  # of the first token, in the flattened rows
-    length: Int[Array, "T"]  # with special tokens; 0 for an empty place
-    middle: Int[Array, "T"]  # the place of the inner [SEP]; 0 where there is none
+    number: Any  # [T] in the global batch: what the random key is folded with
+    start: Any  # [T] of the first token, in the flattened rows
+    length: Any  # [T] with special tokens; 0 for an empty place
+    middle: Any  # [T] the place of the inner [SEP]; 0 where there is none
 
 
 class Slots(NamedTuple):
     """The masked positions, before anyone knows where: the `rank`-th drawn token of `sequence`."""
 
-    sequence: Int[Array, "M"]  # index into Sequences
-    rank: Int[Array, "M"]  # -1: an unused slot
+    sequence: Any  # [M] index into Sequences
+    rank: Any  # [M] -1: an unused slot
 
 
 class Masked(NamedTuple):
@@ -72,9 +72,7 @@ def mask_tokens(
 
     score_TxX, action_TxX, random_TxX = jax.vmap(draw)(sequences.number)
     place_X = jnp.arange(longest)
-    special_TxX = (
-        (place_X == 0) | (place_X == sequences.middle[:, None]) | (place_X >= sequences.length[:, None] - 1)
-    )
+    special_TxX = (place_X == 0) | (place_X == sequences.middle[:, None]) | (place_X >= sequences.length[:, None] - 1)
     order_TxX = jnp.argsort(jnp.where(special_TxX, jnp.inf, score_TxX), axis=1)
 
     used = slots.rank >= 0

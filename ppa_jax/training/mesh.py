@@ -39,7 +39,7 @@ RULES: dict[str, Rules] = {
 }
 
 
-def make_mesh(data: int, model: int, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
     """A mesh of data x model devices; -1 for `data` takes all that are there.
 
     Raises:
@@ -79,7 +79,7 @@ def tree_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host batch [A, own shards, ...] on the mesh, its second axis split over `data`; starts the copy, no wait."""
+    """Puts a host batch [A, own shards, ...] on the mesh, its second axis over `data`; does not wait."""
     sharding = NamedSharding(mesh, P(None, "data"))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)

@@ -29,9 +29,7 @@ def schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
 
 def decayed(params: Any) -> Any:
     """True for the matrices: biases and LayerNorm have no weight decay."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path_name(path).endswith(("kernel", "embedding")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path).endswith(("kernel", "embedding")), params)
 
 
 def adamw(rate: optax.Schedule, *, weight_decay: float, clip: float) -> optax.GradientTransformation:

@@ -17,10 +17,10 @@ from ppa_jax.objectives import masking
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
 
-CONFIG = EncoderConfig(
-    vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40
+CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
+METHOD = align.Method(
+    queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_length=16, max_tlm_length=31, mask_id=3
 )
-METHOD = align.Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_length=16, max_tlm_length=31, mask_id=3)
 BATCH = 16
 
 
@@ -47,12 +47,23 @@ def make(params, number_pairs, number_tokenizer):
     """Builds a run of the step in memory: devices x model axis, accumulation, method, rules."""
     sources = [number_pairs(300, seed=0), number_pairs(80, seed=1)]
 
-    def build(devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True):
+    def build(
+        devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True
+    ):
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
         batches = PairBatches(
-            sources, plan, number_tokenizer, max_length=16, row_length=32, mask_rate=0.15, joint=joint,
-            contrast=method.contrastive_weight > 0, tlm=method.tlm_weight > 0, shards=devices, accumulate=accumulate,
+            sources,
+            plan,
+            number_tokenizer,
+            max_length=16,
+            row_length=32,
+            mask_rate=0.15,
+            joint=joint,
+            contrast=method.contrastive_weight > 0,
+            tlm=method.tlm_weight > 0,
+            shards=devices,
+            accumulate=accumulate,
         )
         adamw = optimizer.adamw(optimizer.schedule(rate, 0.1, 20), weight_decay=0.01, clip=1.0)
         state = align.init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
@@ -142,8 +153,13 @@ def test_three_steps_equal_pytorch(make, params, tmp_path):
         step_key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), t)
         flat = lambda tree: jax.tree.map(lambda x: x[0, 0], tree)  # noqa: E731
         masked = masking.mask_tokens(
-            jax.random.split(step_key, 3)[0], batch.rows.ids[0, 0].reshape(-1), flat(batch.sequences),
-            flat(batch.slots), longest=31, mask_id=3, vocab_size=50,
+            jax.random.split(step_key, 3)[0],
+            batch.rows.ids[0, 0].reshape(-1),
+            flat(batch.sequences),
+            flat(batch.slots),
+            longest=31,
+            mask_id=3,
+            vocab_size=50,
         )
         labels = np.full(batch.rows.ids[0, 0].size, -100)
         used = np.asarray(masked.weights) == 1
@@ -216,7 +232,9 @@ def collective_sizes(hlo):
     import re
 
     sizes = {}
-    for shapes, kind in re.findall(r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(", hlo):
+    for shapes, kind in re.findall(
+        r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(", hlo
+    ):
         for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
             size = int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
             sizes.setdefault(kind, []).append(size)
@@ -246,7 +264,9 @@ def test_the_key_side_follows_and_the_queue_holds_its_keys(make):
     for name in ("encoder", "projection"):
         expected = jax.tree.map(lambda k, q: 0.9 * k + 0.1 * np.asarray(q), before["key"][name], state.params[name])
         assert largest_difference(state.key_params[name], expected) < 1e-6
-    assert largest_difference(before["query"]["encoder"], state.params["encoder"]) > 1e-3  # there was something to follow
+    assert (
+        largest_difference(before["query"]["encoder"], state.params["encoder"]) > 1e-3
+    )  # there was something to follow
     np.testing.assert_allclose(np.linalg.norm(state.queue.keys[0], axis=-1), 1, atol=1e-5)
     assert not np.any(state.queue.keys[1])
 

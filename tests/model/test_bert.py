@@ -11,9 +11,7 @@ import pytest
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
 
-TINY = EncoderConfig(
-    vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=32, max_positions=32
-)
+TINY = EncoderConfig(vocab_size=50, hidden_size=16, num_layers=2, num_heads=4, intermediate_size=32, max_positions=32)
 
 
 def packed_and_padded(seed: int = 0):
@@ -137,7 +135,10 @@ def test_hidden_states_logits_and_gradients_equal_pytorch_at_base_size(kind, tmp
     labels = np.where((rng.random(ids.shape) < 0.3) & (mask == 1), ids, -100)
     to_torch = torch.from_numpy
     out = theirs(
-        to_torch(ids), attention_mask=to_torch(mask), token_type_ids=to_torch(types), labels=to_torch(labels),
+        to_torch(ids),
+        attention_mask=to_torch(mask),
+        token_type_ids=to_torch(types),
+        labels=to_torch(labels),
         output_hidden_states=True,
     )
     out.loss.backward()

@@ -63,9 +63,11 @@ def test_masks_exactly_the_rounded_share_of_each_sequence_and_never_special_toke
 def test_a_sequence_is_masked_alike_wherever_it_lies():
     sequences, slots, _ = sequences_and_slots([12, 20], [5, 0], 0.3)
     ids = np.arange(100, 132)
-    mask = jax.jit(lambda ids, sequences: masking.mask_tokens(
-        jax.random.key(1), ids, sequences, slots, longest=32, mask_id=4, vocab_size=50
-    ))
+    mask = jax.jit(
+        lambda ids, sequences: masking.mask_tokens(
+            jax.random.key(1), ids, sequences, slots, longest=32, mask_id=4, vocab_size=50
+        )
+    )
     here = mask(ids, sequences).ids
     moved = np.concatenate([ids[12:], ids[:12]])
     there = mask(moved, sequences._replace(start=np.array([20, 0]))).ids
@@ -80,7 +82,9 @@ def test_cross_entropy_and_gradient_equal_pytorch():
     weights = rng.random(6).astype("f")
     loss, grad = jax.value_and_grad(lambda x: jnp.sum(masked_lm.cross_entropy(x, labels) * weights))(logits)
     x = torch.tensor(logits, requires_grad=True)
-    expected = (torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none") * torch.tensor(weights)).sum()
+    expected = (
+        torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none") * torch.tensor(weights)
+    ).sum()
     expected.backward()
     assert np.isclose(loss, expected.item(), rtol=1e-6)
     np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-6)
@@ -121,8 +125,14 @@ def test_info_nce_equals_the_formula(devices, filled, duplicates):
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
     sharded = jax.tree.map(put, queue, contrastive.QUEUE_SPEC)
     loss, wins = contrastive.info_nce(
-        put(query, P("data")), put(key, P("data")), put(hashes, P("data")), sharded, jnp.int32(filled),
-        temperature=0.05, mask_duplicates=duplicates, mesh=mesh,
+        put(query, P("data")),
+        put(key, P("data")),
+        put(hashes, P("data")),
+        sharded,
+        jnp.int32(filled),
+        temperature=0.05,
+        mask_duplicates=duplicates,
+        mesh=mesh,
     )
     expected, expected_wins = info_nce_by_hand(query, key, hashes, queue, filled, 0.05, duplicates)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
