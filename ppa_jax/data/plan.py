@@ -87,6 +87,10 @@ class Plan:
         self.probabilities = weights / weights.sum()
         self._window = functools.lru_cache(maxsize=4)(self._make_window)
 
+    def __reduce__(self) -> tuple:
+        # A worker process makes its own windows: their cache does not travel.
+        return Plan, (self.lengths, self.batch_size, self.seed, self.temperature, self.shuffle_sides)
+
     @property
     def pairs(self) -> int:
         """Number of pairs in all sources: the length of an epoch."""

@@ -16,6 +16,7 @@ from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.objectives import masking
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
+from ppa_jax.training.collectives import collective_bytes
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
 METHOD = align.Method(
@@ -105,6 +106,16 @@ def test_devices_rules_and_accumulation_change_nothing(make, reference, devices,
         np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
     np.testing.assert_array_equal(state.queue.hashes, expected_state.queue.hashes)
     np.testing.assert_allclose(state.queue.keys, expected_state.queue.keys, atol=2e-4)
+
+
+def test_in_batch_negatives_are_the_same_on_devices_and_accumulated(make):
+    method = dataclasses.replace(METHOD, in_batch=True)
+    _, expected = run(make(method=method), 3)
+    assert expected[0]["contrastive"] > 1  # there are negatives from the first step on
+    for devices, accumulate in ((2, 1), (2, 2), (1, 4)):
+        _, losses = run(make(devices, accumulate=accumulate, method=method), 3)
+        for got, want in zip(losses, expected, strict=True):
+            np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
 
 
 def test_three_steps_equal_pytorch(make, params, tmp_path):
@@ -218,27 +229,13 @@ def test_the_queue_is_never_gathered(make):
     method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
     setting = make(8, method=method)
     batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
-    sizes = collective_sizes(setting.step.lower(setting.state, batch).compile().as_text())
-    queue = setting.state.queue.keys.size
-    largest = {kind: max(found) for kind, found in sizes.items()}
-    assert BATCH * 8 in sizes["all-gather"]  # the queries
-    assert max(largest["all-gather"], largest.get("all-to-all", 0), largest.get("collective-permute", 0)) < queue / 8
-    gradients = sum(leaf.size for leaf in jax.tree.leaves(setting.state.params))
-    assert largest["all-reduce"] <= gradients
-
-
-def collective_sizes(hlo):
-    """Elements of the results of every collective in HLO text, by kind."""
-    import re
-
-    sizes = {}
-    for shapes, kind in re.findall(
-        r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\(", hlo
-    ):
-        for dims in re.findall(r"\w+\[([\d,]*)\]", shapes):
-            size = int(np.prod([int(d) for d in dims.split(",") if d] or [1]))
-            sizes.setdefault(kind, []).append(size)
-    return sizes
+    found = collective_bytes(setting.step.lower(setting.state, batch).compile().as_text())
+    queue = setting.state.queue.keys.size * 4
+    assert BATCH * 8 * 4 in found["all-gather"]  # the queries
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert max(found.get(kind, [0])) < queue / 8
+    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
+    assert max(found["all-reduce"]) <= gradients
 
 
 def test_a_loss_of_weight_zero_is_not_computed(make):

@@ -139,6 +139,36 @@ def test_info_nce_equals_the_formula(devices, filled, duplicates):
     assert np.array_equal(wins, expected_wins)
 
 
+@pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (2, 4)])
+def test_in_batch_negatives_are_all_other_keys_of_the_batch(devices, accumulate):
+    """The batch's keys stand in a slot of the queue already; the own key is the positive and no negative."""
+    query, key, hashes, queue = contrast_case(2)
+    slot, B = 1, len(query)
+    queue = contrastive.enqueue(
+        jax.tree.map(jnp.asarray, queue), jnp.int32(slot), jnp.asarray(key), jnp.asarray(hashes)
+    )
+    # The places of one accumulation step: device d has the pairs d*A*b + a*b + i of the global batch.
+    b = B // (devices * accumulate)
+    part = np.concatenate([np.arange(b) + (d * accumulate + accumulate - 1) * b for d in range(devices)])
+    column = part % (accumulate * b)
+    loss, wins = contrastive.info_nce(
+        query[part],
+        key[part],
+        hashes[part],
+        queue,
+        jnp.int32(2),
+        (jnp.int32(slot), jnp.asarray(column)),
+        temperature=0.05,
+        mask_duplicates=False,
+        mesh=mesh_of(devices),
+    )
+    for place, n in enumerate(part):
+        negatives = [queue.keys[0], np.delete(np.asarray(queue.keys[slot]), n, axis=0)]
+        logits = np.concatenate([[query[n] @ key[n]], *(np.asarray(x) @ query[n] for x in negatives)]) / 0.05
+        assert np.isclose(loss[place], np.logaddexp.reduce(logits) - logits[0], rtol=1e-4, atol=1e-5)
+        assert wins[place] == (logits[0] > logits[1:].max())
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 def test_info_nce_gradient_equals_pytorch_and_spares_the_key(devices):
     import torch
