@@ -33,6 +33,7 @@ def get_config(mode: str = "") -> Any:
             max_characters=10_000,  # a longer line is skipped
             skip_lines="<range>",  # lines that are such a marker and no text
             drop_identical=False,  # drop a pair whose sides are the same text
+            drop_duplicates=False,  # keep the first of equal pairs of a source
             temperature=1.0,  # T: a language pair is drawn with probability ~ n**(1/T)
             shuffle_sides=True,  # random input shuffling: which side comes first, and feeds the query encoder
             row_length=0,  # tokens of a packed row; 0: the longest sequence, rounded up to a multiple of 64

@@ -70,9 +70,9 @@ def set_field(config: Config, name: str, text: str) -> None:
     """Sets one field from text. An empty string and `none` mean unset for fields of text."""
     known = fields(config)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         # A right name in the wrong group is nearer than any spelling.
-        near = [k for k in known if k.split(".")[-1] == name.split(".")[-1]] or near
+        same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
+        near = difflib.get_close_matches(name, same_leaf or known, n=1, cutoff=0.0)
         raise UserError(f"config.{name}: no such field; the nearest is config.{near[0]}")
     default = known[name]
     try:

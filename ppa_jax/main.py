@@ -7,18 +7,14 @@ which), 130 or 143 stopped by SIGINT or SIGTERM after saving.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import importlib
-import logging
 import signal
 import sys
-from collections.abc import Iterator
-
-import absl.logging
 
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
+from ppa_jax.log_lines import log_to_stderr
 
 JOBS = {"align": "ppa_jax.jobs.align_run"}  # each module has run(config, workdir) -> exit status
 
@@ -45,30 +41,6 @@ def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
         if name not in given:
             raise UserError(f"--{name} is missing; e.g. --config=configs/ppa.py --workdir=runs/x")
     return given["config"], given["workdir"], overrides
-
-
-class LogLine(logging.Formatter):
-    """The message alone; anything graver than a fact says what it is."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """`text`, or `warning: text`."""
-        text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
-
-
-@contextlib.contextmanager
-def log_to_stderr() -> Iterator[None]:
-    """Shows what this project logs, and the warnings of everyone else, as plain lines on stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogLine())
-    # Its play-by-play of every dataset that is opened comes through absl, too, at the level of this project's facts.
-    handler.addFilter(lambda record: record.levelno > logging.INFO or "tensorflow_datasets" not in record.pathname)
-    absl.logging.set_verbosity(absl.logging.INFO)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    finally:
-        logging.getLogger().removeHandler(handler)
 
 
 def run(arguments: list[str]) -> int:

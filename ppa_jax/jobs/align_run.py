@@ -229,6 +229,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         max_characters=config.data.max_characters,
         skip_lines=config.data.skip_lines,
         drop_identical=config.data.drop_identical,
+        drop_duplicates=config.data.drop_duplicates,
     )
     logging.info("corpora:\n%s", corpora.describe(pairs))
     plan = Plan(

@@ -1,0 +1,33 @@
+"""What the command lines show on stderr: plain lines."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import absl.logging
+
+
+class LogLine(logging.Formatter):
+    """The message alone; anything graver than a fact says what it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`text`, or `warning: text`."""
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+@contextlib.contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Shows what this project logs, and the warnings of everyone else, as plain lines on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogLine())
+    # Its play-by-play of every dataset that is opened comes through absl, too, at the level of this project's facts.
+    handler.addFilter(lambda record: record.levelno > logging.INFO or "tensorflow_datasets" not in record.pathname)
+    absl.logging.set_verbosity(absl.logging.INFO)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
