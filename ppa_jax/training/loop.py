@@ -158,7 +158,7 @@ class Loop:
 
     def _read(self, step: int, metrics: dict[str, jax.Array], size: tuple[int, int], progress: Progress) -> None:
         """Waits for the metrics of a step and logs them."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        values = {name: float(value) + 0.0 for name, value in jax.device_get(metrics).items()}  # no -0.0
         # A gradient that is not finite has spoilt the parameters already, one step before the loss says so.
         if bad := [name for name in ("loss", "gradient_norm") if not math.isfinite(values.get(name, 0.0))]:
             raise UserError(
