@@ -125,7 +125,6 @@ def main() -> None:
         queue_size=a.queue,
         projection_dim=a.proj,
         layer=a.layers,
-        max_length=a.maxlen,
         max_tlm_length=longest,
         dtype=dtype,
     )

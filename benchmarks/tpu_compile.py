@@ -51,7 +51,7 @@ def lower(slice_shape: str, rules: str, model: int):
         [pairs], Plan([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
         shards=mesh.shape["data"],
     )  # fmt: skip
-    method = align.Method(queue_size=QUEUE, max_length=128, max_tlm_length=131, dtype=jnp.bfloat16)
+    method = align.Method(queue_size=QUEUE, max_tlm_length=131, dtype=jnp.bfloat16)
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
 
     def init():

@@ -16,7 +16,10 @@ from ppa_jax import config as configs
 from ppa_jax.errors import UserError
 from ppa_jax.log_lines import log_to_stderr
 
-JOBS = {"align": "ppa_jax.jobs.align_run"}  # each module has run(config, workdir) -> exit status
+JOBS = {
+    "align": "ppa_jax.jobs.align_run",
+    "evaluate": "ppa_jax.jobs.evaluate",
+}  # each module has run(config, workdir) -> exit status
 
 
 def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ppa_jax.errors import UserError
 
+LONGEST_LINE = 1 << 24  # bytes, of files that are read as a whole
 _BUFFER = 1 << 18  # bytes read at once
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -67,6 +68,25 @@ def lines(path: Path, limit: int) -> Iterator[bytes | None]:
                     yield None
         except _DAMAGED as error:
             raise _damaged(path) from error
+
+
+def read_lines(path: Path, *, field: str) -> list[str]:
+    """All lines of a file that fits in memory, as text. `field` names the setting in messages.
+
+    Raises UserError as `open_text` does, and for text that is not UTF-8, with the line.
+    """
+    try:
+        found = []
+        for number, line in enumerate(lines(path, LONGEST_LINE), 1):
+            if line is None:
+                raise UserError(f"{path}:{number}: longer than {LONGEST_LINE:,} bytes; split the line")
+            try:
+                found.append(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                raise UserError(f"{path}:{number}: not UTF-8; convert the file (iconv -t UTF-8)") from None
+        return found
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
 
 
 def count_lines(path: Path) -> int:

@@ -1,16 +1,17 @@
-"""Sentences to vectors: any number of them, several layers and poolings in one forward pass, one compiled program.
+"""Sentences to vectors: any number of them, several layers and poolings in one forward pass, few compiled programs.
 
-Sentences are packed into blocks of one static shape, [R, W] tokens with at most k sentences a row, so that a program is
-compiled once for a set of requests, whatever the sentences and whatever the parameters: these are arguments. Memory is
-that of one block, one chunk of text, and the vectors asked for.
+Sentences are sorted by length and packed into blocks of a few static shapes, [R, W] tokens with at most W / 8 sentences
+a row: full blocks, a shorter one for what is left, and one row when that is all. A program is compiled once for a shape
+and a set of requests, whatever the sentences and the parameters: these are arguments. Memory is that of one block, one
+chunk of text, and the vectors asked for.
 
 Axes: N sentences, R rows of a block, W row width, k sentences of a row, D width.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +24,16 @@ from ppa_jax.data import packing
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.pooling import POOLINGS, pool
 
 Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
 Vectors = dict[Request, np.ndarray]
+Program = Callable[..., tuple[jax.Array, ...]]
 
-POOLINGS = ("cls", "mean", "mean_without_special")
 CHUNK = 16_384  # sentences tokenised and packed together
 SHORTEST = 8  # tokens that a sentence takes of a row at least: it bounds the sentences of a row to W / 8
+WIDTH = 128  # of a row; sentences longer than that have rows of their own width
+SINGLE_ROWS = (16, 32, 64)  # widths when one row is all there is: a lone sentence does not pay for 128 tokens
 
 
 class Block(NamedTuple):
@@ -40,23 +44,6 @@ class Block(NamedTuple):
     segments: np.ndarray  # [R, W]
     start: np.ndarray  # [R, k] first token of each sentence in its row
     length: np.ndarray  # [R, k] with special tokens; 0: no sentence
-
-
-def pool_spans(hidden: jax.Array, start: jax.Array, length: jax.Array, pooling: str) -> jax.Array:
-    """One vector a sentence, [R, k, D] float32, from the states [R, W, D] of packed rows.
-
-    `cls` is the state of the first token; `mean` that of all tokens, [CLS] and [SEP] included, as XTREME and
-    SentenceTransformer have it; `mean_without_special` leaves these two out (and gives zeros for an empty sentence).
-    """
-    if pooling == "cls":
-        length = jnp.minimum(length, 1)
-    elif pooling == "mean_without_special":
-        start, length = start + 1, jnp.maximum(length - 2, 0)
-    token = jnp.arange(hidden.shape[1])
-    inside = (token >= start[..., None]) & (token < (start + length)[..., None])  # [R, k, W]
-    # A product with zeros and ones: unlike a gather it needs no copy of the states for each sentence.
-    total = jnp.einsum("rkw,rwd->rkd", inside.astype(jnp.float32), hidden.astype(jnp.float32), precision="highest")
-    return total / jnp.maximum(length, 1)[..., None]
 
 
 class Embedder:
@@ -74,7 +61,6 @@ class Embedder:
         mesh: Mesh | None = None,
         dtype: Any = jnp.float32,
         rows: int = 16,
-        width: int | None = None,
     ) -> None:
         """
         Args:
@@ -83,30 +69,38 @@ class Embedder:
           max_length: word pieces of a sentence with its special tokens; longer ones are cut.
           mesh: splits the rows over its axis `data`; None computes where the parameters are.
           dtype: of the matrix products.
-          rows: R for each device along `data`.
-          width: W; by default max_length rounded up to a multiple of 64.
+          rows: of 128 tokens in a full block, for each device along `data`; wider rows are as many fewer.
 
         Raises:
           UserError: a max_length that the encoder cannot number, or without room for a word piece.
         """
         if not 3 <= max_length <= config.max_length:
-            raise UserError(f"max_length={max_length}: this encoder takes 3 to {config.max_length} word pieces")
-        self.config, self.tokenizer, self.max_length, self.mesh = config, tokenizer, max_length, mesh
-        self.width = -(-max_length // 64) * 64 if width is None else width
-        if self.width < max_length:
-            raise ValueError(f"rows of {self.width} tokens cannot hold sentences of {max_length}")
-        self.rows = rows * (mesh.shape["data"] if mesh is not None else 1)
-        self.row_sentences = max(1, self.width // SHORTEST)
+            raise UserError(f"max_length={max_length}: must be in 3 to {config.max_length} for this encoder")
+        self.config = config
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.mesh = mesh
+        self.rows = rows
+        self._shards = mesh.shape["data"] if mesh is not None else 1
+        self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._encoder = Encoder(config, dtype)
-        self._programs: dict[tuple[Request, ...], Callable[..., tuple[jax.Array, ...]]] = {}
+        self._programs: dict[Any, Program] = {}
 
-    def embed(self, params: Any, sentences: Sequence[str], requests: Sequence[Request]) -> Vectors:
+    def embed(
+        self,
+        params: Any,
+        sentences: Sequence[str],
+        requests: Sequence[Request],
+        *,
+        progress: Callable[[int], Any] = lambda count: None,
+    ) -> Vectors:
         """The vectors [N, D], float32, of every (layer, pooling) asked for, in the order of the sentences.
 
         Args:
           params: the encoder's parameters (`params["encoder"]`), on the host or on devices, sharded or not.
           sentences: any number; an empty one is [CLS] [SEP]. Equal sentences of a chunk are embedded once.
           requests: for example [(6, "cls"), (4, "mean")].
+          progress: called with the number of sentences just finished.
 
         Raises:
           UserError: a layer that the encoder lacks, or an unknown pooling.
@@ -117,31 +111,64 @@ class Embedder:
         vectors = {request: np.empty((len(sentences), D), np.float32) for request in requests}
         if not requests or not len(sentences):
             return vectors
-        params = jax.tree.map(self._place, params)
+        program = self._pooled(requests)
+        params = self._place(params)
         for begin in range(0, len(sentences), CHUNK):
             chunk = sentences[begin : begin + CHUNK]
             number = {text: i for i, text in enumerate(dict.fromkeys(chunk))}
+            which = np.array([number[text] for text in chunk])
+            repeats = np.bincount(which)
             distinct = {request: np.empty((len(number), D), np.float32) for request in requests}
-            for numbers, slots, pooled in self._run(params, list(number), requests):
+            for numbers, slots, pooled in self._run(program, params, self.tokenizer.encode(list(number))):
                 for request, vectors_RxkxD in zip(requests, pooled, strict=True):
                     distinct[request][numbers] = np.asarray(vectors_RxkxD).reshape(-1, D)[slots]
-            which = [number[text] for text in chunk]
+                progress(int(repeats[numbers].sum()))
             for request in requests:
                 vectors[request][begin : begin + len(chunk)] = distinct[request][which]
         return vectors
 
-    def _check(self, requests: tuple[Request, ...]) -> None:
+    def token_states(
+        self, params: Any, sequences: Sequence[Sequence[int]], layers: Sequence[int]
+    ) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
+        """The states of every word piece, without those of [CLS] and [SEP]: (number of the sequence, {layer: [n, D]}).
+
+        Args:
+          params: the encoder's parameters.
+          sequences: word piece ids without special tokens, which are put around them; cut at max_length - 2 pieces.
+          layers: from 0, the embeddings' output.
+
+        Yields every sequence once, in no particular order.
+
+        Raises:
+          UserError: a layer that the encoder lacks.
+        """
+        layers = tuple(dict.fromkeys(map(int, layers)))
+        self._check([(layer, "mean") for layer in layers])
+        program = self._states(layers)
+        params = self._place(params)
+        for begin in range(0, len(sequences), CHUNK):
+            for numbers, slots, states in self._run(program, params, sequences[begin : begin + CHUNK]):
+                *states_RxWxD, start_Rxk, length_Rxk = map(np.asarray, states)
+                k = start_Rxk.shape[1]
+                for number, slot in zip(numbers, slots, strict=True):
+                    start, length = start_Rxk.flat[slot], length_Rxk.flat[slot]
+                    inner = slice(start + 1, start + length - 1)
+                    yield (
+                        begin + int(number),
+                        {x: s[slot // k, inner] for x, s in zip(layers, states_RxWxD, strict=True)},
+                    )
+
+    def _check(self, requests: Iterable[Request]) -> None:
         for layer, pooling in requests:
             if not 0 <= layer <= self.config.num_layers:
                 raise UserError(f"layer {layer}: this encoder has layers 1 to {self.config.num_layers}")
             if pooling not in POOLINGS:
                 raise UserError(f"pooling {pooling!r}: choose from {', '.join(POOLINGS)}")
 
-    def _run(self, params: Any, texts: list[str], requests: tuple[Request, ...]) -> Iterator[tuple[Any, Any, Any]]:
+    def _run(self, program: Program, params: Any, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any, Any]]:
         """Results of block t - 1 are handed out while block t is being computed."""
-        program = self._program(requests)
         waiting = None
-        for numbers, slots, block in self._blocks(texts):
+        for numbers, slots, block in self._blocks(pieces):
             dispatched = numbers, slots, program(params, *(self._put(array) for array in block))
             if waiting is not None:
                 yield waiting
@@ -149,41 +176,67 @@ class Embedder:
         if waiting is not None:
             yield waiting
 
-    def _blocks(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray, Block]]:
-        """(numbers [n] of the sentences in the block, their places [n] in its R * k, the block)."""
-        R, W, k = self.rows, self.width, self.row_sentences
-        cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
-        tokens = [[cls, *ids[: self.max_length - 2], sep] for ids in self.tokenizer.encode(texts)]
-        lengths = np.array([len(sequence) for sequence in tokens])
-        starts, used = packing.pack(np.maximum(lengths, W // k), W)
-        order = np.argsort(starts, kind="stable")
-        bounds = np.searchsorted(starts[order], np.arange(0, used + R, R) * W)
-        for block, (low, high) in enumerate(itertools.pairwise(bounds)):
-            numbers = order[low:high]
-            if not len(numbers):
-                continue
-            here = starts[numbers] - block * R * W
-            rows = packing.fill(here, [tokens[i] for i in numbers], np.arange(len(numbers)), R, W, pad)
-            row = here // W
-            slots = row * k + np.arange(len(numbers)) - np.searchsorted(row, row)  # the n-th sentence of its row
-            start, length = np.zeros(R * k, np.int32), np.zeros(R * k, np.int32)
-            start[slots], length[slots] = here % W, lengths[numbers]
-            yield numbers, slots, Block(*rows, start.reshape(R, k), length.reshape(R, k))
+    def _blocks(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, Block]]:
+        """(numbers [n] of the sequences in the block, their places [n] in its R * k, the block)."""
+        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        tokens = [[cls, *ids[: self.max_length - 2], sep] for ids in pieces]
+        lengths = np.maximum([len(sequence) for sequence in tokens], SHORTEST)
+        width = min(WIDTH, self._widest)
+        if len(lengths) and self._shards == 1 and (total := lengths.sum()) <= width:
+            width = next((w for w in SINGLE_ROWS if total <= w < width), width)
+        for W, chosen in ((width, lengths <= width), (self._widest, lengths > width)):
+            numbers = np.flatnonzero(chosen)
+            starts, used = packing.pack(lengths[numbers], W)
+            order = np.argsort(starts, kind="stable")
+            row = 0
+            for R in self._row_counts(used, W):
+                low, high = np.searchsorted(starts[order], (row * W, (row + R) * W))
+                here = order[low:high]
+                yield self._block(numbers[here], starts[here] - row * W, tokens, R, W)
+                row += R
 
-    def _program(self, requests: tuple[Request, ...]) -> Callable[..., tuple[jax.Array, ...]]:
-        if requests not in self._programs:
+    def _row_counts(self, used: int, width: int) -> list[int]:
+        """How many rows each block has: full blocks, then the smallest of three sizes that holds the rest."""
+        full = max(1, self.rows * WIDTH // max(width, WIDTH)) * self._shards
+        sizes = sorted({max(1, full // self._shards // part) * self._shards for part in (16, 4, 1)})
+        counts = [full] * (used // full)
+        rest = used % full
+        return [*counts, sizes[bisect.bisect_left(sizes, rest)]] if rest else counts
 
-            def pooled(params, ids, positions, segments, start, length):
-                states: Any = self._encoder.apply(
-                    {"params": params}, ids, positions, segments,
-                    all_hidden=True, layers=max(layer for layer, _ in requests),
-                )  # fmt: skip
-                return tuple(pool_spans(states[layer], start, length, pooling) for layer, pooling in requests)
+    def _block(self, numbers: np.ndarray, starts: np.ndarray, tokens: list, R: int, W: int) -> tuple[Any, Any, Block]:
+        k = max(1, W // SHORTEST)
+        chosen = [tokens[i] for i in numbers]
+        rows = packing.fill(starts, chosen, np.arange(len(numbers)), R, W, self.tokenizer.pad_id)
+        row = starts // W
+        slots = row * k + np.arange(len(numbers)) - np.searchsorted(row, row)  # the n-th sentence of its row
+        start, length = np.zeros(R * k, np.int32), np.zeros(R * k, np.int32)
+        start[slots], length[slots] = starts % W, [len(sequence) for sequence in chosen]
+        return numbers, slots, Block(*rows, start.reshape(R, k), length.reshape(R, k))
 
+    def _pooled(self, requests: tuple[Request, ...]) -> Program:
+        def pooled(params, ids, positions, segments, start, length):
+            layers = max(layer for layer, _ in requests)
+            states = self._apply(params, ids, positions, segments, layers)
+            return tuple(pool(states[layer], start, length, pooling) for layer, pooling in requests)
+
+        return self._program(requests, pooled)
+
+    def _states(self, layers: tuple[int, ...]) -> Program:
+        def states(params, ids, positions, segments, start, length):
+            all_states = self._apply(params, ids, positions, segments, max(layers))
+            return *(all_states[layer].astype(jnp.float32) for layer in layers), start, length
+
+        return self._program(layers, states)
+
+    def _apply(self, params: Any, ids: Any, positions: Any, segments: Any, layers: int) -> Any:
+        return self._encoder.apply({"params": params}, ids, positions, segments, all_hidden=True, layers=layers)
+
+    def _program(self, key: Any, function: Program) -> Program:
+        if key not in self._programs:
             # Replicated: with several processes, each can then read all of it.
             out = None if self.mesh is None else NamedSharding(self.mesh, P())
-            self._programs[requests] = jax.jit(pooled, out_shardings=out)
-        return self._programs[requests]
+            self._programs[key] = jax.jit(function, out_shardings=out)
+        return self._programs[key]
 
     def _put(self, array: np.ndarray) -> Any:
         if self.mesh is None:
@@ -192,10 +245,14 @@ class Embedder:
             array.shape, NamedSharding(self.mesh, P("data")), lambda index: array[index]
         )
 
-    def _place(self, leaf: Any) -> Any:
-        """A parameter on the devices: left where it is if that is the mesh, else copied there once."""
-        if self.mesh is None:
-            return jnp.asarray(leaf)
-        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(self.mesh.devices.flat):
-            return leaf
-        return jax.device_put(leaf, NamedSharding(self.mesh, P()))
+    def _place(self, params: Any) -> Any:
+        """Parameters on the devices: left where they are if that is the mesh, else copied there once."""
+
+        def place(leaf: Any) -> Any:
+            if self.mesh is None:
+                return jnp.asarray(leaf)
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(self.mesh.devices.flat):
+                return leaf
+            return jax.device_put(leaf, NamedSharding(self.mesh, P()))
+
+        return jax.tree.map(place, params)

@@ -1,24 +1,20 @@
-"""The report of a run: scores.json, report.md with its tables, and plots as PNG. Same input, same bytes."""
+"""The report of a run: scores.json, and report.md with its tables and pictures. Same input, same bytes."""
 
 from __future__ import annotations
 
 import json
 import shlex
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ppa_jax.errors import UserError
+from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
 from ppa_jax.training.metrics import read_metrics
 
 Records = Sequence[Mapping[str, Any]]
-
-# Colour-blind safe, and apart in grey as well. The first is for what a model is compared with.
-COLOURS = ("#a9b4c2", "#1f5fa8", "#d9822b", "#3d8f6b", "#8c5a9e", "#b8432f")
-INK, GRID = "#2b2f36", "#d9dde3"
 
 
 LEGEND = (
@@ -27,15 +23,6 @@ LEGEND = (
 )
 ONE_MODEL = "English queries against the other language (en→xx), the reverse, and the average of the two (both)."
 TWO_MODELS = "Both directions averaged; each direction by itself is in [scores.json](scores.json)."
-
-
-class Panel(NamedTuple):
-    """One curve of metrics.jsonl."""
-
-    metric: str  # its name there
-    title: str
-    unit: str
-    scale: float = 1.0
 
 
 ALIGNMENT_PANELS = (
@@ -157,79 +144,6 @@ def score_tables(records: Records, before: str, after: str) -> list[tuple[str, s
     return tables
 
 
-def plot_bars(
-    path: str | Path, labels: Sequence[str], panels: Sequence[tuple[str, Mapping[str, Sequence[float]]]], *,
-    title: str, ylabel: str,
-) -> None:  # fmt: skip
-    """Grouped bars, one panel below the other.
-
-    Args:
-      path: the PNG to write.
-      labels: of the groups, along x.
-      panels: (title, {series: a value for each label}); NaN draws nothing.
-      title: of the picture.
-      ylabel: the quantity and its unit.
-    """
-    series = len(panels[0][1])
-    wide = min(18.0, max(7.0, 1.6 + len(labels) * (0.34 * series + 0.25)))
-    figure, axes = _figure(len(panels), 1, (wide, 0.9 + 3.1 * len(panels)))
-    for axis, (name, values) in zip(axes, panels, strict=True):
-        thickness = 0.8 / len(values)
-        highest = max([1e-9, *(v for numbers in values.values() for v in numbers if np.isfinite(v))])
-        for i, (label, numbers) in enumerate(values.items()):
-            at = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
-            bars = axis.bar(at, numbers, thickness * 0.94, label=label, color=COLOURS[i % len(COLOURS)], zorder=2)
-            if wide / (len(labels) * len(values)) > 0.3:  # inches: room for a number over the bar
-                axis.bar_label(bars, [f"{v:.1f}" if np.isfinite(v) else "" for v in numbers], fontsize=7.5, padding=1.5)
-        axis.set_xticks(np.arange(len(labels)), labels, rotation=60 if len(labels) > 30 else 0)
-        axis.set_xlim(-0.6, len(labels) - 0.4)
-        axis.set_ylim(0, highest * 1.14)
-        axis.set_ylabel(ylabel)
-        axis.set_title(name, loc="left", fontsize=10.5)
-        axis.grid(axis="y", color=GRID, linewidth=0.7)
-        if labels and labels[-1] == "mean":
-            axis.axvline(len(labels) - 1.5, color=GRID, linewidth=1.2)
-    handles, names = axes[0].get_legend_handles_labels()
-    each = 0.6 + 0.08 * max(map(len, names))  # inches that an entry takes
-    columns = max(1, min(series, int(wide / each)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    _save(figure, path, title, wide)
-
-
-def plot_curves(path: str | Path, metrics: Records, panels: Sequence[Panel], *, title: str) -> bool:
-    """Metrics against the step: every step in a light line, a running mean over 5% of the steps in a strong one.
-
-    Returns False, and writes nothing, when no panel has a value.
-    """
-    curves = []
-    for panel in panels:
-        points = [(m["step"], m[panel.metric] * panel.scale) for m in metrics if m.get(panel.metric) is not None]
-        if points:
-            curves.append((panel, *np.array(points, float).T))
-    if not curves:
-        return False
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure, axes = _figure(rows, columns, (5.2 * columns, 0.6 + 3.0 * rows))
-    for axis, (panel, steps, values) in zip(axes, curves, strict=False):
-        window = max(1, len(values) // 20)
-        axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
-        if window > 1:
-            axis.plot(steps, _running_mean(values, window), color=COLOURS[1], linewidth=1.8,
-                      label=f"mean of {window} steps")  # fmt: skip
-            axis.legend(frameon=False, fontsize=8)
-        axis.set_title(panel.title, loc="left", fontsize=10.5)
-        axis.set_ylabel(panel.unit)
-        axis.set_xlabel("step")
-        axis.grid(color=GRID, linewidth=0.7)
-        if panel.scale == 100:
-            axis.set_ylim(bottom=0)
-    for axis in axes[len(curves) :]:
-        axis.set_visible(False)
-    _save(figure, path, title, 5.2 * columns)
-    return True
-
-
 def _facts(facts: Mapping[str, str]) -> list[str]:
     parts = []
     if "command" in facts:
@@ -272,7 +186,7 @@ def _scores(workdir: Path, records: Records, models: list[str], compare: tuple[s
     return parts
 
 
-def _bars(records: Records, models: list[str]) -> tuple[list[str], list[tuple[str, dict[str, list[float]]]]]:
+def _bars(records: Records, models: list[str]) -> tuple[list[str], list[Bars]]:
     """Labels and panels for `plot_bars`: languages and their mean, a panel for each setting."""
     both = [record for record in records if record["direction"] == "both" and record["model"] in models]
     languages = [x for x in dict.fromkeys(record["language"] for record in both) if x != "mean"]
@@ -281,7 +195,7 @@ def _bars(records: Records, models: list[str]) -> tuple[list[str], list[tuple[st
     panels = []
     for key in _settings(both):
         series = {model: [float(value.get((key, model, label), np.nan)) for label in labels] for model in models}
-        panels.append((_setting_title(*key), series))
+        panels.append(Bars(_setting_title(*key), series))
     return labels, panels
 
 
@@ -311,33 +225,3 @@ def _is_signed(value: Any) -> bool:
 def _read_metrics(path: str | Path) -> Records:
     path = Path(path)
     return read_metrics(path.parent if path.suffix else path)
-
-
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each, of fewer at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    start = np.maximum(np.arange(len(values)) - window // 2, 0)
-    end = np.minimum(np.arange(len(values)) - window // 2 + window, len(values))
-    return (total[end] - total[start]) / (end - start)
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """A figure on the Agg canvas, whatever backend the program that calls uses."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(np.ravel(figure.subplots(rows, columns)))
-    for axis in axes:
-        axis.tick_params(colors=INK, labelsize=9)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.spines[["left", "bottom"]].set_color("#8a919c")
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Any, path: str | Path, title: str, wide: float) -> None:
-    lines = textwrap.wrap(title, max(20, int(wide * 8)))
-    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    figure.savefig(path, dpi=130, metadata={"Software": None})  # no version inside: same picture, same bytes

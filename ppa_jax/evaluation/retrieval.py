@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ppa_jax.data import text_files, world
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.scores import Score, mean_over_languages
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # language -> (English sentences, their translations)
 
@@ -53,35 +55,30 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
     sets = {}
     for code in found:
         paths = [directory / f"tatoeba.{code}-eng.{side}" for side in ("eng", code)]
-        english, foreign = (_read_lines(path, field) for path in paths)
+        english, foreign = (_read(path, field) for path in paths)
         if len(english) != len(foreign):
             raise UserError(
                 f"{field}: {paths[0]} has {len(english)} lines and {paths[1].name} has {len(foreign)}; "
                 "line i of one must translate line i of the other"
             )
-        if not english:
-            raise UserError(f"{field}: {paths[0]} and {paths[1].name} are empty; remove them or give their text")
         sets[LANGUAGES.get(code, code)] = english, foreign
     return dict(sorted(sets.items()))
 
 
-def _read_lines(path: Path, field: str) -> list[str]:
+def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
+    """Sentences from the end of the built-in sample, which training ranges do not reach: language -> (en, language)."""
+    stop = world.size()
+    sets = {}
+    for language in world.LANGUAGES[1:]:
+        english, foreign = zip(*world.pairs("en", language, stop - count, stop), strict=True)
+        sets[language] = (list(english), list(foreign))
+    return sets
+
+
+def _read(path: Path, field: str) -> list[str]:
     if not path.is_file():
         raise UserError(f"{field}: no such file: {path}, though its other side is there")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{field}: cannot read {path}: {error.strerror or error}") from error
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise UserError(f"{field}: {path}:{line}: not UTF-8; convert the file (iconv -t UTF-8)") from error
-    # Only a line feed ends a line: a U+2028 within a sentence must not shift all that follow.
-    lines = text.split("\n")
-    if not lines[-1]:
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]
+    return text_files.read_lines(path, field=field)
 
 
 def retrieve(queries: np.ndarray, targets: np.ndarray, *, block: int = 4096) -> np.ndarray:
@@ -112,20 +109,14 @@ def _normalised(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def accuracy(nearest: np.ndarray) -> float:
-    """Percentage of queries i that found target i."""
-    return 100.0 * float(np.mean(nearest == np.arange(len(nearest))))
-
-
-def evaluate_tatoeba(
+def evaluate_retrieval(
     embedder: Embedder,
     params: Any,
     sets: str | Path | Sets,
     requests: Sequence[Request],
     *,
-    model: str = "",
     task: str = "tatoeba",
-) -> list[dict[str, Any]]:
+) -> list[Score]:
     """Retrieval accuracy in percent, for each language, direction and (layer, pooling).
 
     Args:
@@ -133,56 +124,43 @@ def evaluate_tatoeba(
       params: the encoder's parameters.
       sets: a directory (see `read_tatoeba`) or sentences in memory; any language facing English.
       requests: (layer, pooling) pairs, as in `Embedder.embed`.
-      model: the name under which the scores stand.
-      task: likewise.
+      task: the name under which the scores stand.
 
     Returns:
-      Records with the keys model, task, language, direction, layer, pooling, metric, value, count. The direction
-      `en-de` has English queries and German targets; `both` is the average of the two. The language `mean` averages the
-      languages, each with the same weight: `en-xx`, `xx-en` and `both`. `count` is the number of queries.
+      Scores whose direction `en-de` has English queries and German targets; `both` is the average of the two. The
+      language `mean` averages the languages, each with the same weight: `en-xx`, `xx-en` and `both`. `count` is the
+      number of queries.
     """
     sets = read_tatoeba(sets) if isinstance(sets, (str, Path)) else sets
-    records = []
+    scores: list[Score] = []
     for language, (english, foreign) in sets.items():
         if len(english) != len(foreign) or not len(english):
             raise ValueError(f"{task}, {language}: {len(english)} English and {len(foreign)} foreign sentences")
         _note_duplicates(task, language, english, foreign)
         vectors = embedder.embed(params, [*english, *foreign], requests)
+        own = np.arange(len(english))
         for (layer, pooling), both in vectors.items():
             there, back = both[: len(english)], both[len(english) :]
-            shared = {"model": model, "task": task, "language": language, "layer": layer, "pooling": pooling}
-            forth = accuracy(retrieve(there, back))
-            home = accuracy(retrieve(back, there))
-            records += [
-                _record(shared, f"{PIVOT}-{language}", forth, len(english)),
-                _record(shared, f"{language}-{PIVOT}", home, len(english)),
-                _record(shared, "both", (forth + home) / 2, 2 * len(english)),
-            ]
-    return records + _means(records)
+            forth, home = retrieve(there, back) == own, retrieve(back, there) == own
+            for direction, hits, queries in (
+                (f"{PIVOT}-{language}", forth, 1),
+                (f"{language}-{PIVOT}", home, 1),
+                ("both", forth.astype(int) + home, 2),
+            ):
+                group = hits.astype(float), np.full(len(own), float(queries))
+                count = queries * len(own)
+                scores.append(Score(task, language, direction, layer, pooling, "accuracy", (group,), count))
+    return scores + _means(scores)
 
 
-def _record(shared: dict[str, Any], direction: str, value: float, count: int) -> dict[str, Any]:
-    order = ("model", "task", "language", "direction", "layer", "pooling", "metric", "value", "count")
-    record = shared | {"direction": direction, "metric": "accuracy", "value": round(value, 4), "count": count}
-    return {key: record[key] for key in order}
-
-
-def _means(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record for each request and direction, averaged over the languages."""
-    groups: dict[tuple[int, str, str], list[dict[str, Any]]] = {}
-    for record in records:
-        source, _, target = record["direction"].partition("-")
-        kind = "both" if not target else f"{PIVOT}-xx" if source == PIVOT else f"xx-{PIVOT}"
-        groups.setdefault((record["layer"], record["pooling"], kind), []).append(record)
-    return [
-        _record(
-            group[0] | {"language": "mean"},
-            kind,
-            float(np.mean([record["value"] for record in group])),
-            sum(record["count"] for record in group),
-        )
-        for (_, _, kind), group in groups.items()
-    ]
+def _means(scores: Sequence[Score]) -> list[Score]:
+    """One score for each request and direction, averaged over the languages."""
+    groups: dict[tuple[Any, str, str], list[Score]] = {}
+    for score in scores:
+        source, _, target = score.direction.partition("-")
+        direction = "both" if not target else f"{PIVOT}-xx" if source == PIVOT else f"xx-{PIVOT}"
+        groups.setdefault((score.layer, score.pooling, direction), []).append(score)
+    return [mean_over_languages(group, direction) for (_, _, direction), group in groups.items()]
 
 
 def _note_duplicates(task: str, language: str, english: Sequence[str], foreign: Sequence[str]) -> None:

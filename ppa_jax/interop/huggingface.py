@@ -89,6 +89,7 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     small = ["config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json", "projection.safetensors"]
+    small += ["config_sentence_transformers.json", "sentence_bert_config.json", "*_Transformer/*"]
     try:
         weights = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
         directory = Path(snapshot_download(str(source), allow_patterns=small + weights))

@@ -115,6 +115,20 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     return {"layer": config.num_layers, "pooling": pooling, "max_length": min(lengths)}
 
 
+def encoder_directory(directory: str | Path) -> Path:
+    """Where the encoder's own files lie: in the directory, or in the subfolder that its modules.json names.
+
+    Of a directory written here the whole encoder at the top is meant, whose layers `read_settings` counts.
+    """
+    directory = Path(directory)
+    if (directory / "config.json").is_file() or not (directory / "modules.json").is_file():
+        return directory
+    for module in weight_files.read_json_list(directory / "modules.json"):
+        if str(module.get("type", "")).endswith("Transformer"):
+            return directory / module.get("path", "")
+    return directory
+
+
 def _pooling(path: Path) -> str:
     """The pooling of a 1_Pooling/config.json, in its older form (flags) or today's (a name)."""
     values = weight_files.read_json(path)

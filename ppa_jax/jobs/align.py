@@ -27,9 +27,10 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ppa_jax.data.pairs import Batch, Places
+from ppa_jax.data.pairs import Batch
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
+from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, masked_lm, masking
 from ppa_jax.training.mesh import Rules, tree_shardings
 
@@ -49,7 +50,6 @@ class Method:
     mask_duplicates: bool = True
     in_batch: bool = False  # the other keys of the batch are negatives, too
     key_dropout: bool = True  # MoCo keeps the key encoder in training mode
-    max_length: int = 128  # of one sentence
     max_tlm_length: int = 131  # of a TLM sequence
     mask_id: int = 103
     dtype: Any = jnp.float32  # of the matmuls
@@ -101,18 +101,6 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
 
 
-def pool(hidden: jax.Array, places: Places, pooling: str, max_length: int) -> jax.Array:
-    """One vector a sentence, [S, b, D] float32, from the states of packed rows [S, R*W, D]."""
-    if pooling == "cls":
-        return jnp.take_along_axis(hidden, places.start[..., None], axis=1).astype(jnp.float32)
-    offset = jnp.arange(max_length)
-    inside = offset < places.length[..., None]  # [S, b, X]
-    at = jnp.where(inside, places.start[..., None] + offset, 0)
-    S, b, X = at.shape
-    tokens = jnp.take_along_axis(hidden, at.reshape(S, b * X, 1), axis=1).reshape(S, b, X, -1).astype(jnp.float32)
-    return jnp.sum(tokens * inside[..., None], axis=2) / places.length[..., None]
-
-
 def make_step(
     method: Method, config: EncoderConfig, optimizer: Any, mesh: Mesh, shardings: State
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
@@ -132,7 +120,7 @@ def make_step(
         return [x.reshape(S, R * W, -1) for x in states]
 
     def project(params, hidden, places) -> Any:
-        return projection.apply({"params": params}, pool(hidden, places, method.pooling, method.max_length))
+        return projection.apply({"params": params}, pool(hidden, places.start, places.length, method.pooling))
 
     def encode_keys(state: State, batch: Batch, seed):
         """The keys of the whole batch, [A, S, b, P], without gradient, one accumulation step after the other."""

@@ -203,7 +203,7 @@ def read_test_sets(config: Config) -> retrieval.Sets:
                 f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
                 f"write {'-'.join(source.languages)}=world:0-{first}"
             )
-    return sample_sets(config.eval.sample) if config.eval.sample else {}
+    return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -293,7 +293,6 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         mask_duplicates=settings.mask_duplicates,
         in_batch=settings.in_batch,
         key_dropout=settings.key_dropout,
-        max_length=config.data.max_length,
         max_tlm_length=longest_sequence(config),
         mask_id=tokenizer.mask_id,
         dtype=jnp.dtype(config.dtype),
@@ -398,16 +397,6 @@ def log_facts(run: Run, state: align.State) -> None:
             logging.info("queue rounded up from %d to %d keys, %d batches", asked, keys, slots)
 
 
-def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
-    """Sentences from the end of the built-in sample, which training ranges do not reach: language -> (en, language)."""
-    stop = world.size()
-    sets = {}
-    for language in world.LANGUAGES[1:]:
-        english, foreign = zip(*world.pairs("en", language, stop - count, stop), strict=True)
-        sets[language] = (list(english), list(foreign))
-    return sets
-
-
 def evaluate(run: Run, params: Any, step: int) -> None:
     """Measures retrieval at `step` and keeps the scores in the workdir; once for each step."""
     if not run.test_sets:
@@ -417,9 +406,8 @@ def evaluate(run: Run, params: Any, step: int) -> None:
     scores = read_scores(run.workdir)
     if any(record["model"] == moment and record["task"] == task for record in scores):
         return
-    records = retrieval.evaluate_tatoeba(
-        run.embedder, params["encoder"], run.test_sets, run.requests, model=moment, task=task
-    )
+    measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, run.requests, task=task)
+    records = [score.record(moment) for score in measured]
     if jax.process_index() == 0:
         report.write_scores(run.workdir, scores + records)
     for record in records:

@@ -12,6 +12,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import embed
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.pooling import pool
 from ppa_jax.training.mesh import make_mesh
 
 CONFIG = EncoderConfig(
@@ -61,51 +62,87 @@ def alone(params, text: str, max_length: int) -> dict:
 
 
 @pytest.mark.parametrize("devices", [None, 4])
-def test_equals_each_sentence_by_itself_and_keeps_the_order(params, devices, monkeypatch):
+@pytest.mark.parametrize("width", [16, 128])
+def test_equals_each_sentence_by_itself_and_keeps_the_order(params, devices, width, monkeypatch):
     monkeypatch.setattr(embed, "CHUNK", 50)  # several chunks, the last one partial
+    monkeypatch.setattr(embed, "WIDTH", width)  # at 16, longer sentences need rows of another width
     mesh = None if devices is None else make_mesh(4, 2)
-    embedder = Embedder(CONFIG, Words(), max_length=24, mesh=mesh, rows=2, width=40)
+    embedder = Embedder(CONFIG, Words(), max_length=24, mesh=mesh, rows=2)
     texts = sentences(120)
-    vectors = embedder.embed(params, texts, REQUESTS)
+    finished = []
+    vectors = embedder.embed(params, texts, REQUESTS, progress=finished.append)
     assert list(vectors) == REQUESTS
     assert {(v.shape, v.dtype) for v in vectors.values()} == {((122, 32), np.dtype(np.float32))}
     expected = {text: alone(params, text, 24) for text in set(texts)}
     for request in REQUESTS:
         np.testing.assert_allclose(vectors[request], [expected[t][request] for t in texts], atol=1e-5)
+    assert sum(finished) == len(texts)
 
 
-def test_one_compilation_serves_all_sentences_and_all_parameters(params):
+@pytest.mark.parametrize("devices", [None, 4])
+def test_token_states_are_those_of_each_sentence_by_itself(params, devices, monkeypatch):
+    monkeypatch.setattr(embed, "CHUNK", 9)
+    monkeypatch.setattr(embed, "WIDTH", 16)
+    pieces = Words().encode(sentences(20))
+    mesh = None if devices is None else make_mesh(4, 2)
+    embedder = Embedder(CONFIG, Words(), max_length=24, mesh=mesh, rows=2)
+    got = dict(embedder.token_states(params, pieces, [3, 0]))
+    assert sorted(got) == list(range(len(pieces)))
+    for number, states in got.items():
+        row = np.array([[1, *pieces[number][:22], 2]])
+        alone = one_by_one({"params": params}, row, np.arange(row.size)[None], np.ones_like(row))
+        assert list(states) == [3, 0]
+        for layer in states:
+            np.testing.assert_allclose(states[layer], alone[layer][0, 1:-1], atol=1e-5)
+
+
+def test_few_compilations_serve_all_sentences_and_all_parameters(params):
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **__: compiled.append(event) if event == "/jax/core/compile/backend_compile_duration" else None
     )
     params = jax.tree.map(jax.numpy.asarray, params)
-    embedder = Embedder(CONFIG, Words(), max_length=24, rows=2)
+    embedder = Embedder(CONFIG, Words(), max_length=60, rows=16)
     before = embedder.embed(params, ["a b c"], REQUESTS)
     assert len(compiled) == 1
     trained = jax.tree.map(np.zeros_like, params)  # and from the host, at that
     after = embedder.embed(trained, ["a b c"], REQUESTS)
-    for texts in ([], [""], sentences(77, 1), ["x " * 500]):
+    for texts in ([], [""], sentences(77, 1), sentences(400, 2), ["x " * 500]):
         embedder.embed(params, texts, REQUESTS)
     assert not np.allclose(before[3, "cls"], after[3, "cls"]), "parameters must not be frozen into the program"
-    compiled_for_blocks = [f._cache_size() for f in embedder._programs.values()]
-    assert compiled_for_blocks == [1]
+    compiled_for_blocks = sum(f._cache_size() for f in embedder._programs.values())
+    assert 2 < compiled_for_blocks <= 6, "one row of 16, 32 or more tokens, and 1, 4 or 16 rows"
 
 
-def test_pools_as_the_training_does(params):
-    from ppa_jax.data.pairs import Places
-    from ppa_jax.jobs.align import pool
+@pytest.mark.parametrize("words, tokens", [([3], 16), ([9, 8], 32), ([60], 64), ([126], 128), ([60] * 2, 128)])
+def test_a_few_short_sentences_take_one_short_row(words, tokens):
+    embedder = Embedder(dataclasses.replace(CONFIG, max_positions=200), Words(), max_length=150)
+    blocks = list(embedder._blocks([[7] * n for n in words]))
+    assert [block.ids.shape for _, _, block in blocks] == [(1, tokens)]
 
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(2, 10, 4)).astype(np.float32)
-    start, length = np.array([[0, 3, 9], [2, 0, 0]]), np.array([[3, 5, 1], [8, 2, 0]])
-    for pooling in ("cls", "mean"):
-        got = np.asarray(embed.pool_spans(hidden, start, length, pooling))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            expected = np.asarray(pool(hidden, Places(start, length), pooling, 8))
-        real = length > 0
-        np.testing.assert_allclose(got[real], expected[real], atol=1e-6)
-        assert not got[~real].any()
+
+def test_many_sentences_leave_little_padding():
+    lengths = np.random.default_rng(0).lognormal(3, 0.6, 4000).astype(int)
+    embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=512)
+    blocks = [block for _, _, block in embedder._blocks([[7] * n for n in lengths])]
+    assert np.mean(np.concatenate([block.segments.ravel() > 0 for block in blocks])) > 0.95
+    assert len({block.ids.shape for block in blocks}) <= 6
+    assert max(block.ids.size for block in blocks) == 16 * 128
+
+
+def test_pooling_by_hand():
+    hidden = np.arange(20, dtype=np.float32).reshape(1, 10, 2)
+    start, length = np.array([[0, 3, 0]]), np.array([[3, 5, 0]])
+    expected = {
+        "cls": [[0, 1], [6, 7]],
+        "mean": [[2, 3], [10, 11]],  # rows 0-2; rows 3-7
+        "mean_without_special": [[2, 3], [10, 11]],
+    }
+    for pooling, vectors in expected.items():
+        got = np.asarray(pool(hidden, start, length, pooling))
+        np.testing.assert_allclose(got[0, :2], vectors, atol=1e-6)
+    lopsided = np.asarray(pool(hidden**2, start, length, "mean_without_special"))
+    np.testing.assert_allclose(lopsided[0, :2, 0], [2**2, (8**2 + 10**2 + 12**2) / 3], atol=1e-4)
 
 
 def test_equal_sentences_have_equal_vectors_to_the_bit(params):

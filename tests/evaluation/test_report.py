@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.report import Panel, markdown_table, plot_bars, plot_curves, score_tables, write_report
+from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation.report import markdown_table, score_tables, write_report
 
 
 def record(model, language, direction, value, layer=6, pooling="cls", count=2000):
@@ -143,7 +144,7 @@ def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):
     for n in (3, 40):
         path = tmp_path / f"{n}.png"
         values = {"before": [1.0] * (n - 1) + [float("nan")], "after": [2.0] * n}
-        plot_bars(path, [f"l{i}" for i in range(n)], [("layer 6", values)], title="t " * 90, ylabel="accuracy (%)")
+        plot_bars(path, [f"l{i}" for i in range(n)], [Bars("layer 6", values)], title="t " * 90, ylabel="accuracy (%)")
         widths.append(pixels(path)[0])
     assert widths[1] > 2 * widths[0]
 

@@ -19,9 +19,7 @@ from ppa_jax.training import optimizer
 from ppa_jax.training.collectives import collective_bytes
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
-METHOD = align.Method(
-    queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_length=16, max_tlm_length=31, mask_id=3
-)
+METHOD = align.Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_tlm_length=31, mask_id=3)
 BATCH = 16
 
 

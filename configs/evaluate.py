@@ -1,0 +1,37 @@
+"""Compares models side by side: how well are their languages aligned?
+
+    python -m ppa_jax.main --config=configs/evaluate.py --workdir=runs/e \\
+        --config.models=before=bert-base-multilingual-cased,after=runs/x --config.tatoeba=tatoeba/v1
+
+Each part is measured when its data is given. Expect scores.json, differences.json (every model against the baseline, by
+paired bootstrap), report.md and its pictures in the workdir.
+"""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def get_config(mode: str = "") -> Any:
+    """The settings; there are no modes."""
+    if mode:
+        raise ValueError(f"unknown mode {mode!r}; this configuration has none")
+    c: Any = config_dict.create(
+        job="evaluate",
+        models="",  # directories, workdirs of runs or hub names, A,B,...; NAME=A shows it under that name
+        baseline="",  # the name of the model that the others are compared with; empty: the first
+        # The data of each part; empty: not measured.
+        tatoeba="",  # retrieval: a directory of tatoeba.xxx-eng.xxx and .eng
+        sample=0,  # retrieval: so many sentences from the end of the built-in sample
+        mining="",  # bitext mining: a directory of xx-en.dev.xx, .en and .gold, or such a prefix
+        word_alignment="",  # a directory of xx-yy/ with test.xx, test.yy and gold links
+        dictionaries="",  # lexicon induction: a directory of en-xx.tsv or .txt
+        parallel="",  # CKA and retrieval: directories of n-way text, or of PUD as CoNLL-U, A,B,...
+        layer=-1,  # of the main scores; -1: two thirds of the depth, 8 of 12 as in XTREME
+        every_layer=True,  # retrieval, word alignment and CKA at every layer, too: the curves
+        max_length=0,  # word pieces of a sentence; 0: each model's own
+        cka_batch=256,  # sentences; the value of CKA depends on it
+        batch_size=32,  # rows of 128 tokens computed at once, on each device
+        dtype="float32",  # of the matmuls: float32 or bfloat16
+    )
+    return c

@@ -1,0 +1,232 @@
+"""Sentence vectors from an aligned encoder, or from any BERT or XLM-R of the Hugging Face form.
+
+    from ppa_jax import Encoder
+    encoder = Encoder.from_pretrained("runs/x/export")
+    vectors = encoder.encode(["Good morning", "Guten Morgen"])  # float32 [2, D]
+
+From the shell, one sentence a line:
+
+    python -m ppa_jax.encoder --model=runs/x/export --input=sentences.txt --output=vectors.npy
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from ppa_jax.data.text_files import read_lines
+from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.log_lines import log_to_stderr
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.training.mesh import make_mesh
+
+DTYPES = ("float32", "bfloat16")
+
+
+class Encoder:
+    """A pretrained encoder that turns sentences into vectors. Make one with `from_pretrained`.
+
+    Attributes:
+      config: the sizes of the model.
+      tokenizer: of the model.
+      params: the encoder's parameter tree, on the devices.
+      layer: whose states are pooled, unless a call says otherwise; the last is `config.num_layers`.
+      pooling: "cls", "mean" or "mean_without_special", likewise.
+      max_length: word pieces of a sentence with its special tokens; longer ones are cut.
+      name: where the model came from.
+    """
+
+    def __init__(
+        self,
+        config: EncoderConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        layer: int,
+        pooling: str,
+        max_length: int,
+        dtype: str = "float32",
+        name: str = "",
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        """`from_pretrained` finds all of this; the constructor is for parameters that are in memory already."""
+        if dtype not in DTYPES:
+            raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
+        devices = jax.local_devices() if devices is None else list(devices)
+        self.config, self.tokenizer, self.name = config, tokenizer, name
+        self.layer, self.pooling, self.max_length = layer, pooling, max_length
+        self._mesh = make_mesh(len(devices), 1, devices) if len(devices) > 1 else None
+        self._dtype = jnp.dtype(dtype)
+        self._embedders: dict[int, Embedder] = {}
+        self.embedder._check([(layer, pooling)])
+        self.params = self.embedder._place(params)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        layer: int | None = None,
+        pooling: str | None = None,
+        max_length: int | None = None,
+        dtype: str = "float32",
+        devices: Sequence[Any] | None = None,
+    ) -> Encoder:
+        """Opens a Hugging Face or SentenceTransformer directory, a name on the Hub, or the workdir of a run.
+
+        Args:
+          source: as above; of a workdir its export is taken.
+          layer: from 1 (after the first block) to the number of blocks, or 0, the embeddings. By default what the
+            model was trained with, as its directory says; the last where it says nothing.
+          pooling: "cls", "mean" or "mean_without_special"; the default likewise, or "mean".
+          max_length: likewise, or the longest that the model can number.
+          dtype: of the matrix products, "float32" or "bfloat16".
+          devices: to split the batches over; all local ones by default.
+
+        Raises:
+          UserError: there is no such model, its files are damaged or of another architecture, its SentenceTransformer
+            does something else than pool (give `layer` and `pooling` to go by them), the tokenizer does not fit.
+        """
+        directory = _directory(source)
+        settings: dict[str, Any] = {}
+        if layer is None or pooling is None:
+            settings = sentence_transformers.read_settings(directory) or {}
+        pretrained = huggingface.read(sentence_transformers.encoder_directory(directory))
+        tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
+        check_vocabulary(tokenizer, pretrained.config.vocab_size)
+        longest = pretrained.config.max_length
+        return cls(
+            pretrained.config,
+            pretrained.params["encoder"],
+            tokenizer,
+            layer=settings.get("layer", pretrained.config.num_layers) if layer is None else layer,
+            pooling=settings.get("pooling", "mean") if pooling is None else pooling,
+            max_length=min(settings.get("max_length", longest), longest) if max_length is None else max_length,
+            dtype=dtype,
+            name=str(source),
+            devices=devices,
+        )
+
+    @property
+    def embedder(self) -> Embedder:
+        """Several layers and poolings at once, and token states, for parameters given with each call."""
+        return self._embedder(32)
+
+    def _embedder(self, rows: int) -> Embedder:
+        if rows not in self._embedders:
+            self._embedders[rows] = Embedder(
+                self.config, self.tokenizer, max_length=self.max_length, mesh=self._mesh, dtype=self._dtype, rows=rows
+            )
+        return self._embedders[rows]
+
+    def encode(
+        self,
+        sentences: Sequence[str] | str,
+        *,
+        layer: int | None = None,
+        pooling: str | None = None,
+        normalize: bool = False,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """The vectors of sentences, float32 [N, D], in their order; of one string, [D].
+
+        Args:
+          sentences: any number of any length; longer ones than `max_length` word pieces are cut.
+          layer: from 0 (the embeddings) to the number of blocks; by default the encoder's.
+          pooling: "cls", "mean" or "mean_without_special"; by default the encoder's.
+          normalize: to length 1, so that a product is the cosine.
+          batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row.
+          progress: show a bar on stderr.
+
+        Raises:
+          UserError: a layer or a pooling that there is not, a batch size below 1, something that is not text.
+        """
+        if isinstance(sentences, str):
+            return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize)[0]
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be at least 1")
+        sentences = list(sentences)
+        for i, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise UserError(f"sentence {i} is {type(sentence).__name__}, not str; give a list of strings")
+        request = (self.layer if layer is None else layer, self.pooling if pooling is None else pooling)
+        with _bar(len(sentences), progress) as bar:
+            vectors = self._embedder(batch_size).embed(self.params, sentences, [request], progress=bar.update)[request]
+        if normalize:
+            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return vectors
+
+
+def _directory(source: str | Path) -> Path:
+    path = Path(source).expanduser()
+    if (path / "checkpoints").is_dir() and (path / "base").is_dir():
+        if not (path / "export" / "config.json").is_file():
+            raise UserError(
+                f"{source}: a run that has not finished; let it finish, or take its newest checkpoint: "
+                f"python -m ppa_jax.convert to-hf --source={source} --target=DIR"
+            )
+        return path / "export"
+    return huggingface.resolve(source)
+
+
+def _bar(total: int, shown: bool) -> Any:
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, disable=not shown, unit=" sentences", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, or 2 for a mistake in the input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ppa_jax.encoder",
+        description="Writes the vector of every line of a text file as a NumPy array [lines, width].",
+    )
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, a name on the Hub, a run's workdir")
+    parser.add_argument("--input", required=True, help="a text file, UTF-8, one sentence a line, or .gz of it")
+    parser.add_argument("--output", required=True, help="the .npy file to write")
+    parser.add_argument("--layer", type=int, help="default: what the model was trained with, else the last")
+    parser.add_argument("--pooling", help="cls, mean or mean_without_special; default: as trained, else mean")
+    parser.add_argument("--max-length", type=int, help="word pieces of a sentence; longer ones are cut")
+    parser.add_argument("--normalize", action="store_true", help="to length 1")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens at once (default: 32)")
+    parser.add_argument("--dtype", default="float32", help="of the matrix products: float32 or bfloat16")
+    args = parser.parse_args(argv)
+    with log_to_stderr():
+        try:
+            output = Path(args.output)
+            if output.suffix != ".npy":
+                raise UserError(f"--output={output}: must end in .npy")
+            sentences = read_lines(Path(args.input), field="--input")
+            encoder = Encoder.from_pretrained(
+                args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype
+            )
+            vectors = encoder.encode(
+                sentences, normalize=args.normalize, batch_size=args.batch_size, progress=sys.stderr.isatty()
+            )
+            try:
+                output.parent.mkdir(parents=True, exist_ok=True)
+                np.save(output, vectors)
+            except OSError as error:
+                raise UserError(f"--output={output}: {error.strerror}; give another file") from error
+            logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+    print(f"written: {output}, {len(vectors)} x {encoder.config.hidden_size} float32")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""Bilingual lexicon induction: is the nearest word of the other language a translation?
+
+Precision at 1 (P@1) over the test words of a MUSE dictionary, by cosine and by cross-domain similarity local scaling
+(CSLS; Conneau et al. 2018, section 2.3), which takes from every candidate the mean similarity of its k = 10 nearest
+words of the query language, so that hubs stop winning.
+
+The protocol, which every number depends on:
+- Queries: source words 5,000 to 6,500 in order of first appearance, as MUSE cuts its dictionaries. A file with fewer
+  words gives its last 1,500, or all it has.
+- Candidates: all distinct target words of the file. (MUSE takes the 200,000 most frequent words of monolingual
+  embeddings; an encoder comes without such a list.) All distinct source words are the neighbours in CSLS.
+- A hit is any of the word's targets. The other direction turns the same file around, its words again in order of
+  first appearance, that is by the frequency of their first English word, unless a file of that direction is given.
+- Words stay as they are given: MUSE's are in lower case, which a cased model may see less of.
+- Many pairs are spelled alike (names); they are trivially right with shared word pieces. MUSE leaves them in, and so do
+  `p_at_1_cosine` and `p_at_1_csls`. `p_at_1_cosine_other_spelling` and `p_at_1_csls_other_spelling` leave out the
+  queries that have themselves as a target; the candidates are the same.
+
+Axes: N queries or words, M candidates, D width, k neighbours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from ppa_jax.data import text_files
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
+
+PIVOT = "en"
+INPUT_EMBEDDINGS = (
+    "input_embeddings"  # the pooling of scores without a layer: the mean of the word's pieces in the table
+)
+FORM = "en-de.tsv or en-de.txt, each line `source<TAB>target`"
+NEIGHBOURS = 10
+TEST = (5000, 6500)
+_NAME = re.compile(r"([a-z]{2,3})-([a-z]{2,3})(\.\d+-\d+)?\.(?:tsv|txt)")
+_LONGEST = 4096  # bytes of a line
+_CHUNK = 16_384  # words tokenised together
+
+
+class Dictionary(NamedTuple):
+    """Translations of single words."""
+
+    source: str  # language
+    target: str
+    entries: dict[str, list[str]]  # source word -> its distinct targets, both in order of first appearance
+
+    def candidates(self) -> list[str]:
+        """The distinct targets in order of first appearance."""
+        return list(dict.fromkeys(target for targets in self.entries.values() for target in targets))
+
+    def test_words(self) -> list[str]:
+        """The queries: words 5,000 to 6,500, or the last 1,500 of fewer."""
+        words = list(self.entries)
+        begin = max(0, min(TEST[0], len(words) - (TEST[1] - TEST[0])))
+        return words[begin : begin + TEST[1] - TEST[0]]
+
+    def reversed(self) -> Dictionary:
+        """From the target language to the source language."""
+        entries: dict[str, list[str]] = {target: [] for target in self.candidates()}
+        for word, targets in self.entries.items():
+            for target in targets:
+                entries[target].append(word)
+        return Dictionary(self.target, self.source, entries)
+
+
+def read_dictionaries(
+    spec: str | Path | Sequence[str | Path], *, field: str = "dictionaries", max_words: int | None = None
+) -> list[Dictionary]:
+    """The dictionaries of a directory, or those named one by one, between English and other languages.
+
+    Lines without exactly two words, or not UTF-8, are skipped and counted in the log.
+
+    Args:
+      spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with English on one side are read; or files, as
+        a comma-separated string or a list, for example MUSE's own test sets `en-de.5000-6500.txt`.
+      field: names the setting in messages.
+      max_words: only so many source words from the top of each file, with their targets. It makes the search smaller
+        and therefore easier; at least 6,500 keep the usual queries.
+
+    Raises:
+      UserError: no such file or directory, a name that does not tell the languages, English on neither side, two
+        files for the same direction, a file without a usable line.
+    """
+    dictionaries: dict[tuple[str, str], Dictionary] = {}
+    for path in _paths(spec, field):
+        match = _NAME.fullmatch(path.name)
+        languages = (match[1], match[2]) if match else ("", "")
+        if languages.count(PIVOT) != 1:
+            raise UserError(f"{field}: {path}: not a dictionary between English and another language; name it {FORM}")
+        if languages in dictionaries:
+            raise UserError(f"{field}: two files for {'-'.join(languages)}, the second is {path}; leave one out")
+        dictionaries[languages] = Dictionary(*languages, _read_entries(path, field, max_words))
+    return list(dictionaries.values())
+
+
+def _paths(spec: str | Path | Sequence[str | Path], field: str) -> list[Path]:
+    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
+    paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
+    if len(paths) == 1 and paths[0].is_dir():
+        named = [(path, match) for path in sorted(paths[0].iterdir()) if (match := _NAME.fullmatch(path.name))]
+        # MUSE's directory holds the parts of a dictionary (en-de.0-5000.txt) beside the whole of it.
+        whole = [path for path, match in named if match.group(1, 2).count(PIVOT) == 1 and not match[3]]
+        if not whole:
+            raise UserError(f"{field}: {paths[0]} has no dictionaries; they are named {FORM}")
+        return whole
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{field}: no such file: {path}; give a directory or files {FORM}")
+    return paths
+
+
+def _read_entries(path: Path, field: str, max_words: int | None) -> dict[str, list[str]]:
+    entries: dict[str, dict[str, None]] = {}
+    bad: list[int] = []
+    try:
+        for number, line in enumerate(text_files.lines(path, _LONGEST), start=1):
+            pair = _pair(line)
+            if pair is None:
+                bad += [number] if line is None or line.strip() else []
+            elif pair[0] in entries or max_words is None or len(entries) < max_words:
+                entries.setdefault(pair[0], {})[pair[1]] = None
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    if not entries:
+        raise UserError(f"{field}: {path}: no line is `source<TAB>target`; each line holds a word and one translation")
+    if bad:
+        logging.info("%s: skipped %d lines that are not `source<TAB>target`, the first is line %d",
+                     path, len(bad), bad[0])  # fmt: skip
+    if len(entries) < TEST[1]:
+        logging.info("%s: %d source words, fewer than %d: the last %d are the test words",
+                     path, len(entries), TEST[1], min(len(entries), TEST[1] - TEST[0]))  # fmt: skip
+    return {word: list(targets) for word, targets in entries.items()}
+
+
+def _pair(line: bytes | None) -> tuple[str, str] | None:
+    try:
+        text = (line or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    words = [word.strip() for word in text.split("\t" if "\t" in text else None)]
+    return (words[0], words[1]) if len(words) == 2 and all(words) else None
+
+
+def nearest(
+    queries: np.ndarray, candidates: np.ndarray, hubness: np.ndarray | None = None, *, block: int = 4096
+) -> np.ndarray:
+    """Index [N] of the best candidate for each query; of equally good ones the first. Memory: block squared.
+
+    Args:
+      queries: [N, D], any length.
+      candidates: [M, D], M at least 1.
+      hubness: [M], see below: then the best by CSLS, 2 cos(q, c) - hubness(c). (The hubness of the query, the third
+        term of CSLS, is the same for all its candidates.) None: the nearest by cosine.
+    """
+    if not len(candidates):
+        raise ValueError("nothing to choose from: candidates is empty")
+    half = np.zeros(len(candidates), np.float32) if hubness is None else np.asarray(hubness, np.float32) / 2
+    queries, candidates = _normalised(queries), _normalised(candidates)
+    chosen = np.zeros(len(queries), np.int64)
+    for q in range(0, len(queries), block):
+        best = np.full(len(queries[q : q + block]), -np.inf, np.float32)
+        for c in range(0, len(candidates), block):
+            similarity = queries[q : q + block] @ candidates[c : c + block].T - half[c : c + block]
+            index = similarity.argmax(1)
+            value = similarity[np.arange(len(index)), index]
+            better = value > best  # not >=: the first of equals stays
+            chosen[q : q + block][better] = c + index[better]
+            best = np.maximum(best, value)
+    return chosen
+
+
+def hubness(
+    sources: np.ndarray, targets: np.ndarray, k: int = NEIGHBOURS, *, block: int = 4096
+) -> tuple[np.ndarray, np.ndarray]:
+    """The r of CSLS, for both sides in one pass: mean cosine of a vector to its k nearest of the other side, or to all.
+
+    Args:
+      sources: [N, D]; targets: [M, D]; any length, neither empty.
+
+    Returns:
+      [N] for the sources, [M] for the targets.
+    """
+    sources, targets = _normalised(sources), _normalised(targets)
+    nearest_of_source = np.full((len(sources), min(k, len(targets))), -np.inf, np.float32)
+    nearest_of_target = np.full((len(targets), min(k, len(sources))), -np.inf, np.float32)
+    for s in range(0, len(sources), block):
+        for t in range(0, len(targets), block):
+            similarity = sources[s : s + block] @ targets[t : t + block].T
+            _keep_greatest(nearest_of_source[s : s + block], similarity)
+            _keep_greatest(nearest_of_target[t : t + block], similarity.T)
+    return nearest_of_source.mean(1), nearest_of_target.mean(1)
+
+
+def _keep_greatest(kept: np.ndarray, more: np.ndarray) -> None:
+    """Each row of `kept`, [N, k], becomes the k greatest of itself and the row of `more`."""
+    k = kept.shape[1]
+    kept[:] = np.partition(np.concatenate([kept, np.ascontiguousarray(more)], axis=1), -k, axis=1)[:, -k:]
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def input_embeddings(embedder: Embedder, params: Any, words: Sequence[str]) -> np.ndarray:
+    """Mean of the input embeddings of each word's pieces, [N, D] float32; zeros for a word without a piece."""
+    table_VxD = np.asarray(params["embeddings"]["word_embeddings"]["embedding"], np.float32)
+    vectors = np.zeros((len(words), table_VxD.shape[1]), np.float32)
+    for begin in range(0, len(words), _CHUNK):
+        pieces = embedder.tokenizer.encode(list(words[begin : begin + _CHUNK]))
+        lengths = np.array([len(ids) for ids in pieces])
+        here = vectors[begin : begin + len(pieces)]
+        for i in range(lengths.max()):  # one piece of all words at a time: no copy for each word
+            has = np.flatnonzero(lengths > i)
+            here[has] += table_VxD[[pieces[w][i] for w in has]]
+        here /= np.maximum(lengths, 1)[:, None]
+    return vectors
+
+
+def evaluate_lexicon(
+    embedder: Embedder,
+    params: Any,
+    dictionaries: Sequence[Dictionary],
+    requests: Sequence[Request] = (),
+    *,
+    task: str = "lexicon",
+    k: int = NEIGHBOURS,
+) -> list[Score]:
+    """P@1 in percent for each dictionary, both directions, with an item for each source word.
+
+    Memory: the vectors of all words of one file, for each of the requests, and the blocks of the search.
+
+    Args:
+      embedder: made for the model.
+      params: the encoder's parameters.
+      dictionaries: see `read_dictionaries`.
+      requests: (layer, pooling) of contextual vectors: each word by itself is a sentence. The input embeddings are
+        always measured: layer None, pooling `input_embeddings`. (Layer 0 adds positions and LayerNorm to them.)
+      task: the name under which the scores stand.
+      k: neighbours in CSLS.
+
+    Returns:
+      Scores with the metrics `p_at_1_cosine`, `p_at_1_csls`, and both `..._other_spelling` (absent where every query
+      has itself as a target); then their means over the languages, direction `en-xx` or `xx-en`.
+    """
+    given = {(dictionary.source, dictionary.target) for dictionary in dictionaries}
+    scores: list[Score] = []
+    for dictionary in dictionaries:
+        directions = [dictionary]
+        if (dictionary.target, dictionary.source) not in given:
+            directions.append(dictionary.reversed())
+        words = {dictionary.source: list(dictionary.entries), dictionary.target: dictionary.candidates()}
+        number = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*words.values())))}
+        for layer, pooling, vectors in _representations(embedder, params, list(number), requests):
+            space = {language: vectors[[number[word] for word in words[language]]] for language in words}
+            hubs = dict(zip(words, hubness(space[dictionary.source], space[dictionary.target], k), strict=True))
+            for direction in directions:
+                scores += _scores(direction, words, space, hubs, (task, layer, pooling))
+    return scores + _means(scores)
+
+
+def _representations(
+    embedder: Embedder, params: Any, words: list[str], requests: Sequence[Request]
+) -> Iterator[tuple[int | None, str, np.ndarray]]:
+    yield None, INPUT_EMBEDDINGS, input_embeddings(embedder, params, words)
+    if requests:
+        vectors = embedder.embed(params, words, requests)
+        for request in list(vectors):
+            yield *request, vectors.pop(request)
+
+
+def _scores(
+    dictionary: Dictionary,
+    words: dict[str, list[str]],
+    space: dict[str, np.ndarray],
+    hubs: dict[str, np.ndarray],
+    names: tuple[str, int | None, str],
+) -> list[Score]:
+    """Scores of one direction; `space` and `hubs` have vectors and hubness of the `words` of each language."""
+    task, layer, pooling = names
+    source, target, entries = dictionary
+    language = target if source == PIVOT else source
+    place = {word: i for i, word in enumerate(words[source])}
+    tested = dictionary.test_words()
+    queries = space[source][[place[word] for word in tested]]
+    found = {
+        "p_at_1_cosine": nearest(queries, space[target]),
+        "p_at_1_csls": nearest(queries, space[target], hubs[target]),
+    }
+    other = np.array([word not in entries[word] for word in tested])
+    scores = []
+    for metric, chosen in found.items():
+        hits = np.array([words[target][i] in entries[word] for word, i in zip(tested, chosen, strict=True)])
+        for name, counted in ((metric, hits), (f"{metric}_other_spelling", hits[other])):
+            if len(counted):
+                group = per_item(counted)
+                direction = f"{source}-{target}"
+                scores.append(Score(task, language, direction, layer, pooling, name, (group,), len(counted)))
+    return scores
+
+
+def _means(scores: list[Score]) -> list[Score]:
+    groups: dict[tuple[Any, ...], list[Score]] = {}
+    for score in scores:
+        kind = f"{PIVOT}-xx" if score.direction.startswith(f"{PIVOT}-") else f"xx-{PIVOT}"
+        groups.setdefault((score.layer, score.pooling, kind, score.metric), []).append(score)
+    return [mean_over_languages(group, key[2]) for key, group in groups.items()]

@@ -1,0 +1,329 @@
+"""Bitext mining: which sentences of two comparable texts translate each other?
+
+The BUCC 2018 task as LASER and XTREME do it. A pair is scored by its cosine over the mean cosine of the neighbourhoods
+of both sides (ratio margin: Artetxe & Schwenk 2019, section 3). Every sentence proposes its best neighbour, in both
+directions; the proposals are taken in order of their score, each sentence at most once ("max" retrieval). Pairs below
+a threshold are dropped: the one with the best F1 on the development set.
+
+Texts that stand twice on a side are searched once and never reported, as in XTREME: nothing tells which one is meant.
+Their gold pairs are missed.
+
+Axes: N queries or sources, M targets, D width, k neighbours, P found pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from ppa_jax.data import text_files
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.scores import Score, mean_over_languages
+
+FORM = "xx-en.SPLIT.xx, xx-en.SPLIT.en (id<TAB>sentence) and xx-en.SPLIT.gold (id<TAB>id)"
+TUNING = ("dev", "sample", "training", "train", "test")  # the first one present chooses the threshold
+SCORED = ("test", "training", "train")  # the first other one present is scored
+LARGE = 200_000  # sentences from which the layers are embedded one after the other, not all at once
+MOST_ITEMS = 10_000  # of the bootstrap
+_NAME = re.compile(rf"([a-z]{{2,3}})-([a-z]{{2,3}})\.({'|'.join(TUNING)})\.(gold|[a-z]{{2,3}})")
+
+
+class Bitext(NamedTuple):
+    """Two texts and the pairs that should be found in them."""
+
+    split: str
+    source: list[str]
+    target: list[str]
+    gold: np.ndarray  # [G, 2] indices of source and target, no pair twice
+
+
+class Mined(NamedTuple):
+    """Found pairs, best first; no sentence is in two of them."""
+
+    source: np.ndarray  # [P] int64
+    target: np.ndarray  # [P] int64
+    score: np.ndarray  # [P] float64
+
+
+Sets = Mapping[str, tuple[Bitext, Bitext]]  # "zh-en" -> (the threshold is chosen here, this is scored); may be the same
+
+
+def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[str, tuple[Bitext, Bitext]]:
+    """Language pair -> (the set that chooses the threshold, the set that is scored), in order of the pair.
+
+    The threshold is chosen on `dev` (or `sample`, BUCC's own name for it) and applied to `test` or else `training`
+    (XTREME's test set is BUCC's training set). A split without a gold file is left out; where a single one is left,
+    it is both.
+
+    Args:
+      prefix_or_directory: "data/bucc" for all language pairs in it, "data/bucc/zh-en" for one.
+      field: names the setting in errors.
+
+    Raises:
+      UserError: nothing of the form there, a text without its other side, no gold at all, an id that stands twice, gold
+        that names an unknown id, text that is not UTF-8. Lines without id or tab are skipped and counted in the log.
+    """
+    path = Path(prefix_or_directory).expanduser()
+    directory, prefix = (path, "") if path.is_dir() else (path.parent, path.name)
+    names = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
+    found = {match.groups()[:3] for name in names if name.startswith(prefix) and (match := _NAME.fullmatch(name))}
+    if not found:
+        raise UserError(f"{field}: {path}: no files {FORM}")
+    splits: dict[str, dict[str, Bitext]] = {}
+    for source, target, split in sorted(found):
+        stem = f"{source}-{target}.{split}"
+        if f"{stem}.gold" not in names:
+            logging.info("%s: %s/%s has no .gold file and is not used", field, directory, stem)
+            continue
+        splits.setdefault(f"{source}-{target}", {})[split] = _read_split(directory / stem, source, target, split, field)
+    if not splits:
+        raise UserError(f"{field}: {path}: no .gold file (id<TAB>id) for any of the texts; nothing can be scored")
+    sets = {}
+    for pair, of in splits.items():
+        tuning = next(split for split in TUNING if split in of)
+        scored = next((split for split in SCORED if split in of and split != tuning), tuning)
+        sets[pair] = of[tuning], of[scored]
+    return sets
+
+
+def _read_split(stem: Path, source: str, target: str, split: str, field: str) -> Bitext:
+    sides = [_read_side(stem.with_name(f"{stem.name}.{code}"), field) for code in (source, target)]
+    numbers, texts = zip(*sides, strict=True)
+    path = stem.with_name(f"{stem.name}.gold")
+    gold: dict[tuple[int, int], None] = {}
+    for line, text in _lines(path, field):
+        ids = text.split()
+        if len(ids) != 2:
+            raise UserError(f"{field}: {path}:{line}: not id<TAB>id; correct or remove the line")
+        for code, number, name in zip((source, target), numbers, ids, strict=True):
+            if name not in number:
+                raise UserError(
+                    f"{field}: {path}:{line}: no sentence {name} in {stem.name}.{code}; take the same release"
+                )
+        gold[numbers[0][ids[0]], numbers[1][ids[1]]] = None
+    if not gold:
+        raise UserError(f"{field}: {path}: no gold pair in it")
+    return Bitext(split, texts[0], texts[1], np.array(list(gold), np.int64))
+
+
+def _read_side(path: Path, field: str) -> tuple[dict[str, int], list[str]]:
+    """(id -> number, sentences)."""
+    number: dict[str, int] = {}
+    sentences, skipped = [], 0
+    for line, text in _lines(path, field):
+        name, tab, sentence = text.partition("\t")
+        name = name.strip()
+        if not (name and tab):
+            skipped += 1
+            continue
+        if name in number:
+            raise UserError(f"{field}: {path}:{line}: id {name} stands twice; gold could mean either")
+        number[name] = len(sentences)
+        sentences.append(sentence.strip())
+    if not sentences:
+        raise UserError(f"{field}: {path}: no line is id<TAB>sentence")
+    if skipped:
+        logging.warning("%s: %s: %d lines are not id<TAB>sentence and were skipped", field, path, skipped)
+    return number, sentences
+
+
+def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
+    """(line number, text) of every line that is not empty."""
+    if not path.is_file():
+        raise UserError(f"{field}: no such file: {path}, though others of its set are there")
+    lines = text_files.read_lines(path, field=field)
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def knn(queries: np.ndarray, targets: np.ndarray, k: int, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest targets of every query by cosine, nearest first: exact, in blocks.
+
+    Beside the vectors and the result (N * k * 12 bytes) it holds 16 * block^2 bytes and little more, 300 MB: a million
+    sentences on each side, of width 768, need 6.5 GB, nearly all of it their vectors.
+
+    Args:
+      queries: [N, D] of any length; a vector of zeros has cosine 0 with everything.
+      targets: [M, D].
+      k: cut to M. Of equally near targets at its border any may be taken.
+
+    Returns:
+      Cosines [N, k] float32 and indices [N, k] int64.
+    """
+    if not len(targets):
+        raise ValueError("no neighbours: targets is empty")
+    k = min(k, len(targets))
+    cosines, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for q in range(0, len(queries), block):
+        query = _normalised(queries[q : q + block])
+        best = np.empty((len(query), 0), np.float32)
+        where = np.empty((len(query), 0), np.int64)
+        for t in range(0, len(targets), block):
+            similarity = query @ _normalised(targets[t : t + block]).T
+            border = max(0, similarity.shape[1] - k)
+            near = np.argpartition(similarity, border, axis=1)[:, border:]
+            best = np.concatenate([best, np.take_along_axis(similarity, near, 1)], axis=1)
+            where = np.concatenate([where, t + near], axis=1)
+            order = np.lexsort((where, -best), axis=1)[:, :k]
+            best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
+        cosines[q : q + block], indices[q : q + block] = best, where
+    return cosines, indices
+
+
+def _normalised(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float32)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def margin_scores(cosines: np.ndarray, indices: np.ndarray, query: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Ratio margin [N, k] float64 of every query with its neighbours: cos(x, y) / ((query of x + target of y) / 2).
+
+    Args:
+      cosines: [N, k], and their `indices` among the targets, as from `knn`.
+      query: [N] mean cosine of each query with its own k neighbours.
+      target: [M] likewise of each target with its k neighbours among the queries.
+
+    Where the means are together not positive, the ratio says nothing and the score is 0.
+    """
+    both = (query[:, None].astype(np.float64) + target[indices]) / 2
+    return np.divide(cosines, both, out=np.zeros_like(both), where=both > 0)
+
+
+def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = 4096) -> Mined:
+    """Pairs of source [N, D] and target [M, D] vectors by ratio margin, with no threshold yet.
+
+    Every sentence of either side proposes the best of its k neighbours; the proposals are taken from the highest score
+    down, but for those with a sentence that is already in a pair.
+    """
+    forward, to_target = knn(source, target, k, block)
+    backward, to_source = knn(target, source, k, block)
+    source_mean, target_mean = forward.mean(1), backward.mean(1)
+    ahead = margin_scores(forward, to_target, source_mean, target_mean)
+    back = margin_scores(backward, to_source, target_mean, source_mean)
+    N, M = np.arange(len(source)), np.arange(len(target))
+    choice, counterchoice = ahead.argmax(1), back.argmax(1)
+    sources = np.concatenate([N, to_source[M, counterchoice]])
+    targets = np.concatenate([to_target[N, choice], M])
+    score = np.concatenate([ahead[N, choice], back[M, counterchoice]])
+    used_source, used_target = np.zeros(len(N), bool), np.zeros(len(M), bool)
+    taken = []
+    for i in np.argsort(-score, kind="stable"):
+        if not used_source[sources[i]] and not used_target[targets[i]]:
+            used_source[sources[i]] = used_target[targets[i]] = True
+            taken.append(i)
+    return Mined(sources[taken], targets[taken], score[taken])
+
+
+def best_threshold(score: np.ndarray, right: np.ndarray, gold: int) -> float:
+    """The threshold with the best F1 when pairs of at least this score are taken; of equals the highest.
+
+    Halfway between the worst pair taken and the next one, so never between equal scores. Infinite if no pair is right.
+
+    Args:
+      score: [P], best first.
+      right: [P] bool, whether a pair is gold.
+      gold: number of gold pairs, found or not.
+    """
+    score = np.asarray(score, np.float64)
+    if not np.any(right):
+        return float("inf")
+    f1 = 2 * np.cumsum(right) / (np.arange(1, len(score) + 1) + gold)
+    f1[:-1][score[:-1] == score[1:]] = 0  # no threshold can part equals
+    last = int(f1.argmax())
+    return float(score[last] if last == len(score) - 1 else (score[last] + score[last + 1]) / 2)
+
+
+def evaluate_mining(
+    embedder: Embedder, params: Any, sets: Sets, requests: Sequence[Request], *, task: str = "bucc", k: int = 4
+) -> list[Score]:
+    """F1, precision and recall in percent, for each language pair and (layer, pooling), and their means.
+
+    A metric is called `f1_best_threshold` (`precision_`, `recall_`) where the threshold was chosen on the very set that
+    is scored: an upper bound, whose interval leaves out that choice. The items of the bootstrap are the source
+    sentences, each with its gold and its found pairs, the same ones for every model; neighbouring sentences are joined
+    to at most 10,000 items. `count` is the number of gold pairs.
+
+    Args:
+      embedder: made for the model.
+      params: the encoder's parameters.
+      sets: see `read_bucc`.
+      requests: (layer, pooling) pairs, as in `Embedder.embed`.
+      task: the name under which the scores stand.
+      k: neighbours.
+    """
+    scores: list[Score] = []
+    for pair, (tuning, scored) in sets.items():
+        found = _mine_all(embedder, params, tuning, requests, k, f"{task}, {pair}.{tuning.split}")
+        thresholds = {x: best_threshold(f.score, _is_gold(f, tuning), len(tuning.gold)) for x, f in found.items()}
+        if scored is not tuning:
+            found = _mine_all(embedder, params, scored, requests, k, f"{task}, {pair}.{scored.split}")
+        suffix = "_best_threshold" if scored is tuning else ""
+        for (layer, pooling), pairs in found.items():
+            threshold = thresholds[layer, pooling]
+            logging.info(
+                "%s, %s: layer %d, %s: threshold %.4f, chosen on %s",
+                task,
+                pair,
+                layer,
+                pooling,
+                threshold,
+                tuning.split,
+            )
+            taken = Mined(*(column[pairs.score >= threshold] for column in pairs))
+            scores += [
+                Score(task, pair.split("-")[0], pair, layer, pooling, metric + suffix, (group,), len(scored.gold))
+                for metric, group in _items(taken, scored).items()
+            ]
+    kinds = dict.fromkeys((score.layer, score.pooling, score.metric) for score in scores)
+    groups = ([s for s in scores if (s.layer, s.pooling, s.metric) == kind] for kind in kinds)
+    return scores + [mean_over_languages(group, "xx-en") for group in groups]
+
+
+def _mine_all(
+    embedder: Embedder, params: Any, bitext: Bitext, requests: Sequence[Request], k: int, shown: str
+) -> dict[Request, Mined]:
+    """The pairs found for each request, between sentences whose text stands once."""
+    source, source_number = _distinct(bitext.source)
+    target, target_number = _distinct(bitext.target)
+    repeated = int((source_number < 0).sum()), int((target_number < 0).sum())
+    if any(repeated):
+        logging.info("%s: %d source and %d target texts stand more than once and are not paired", shown, *repeated)
+    mined = {}
+    for group in [requests] if len(source) + len(target) <= LARGE else [[request] for request in requests]:
+        for request, vectors in embedder.embed(params, [*source, *target], group).items():
+            found = mine(vectors[: len(source)], vectors[len(source) :], k)
+            sources, targets = source_number[found.source], target_number[found.target]
+            kept = (sources >= 0) & (targets >= 0)
+            mined[request] = Mined(sources[kept], targets[kept], found.score[kept])
+    return mined
+
+
+def _distinct(sentences: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """The texts, each once, and for each the number of its sentence; -1 if there are several."""
+    number: dict[str, int] = {}
+    for i, text in enumerate(sentences):
+        number[text] = -1 if text in number else i
+    return list(number), np.array(list(number.values()), np.int64)
+
+
+def _is_gold(found: Mined, bitext: Bitext) -> np.ndarray:
+    """[P] bool."""
+    M = len(bitext.target)
+    return np.isin(found.source * M + found.target, bitext.gold @ np.array([M, 1]))
+
+
+def _items(found: Mined, bitext: Bitext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (numerators, denominators) by source sentence, or by a few neighbouring ones in a large set."""
+    N = len(bitext.source)
+    items = min(N, MOST_ITEMS)
+
+    def count(sources: np.ndarray) -> np.ndarray:
+        return np.bincount(sources * items // N, minlength=items).astype(np.float64)
+
+    right, of, gold = count(found.source[_is_gold(found, bitext)]), count(found.source), count(bitext.gold[:, 0])
+    return {"f1": (2 * right, of + gold), "precision": (right, of), "recall": (right, gold)}

@@ -1,0 +1,203 @@
+"""Pictures, as PNG: training curves, bars by language, curves by layer, models side by side. Same input, same bytes."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Colour-blind safe, and apart in grey as well. The first is for what a model is compared with.
+COLOURS = ("#a9b4c2", "#1f5fa8", "#d9822b", "#3d8f6b", "#8c5a9e", "#b8432f")
+INK, GRID = "#2b2f36", "#d9dde3"
+
+
+class Panel(NamedTuple):
+    """One curve of metrics.jsonl."""
+
+    metric: str  # its name there
+    title: str
+    unit: str
+    scale: float = 1.0
+
+
+class Bars(NamedTuple):
+    """One panel of grouped bars."""
+
+    title: str
+    values: Mapping[str, Sequence[float]]  # series -> a value for each label; NaN draws nothing
+    intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None  # (low, high) likewise
+
+
+class LayerCurves(NamedTuple):
+    """One panel of curves over the layers."""
+
+    title: str
+    ylabel: str
+    values: Mapping[str, Mapping[int, float]]  # series -> {layer: value}
+    intervals: Mapping[str, Mapping[int, tuple[float, float]]] = {}
+
+
+def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *, title: str, ylabel: str) -> None:
+    """Grouped bars, one panel below the other, with a mark for each interval that is given.
+
+    Args:
+      path: the PNG to write.
+      labels: of the groups, along x.
+      panels: all with the same series.
+      title: of the picture.
+      ylabel: the quantity and its unit.
+    """
+    series = len(panels[0].values)
+    wide = min(18.0, max(7.0, 1.6 + len(labels) * (0.34 * series + 0.25)))
+    figure, axes = _figure(len(panels), 1, (wide, 0.9 + 3.1 * len(panels)))
+    for axis, (name, values, intervals) in zip(axes, panels, strict=True):
+        thickness = 0.8 / len(values)
+        highest = max([1e-9, *(v for numbers in values.values() for v in numbers if np.isfinite(v))])
+        for i, (label, numbers) in enumerate(values.items()):
+            at = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
+            bars = axis.bar(at, numbers, thickness * 0.94, label=label, color=COLOURS[i % len(COLOURS)], zorder=2)
+            if intervals:
+                low, high = np.array(intervals[label], float).T
+                error = np.nan_to_num([np.subtract(numbers, low), np.subtract(high, numbers)]).clip(0)
+                axis.errorbar(at, numbers, error, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, zorder=3)
+            elif wide / (len(labels) * len(values)) > 0.3:  # inches: room for a number over the bar
+                axis.bar_label(bars, [f"{v:.1f}" if np.isfinite(v) else "" for v in numbers], fontsize=7.5, padding=1.5)
+        axis.set_xticks(np.arange(len(labels)), labels, rotation=60 if len(labels) > 30 else 0)
+        axis.set_xlim(-0.6, len(labels) - 0.4)
+        axis.set_ylim(0, highest * 1.14)
+        axis.set_ylabel(ylabel)
+        axis.set_title(name, loc="left", fontsize=10.5)
+        axis.grid(axis="y", color=GRID, linewidth=0.7)
+        if labels and labels[-1] == "mean":
+            axis.axvline(len(labels) - 1.5, color=GRID, linewidth=1.2)
+    handles, names = axes[0].get_legend_handles_labels()
+    each = 0.6 + 0.08 * max(map(len, names))  # inches that an entry takes
+    columns = max(1, min(series, int(wide / each)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    _save(figure, path, title, wide)
+
+
+def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str) -> bool:
+    """Metrics against the step: every step in a light line, a running mean over 5% of the steps in a strong one.
+
+    Returns False, and writes nothing, when no panel has a value.
+    """
+    curves = []
+    for panel in panels:
+        points = [(m["step"], m[panel.metric] * panel.scale) for m in metrics if m.get(panel.metric) is not None]
+        if points:
+            curves.append((panel, *np.array(points, float).T))
+    if not curves:
+        return False
+    columns = min(2, len(curves))
+    rows = -(-len(curves) // columns)
+    figure, axes = _figure(rows, columns, (5.2 * columns, 0.6 + 3.0 * rows))
+    for axis, (panel, steps, values) in zip(axes, curves, strict=False):
+        window = max(1, len(values) // 20)
+        axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
+        if window > 1:
+            axis.plot(steps, _running_mean(values, window), color=COLOURS[1], linewidth=1.8,
+                      label=f"mean of {window} steps")  # fmt: skip
+            axis.legend(frameon=False, fontsize=8)
+        axis.set_title(panel.title, loc="left", fontsize=10.5)
+        axis.set_ylabel(panel.unit)
+        axis.set_xlabel("step")
+        axis.grid(color=GRID, linewidth=0.7)
+        if panel.scale == 100:
+            axis.set_ylim(bottom=0)
+    for axis in axes[len(curves) :]:
+        axis.set_visible(False)
+    _save(figure, path, title, 5.2 * columns)
+    return True
+
+
+def plot_layers(path: str | Path, panels: Sequence[LayerCurves], *, title: str) -> None:
+    """A measure against the layer, a line for each model, with a band where intervals are given."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = _figure(rows, columns, (5.2 * columns, 1.0 + 3.0 * rows))
+    for axis, panel in zip(axes, panels, strict=False):
+        for i, (label, values) in enumerate(panel.values.items()):
+            layers = sorted(values)
+            colour = COLOURS[i % len(COLOURS)]
+            axis.plot(
+                layers, [values[x] for x in layers], "o-", color=colour, label=label, linewidth=1.6, markersize=3.5
+            )
+            if band := panel.intervals.get(label):
+                low, high = np.array([band[x] for x in layers], float).T
+                axis.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set_title(panel.title, loc="left", fontsize=10.5)
+        axis.set_xlabel("layer (0: embeddings)")
+        axis.set_ylabel(panel.ylabel)
+        axis.grid(color=GRID, linewidth=0.7)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False, fontsize=9)
+    _save(figure, path, title, 5.2 * columns)
+
+
+def plot_models(
+    path: str | Path, panels: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]], *, title: str
+) -> None:
+    """Models side by side: a panel for each measure, a bar for each model with its interval.
+
+    Args:
+      path: the PNG to write.
+      panels: (measure with its unit, {model: (value, low, high)}).
+      title: of the picture.
+    """
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    models = max((list(values) for _, values in panels), key=len)
+    figure, axes = _figure(rows, columns, (4.0 * columns, 0.8 + (0.9 + 0.28 * len(models)) * rows))
+    for axis, (name, values) in zip(axes, panels, strict=False):
+        for i, (value, low, high) in enumerate(values.values()):
+            axis.barh(i, value, 0.75, color=COLOURS[i % len(COLOURS)], zorder=2)
+            error = np.nan_to_num([[value - low], [high - value]]).clip(0)
+            axis.errorbar(value, i, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
+            end = np.nanmax([value, high])
+            text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+            axis.annotate(text, (end, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+        axis.set_yticks(range(len(values)), list(values), fontsize=8.5)
+        axis.invert_yaxis()
+        axis.margins(x=0.16)
+        axis.set_title(textwrap.fill(name, 44), loc="left", fontsize=9.5)
+        axis.grid(axis="x", color=GRID, linewidth=0.7)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    _save(figure, path, title, 4.0 * columns)
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of the `window` values around each, of fewer at the ends."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    start = np.maximum(np.arange(len(values)) - window // 2, 0)
+    end = np.minimum(np.arange(len(values)) - window // 2 + window, len(values))
+    return (total[end] - total[start]) / (end - start)
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
+    """A figure on the Agg canvas, whatever backend the program that calls uses."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(np.ravel(figure.subplots(rows, columns)))
+    for axis in axes:
+        axis.tick_params(colors=INK, labelsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#8a919c")
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def _save(figure: Any, path: str | Path, title: str, wide: float) -> None:
+    lines = textwrap.wrap(title, max(20, int(wide * 8)))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    figure.savefig(path, dpi=130, metadata={"Software": None})  # no version inside: same picture, same bytes

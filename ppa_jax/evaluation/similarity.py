@@ -1,0 +1,312 @@
+"""How alike an encoder represents parallel sentences of two languages: centred kernel alignment (CKA), by layer.
+
+CKA (Kornblith et al. 2019) compares the similarities between the sentences of a batch in one language with those in the
+other: 1 when the two sets of vectors differ by rotation, translation and scale alone. First Align, then Predict
+(Muller et al. 2021) follows it through the layers of mBERT with the RBF kernel; the linear kernel is the common form.
+
+The usual estimator is biased upwards when a batch has few sentences for the width D: independent Gaussian matrices
+of 256 sentences and D = 384 have a linear CKA of 0.6, not 0. So a value means something only beside its batch size, and
+models should be compared on equal batches and widths. The kinds `linear_debiased` and `rbf_debiased` take the unbiased
+estimator of HSIC (Song et al. 2012; for CKA Nguyen et al. 2021), which is around 0 for independent matrices.
+
+The readers give n-way parallel text as {language: sentences}, for retrieval as well.
+
+Axes: N sentences of a batch, D width (X and Y may differ in it).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from ppa_jax.data import text_files
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.evaluation.retrieval import LANGUAGES
+from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
+
+Texts = Mapping[str, Sequence[str]]  # language -> sentences, line i of each a translation of line i of the others
+
+PIVOT = "en"
+FORM = "a directory with one file a language (deu.txt, zho-CN.txt, eng.txt) or the CoNLL-U files of PUD"
+_CODES = """
+arb=ar bod=bo guj=gu hau=ha ibo=ig fas=fa lao=lo lav=lv ltz=lb mlt=mt mri=mi msa=ms mya=my nep=ne nor=no npi=ne orm=om
+pan=pa prs=fa pus=ps sin=si smo=sm sna=sn snd=sd som=so ssw=ss swa=sw tgk=tg tir=ti tsn=tn ven=ve wol=wo yor=yo zho=zh
+zul=zu
+"""
+# What n-way test sets add to the codes of Tatoeba's files.
+CODES = LANGUAGES | {"eng": PIVOT} | {code[:3]: code[4:] for code in _CODES.split()}
+_TEXT = re.compile(r"(?:.+\.)?([a-z]{2,3})((?:[-_][A-Za-z]+)*)\.txt")
+_CONLLU = re.compile(r"([a-z]{2,3})(_)[a-z]+-ud-[a-z]+\.conllu")
+_COMMENT = re.compile(r"#\s*(sent_id|parallel_id|text)\s*=\s*(.*)")
+_LONGEST = 1 << 20  # bytes of a line
+_CHUNK = 4096  # sentences embedded together
+
+
+def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "parallel") -> dict[str, list[str]]:
+    """N-way parallel text: language code -> sentences, in order of the code, all of the same number.
+
+    Plain text is parallel by line. CoNLL-U is parallel by `parallel_id` (what follows its `/`), else by `sent_id`, each
+    with its letter: in PUD it tells news from Wikipedia, and without it different sentences would share an id. What is
+    missing or blank in one language is left out of all, and counted in the log. Of several files of a language
+    (`fra`, `fra-CA`) the one without a variant has the bare code, the others keep the variant: `fr`, `fr-CA`.
+
+    Args:
+      spec: a directory (its PUD files if it has any, otherwise its text files), or files of one of the two forms, as a
+        comma-separated string or a list.
+      field: names the setting in messages.
+
+    Raises:
+      UserError: no such file, names that do not tell the language, no English or nothing else, languages of unequal
+        length, text that is not UTF-8, a sentence id that stands twice, no sentence that all languages have.
+    """
+    paths, pattern = _paths(spec, field)
+    files = _languages(paths, pattern, field)
+    if PIVOT not in files or len(files) < 2:
+        raise UserError(f"{field}: {spec}: found {', '.join(files)}; give English and at least one other language")
+    if pattern is _CONLLU:
+        found = {language: _read_conllu(path, field) for language, path in files.items()}
+        numbers = list(dict.fromkeys(itertools.chain(found[PIVOT], *found.values())))  # in the order of English
+        rows = {language: [texts.get(number, "") for number in numbers] for language, texts in found.items()}
+    else:
+        rows = {language: _read_lines(path, field) for language, path in files.items()}
+        count = len(rows[PIVOT])
+        for language, lines in rows.items():
+            if len(lines) != count:
+                raise UserError(
+                    f"{field}: {files[PIVOT]} has {count} lines and {files[language].name} has {len(lines)}; "
+                    "line i of one must translate line i of the other"
+                )
+    complete = [i for i, row in enumerate(zip(*rows.values(), strict=True)) if all(text.strip() for text in row)]
+    dropped = len(rows[PIVOT]) - len(complete)
+    if not complete:
+        raise UserError(f"{field}: {spec}: no sentence is there in all of {', '.join(files)}; leave a language out")
+    if dropped:
+        logging.info("%s: left out %d sentences that are missing in one of %s", spec, dropped, ", ".join(files))
+    return {language: [lines[i] for i in complete] for language, lines in sorted(rows.items())}
+
+
+def _paths(spec: str | Path | Sequence[str | Path], field: str) -> tuple[list[Path], re.Pattern[str]]:
+    """The files, and the form of their names."""
+    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
+    paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
+    if len(paths) == 1 and paths[0].is_dir():
+        names = sorted(paths[0].iterdir())
+        if pud := [path for path in names if _CONLLU.fullmatch(path.name) and "_pud-" in path.name]:
+            return pud, _CONLLU
+        if text := [path for path in names if _TEXT.fullmatch(path.name)]:
+            return text, _TEXT
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{field}: {path}: nothing to read; give {FORM}")
+    pattern = _CONLLU if paths and paths[0].suffix == ".conllu" else _TEXT
+    return paths, pattern
+
+
+def _languages(paths: Sequence[Path], pattern: re.Pattern[str], field: str) -> dict[str, Path]:
+    """Code -> file, English first."""
+    files: dict[str, Path] = {}
+    found = []
+    for path in paths:
+        match = pattern.fullmatch(path.name)
+        if not match:
+            raise UserError(f"{field}: {path}: the name does not tell the language; give {FORM}")
+        found.append((CODES.get(match[1], match[1]), match[2].replace("_", "-"), path))
+    for code, variant, path in found:
+        others = [other for other in found if other[0] == code and other[2] != path]
+        full = code + variant if others else code
+        if full in files:
+            raise UserError(f"{field}: {files[full]} and {path.name} are both {full}; leave one out")
+        files[full] = path
+    return dict(sorted(files.items(), key=lambda item: (item[0] != PIVOT, item[0])))
+
+
+def _read_lines(path: Path, field: str) -> list[str]:
+    """All lines of a file. Any line that cannot be read is refused: what follows would no longer be aligned."""
+    sentences = []
+    try:
+        for number, line in enumerate(text_files.lines(path, _LONGEST), start=1):
+            if line is None:
+                raise UserError(f"{path}:{number}: a line of over {_LONGEST} bytes; is this one sentence a line?")
+            sentences.append(line.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{field}: {path}:{len(sentences) + 1}: not UTF-8; convert the file (iconv -t UTF-8)"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    return sentences
+
+
+def _read_conllu(path: Path, field: str) -> dict[str, str]:
+    """Id -> text, for every sentence that has both."""
+    sentences: dict[str, str] = {}
+    about: dict[str, str] = {}
+    for number, line in enumerate([*_read_lines(path, field), ""], start=1):
+        if match := _COMMENT.fullmatch(line):
+            about[match[1]] = match[2].strip()
+        elif not line.strip():
+            identity = about.get("parallel_id", "").partition("/")[2] or about.get("sent_id", "")
+            if identity in sentences:
+                raise UserError(f"{field}: {path}:{number}: the sentence above repeats the id {identity}; remove one")
+            if identity and about.get("text"):
+                sentences[identity] = about["text"]
+            about = {}
+    if not sentences:
+        raise UserError(f"{field}: {path}: no sentence has `# sent_id = ` and `# text = `; is this CoNLL-U?")
+    return sentences
+
+
+def cka_linear(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
+    """CKA with the linear kernel, of X [N, D] and Y [N, D'], rows paired; computed in float64, memory N squared.
+
+    0 to 1, or a little below 0 if `debiased`, which takes N of at least 4. 0 if all rows of one side are equal.
+    """
+    return _alignment(_linear(X), _linear(Y), debiased)
+
+
+def cka_rbf(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
+    """CKA with the kernel exp(-d^2 / (2 s^2)) of the distances d between rows; otherwise as `cka_linear`.
+
+    s^2 is the median of those d^2 that are not 0, for each side by itself.
+    """
+    return _alignment(_rbf(X), _rbf(Y), debiased)
+
+
+KINDS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "linear": cka_linear,
+    "rbf": cka_rbf,
+    "linear_debiased": functools.partial(cka_linear, debiased=True),
+    "rbf_debiased": functools.partial(cka_rbf, debiased=True),
+}
+
+
+def _linear(X: np.ndarray) -> np.ndarray:
+    """Gram matrix [N, N] of the rows around their mean: a large common part would cost digits."""
+    X = np.asarray(X, np.float64)
+    around = X - X.mean(0)
+    if np.linalg.norm(around) <= 1e-12 * np.linalg.norm(X):
+        around = np.zeros_like(X)  # equal rows, but for rounding
+    return around @ around.T
+
+
+def _rbf(X: np.ndarray) -> np.ndarray:
+    gram = _linear(X)
+    squares = np.diag(gram)
+    distances = np.maximum(squares[:, None] + squares - 2 * gram, 0)
+    np.fill_diagonal(distances, 0)
+    apart = distances[distances > 1e-12 * distances.max()]
+    return np.exp(-distances / (2 * np.median(apart))) if len(apart) else np.ones_like(gram)
+
+
+def _alignment(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
+    """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
+    if len(K) != len(L) or len(K) < (4 if debiased else 2):
+        raise ValueError(
+            f"CKA of {len(K)} and {len(L)} rows: they must be as many, and at least {4 if debiased else 2}"
+        )
+    K, L = _centred(K, debiased), _centred(L, debiased)
+    scale = np.linalg.norm(K) * np.linalg.norm(L)
+    return float(np.sum(K * L) / scale) if scale > 0 else 0.0
+
+
+def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
+    """H K H with H = I - 1/N; products of two such matrices sum to the biased HSIC, but for a factor.
+
+    `debiased`: the U-centred matrix (Szekely & Rizzo 2014), whose products sum to N (N - 3) times the unbiased one.
+    """
+    N = len(K)
+    if debiased:
+        K = K - np.diag(np.diag(K))
+        sums = K.sum(0) / (N - 2)
+        centred = K - sums - sums[:, None] + K.sum() / ((N - 1) * (N - 2))
+        np.fill_diagonal(centred, 0)
+    else:
+        centred = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
+    # What remains of a constant matrix is rounding.
+    return centred if np.linalg.norm(centred) > 1e-12 * np.linalg.norm(K) else np.zeros_like(K)
+
+
+def evaluate_cka(
+    embedder: Embedder,
+    params: Any,
+    texts: Texts,
+    layers: Sequence[int],
+    *,
+    batch: int = 256,
+    kinds: Sequence[str] = ("linear", "rbf"),
+    pooling: str = "mean_without_special",
+    task: str = "cka",
+    seed: int = 0,
+) -> list[Score]:
+    """CKA of English with every other language, by layer: one item a batch, the value is their mean.
+
+    The sentences are shuffled (neighbours in a file are often of one document) and cut into disjoint batches, the same
+    for all languages, layers and models; a rest smaller than a batch is left out. Memory: vectors of 4,096 sentences
+    (or of a batch, if larger) in two languages at all layers, and matrices of batch squared.
+
+    Args:
+      embedder: made for the model.
+      params: the encoder's parameters.
+      texts: see `read_parallel`.
+      layers: 0 is the embeddings' output.
+      batch: N, sentences; the value depends on it (see above), so it belongs beside every score.
+      kinds: of KINDS; the metric of a score is `cka_` and its kind.
+      pooling: of the tokens' states.
+      task: the name under which the scores stand.
+      seed: of the shuffle.
+
+    Returns:
+      Scores for each language, layer and kind, direction `en-de`; then the means over the languages, `en-xx`.
+
+    Raises:
+      UserError: an unknown kind, fewer sentences than a batch.
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UserError(f"CKA of kind {kind!r}: choose from {', '.join(KINDS)}")
+    layers, N = list(dict.fromkeys(layers)), len(texts[PIVOT])
+    if any(len(sentences) != N for sentences in texts.values()):
+        raise ValueError(f"not parallel: { ({language: len(sentences) for language, sentences in texts.items()}) }")
+    if not 4 <= batch <= N:
+        raise UserError(f"CKA in batches of {batch} sentences: there are {N}; choose 4 to {N}")
+    order: list[int] = np.random.default_rng(seed).permutation(N)[: N // batch * batch].tolist()
+    step = max(1, _CHUNK // batch) * batch
+    requests = [(layer, pooling) for layer in layers]
+    others = [language for language in texts if language != PIVOT]
+    values = {(language, layer, kind): [] for layer in layers for kind in kinds for language in others}
+    for begin in range(0, len(order), step):
+        chunk = {code: [sentences[i] for i in order[begin : begin + step]] for code, sentences in texts.items()}
+        english = embedder.embed(params, chunk[PIVOT], requests)
+        for language in others:
+            foreign = embedder.embed(params, chunk[language], requests)
+            for layer, first in itertools.product(layers, range(0, len(chunk[PIVOT]), batch)):
+                X, Y = (vectors[layer, pooling][first : first + batch] for vectors in (english, foreign))
+                for kind in kinds:
+                    values[language, layer, kind].append(KINDS[kind](X, Y))
+    scores, means = [], []
+    for (layer, kind), keys in itertools.groupby(values, key=lambda key: key[1:]):
+        group = []
+        for language, *_ in keys:
+            items = per_item(np.array(values[language, layer, kind]))
+            direction, metric = f"{PIVOT}-{language}", f"cka_{kind}"
+            group.append(Score(task, language, direction, layer, pooling, metric, (items,), len(items[0]), 1.0))
+        scores += group
+        means.append(mean_over_languages(group, f"{PIVOT}-xx"))
+    return scores + means
+
+
+def spread(score: Score) -> float:
+    """Standard deviation over the batches (N - 1 in the denominator) of a score of `evaluate_cka`, in its own unit.
+
+    For a mean over languages that of the batches' means: a batch has the same sentences in all. NaN for a single batch.
+    """
+    items = np.mean([top / bottom for top, bottom in score.groups], axis=0)
+    return score.scale * float(np.std(items, ddof=1)) if len(items) > 1 else float("nan")

@@ -1,0 +1,201 @@
+"""Lexicon induction by hand, against scikit-learn and the full formula, on files that are wrong, on a real model."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.lexicon import (
+    Dictionary,
+    evaluate_lexicon,
+    hubness,
+    input_embeddings,
+    nearest,
+    read_dictionaries,
+)
+
+
+def plane(*angles):
+    return np.array([[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in angles])
+
+
+def test_csls_by_hand_takes_the_hub_out():
+    queries, candidates = plane(0, 20), plane(10, -15, 35)
+    assert nearest(queries, candidates).tolist() == [0, 0]  # the hub between them is nearest to both
+    # k=2, all queries: r = (cos 10, (cos 15 + cos 35) / 2 twice); 2 cos 10 - r = 0.98 loses to 2 cos 15 - r = 1.04.
+    of_queries, of_candidates = hubness(queries, candidates, k=2)
+    far = (np.cos(np.radians(15)) + np.cos(np.radians(35))) / 2
+    assert of_candidates == pytest.approx([np.cos(np.radians(10)), far, far], abs=1e-6)
+    two_nearest = (np.cos(np.radians(10)) + np.cos(np.radians(15))) / 2
+    assert of_queries == pytest.approx([two_nearest, two_nearest], abs=1e-6)
+    assert nearest(queries, candidates, of_candidates).tolist() == [1, 2]
+
+
+def test_of_equals_the_first_and_length_does_not_count():
+    candidates = np.array([[0.0, 0.0], [3.0, 0.0], [1.0, 0.0]])
+    for block in (1, 2, 64):
+        assert nearest(np.array([[0.1, 0.0], [0.0, 0.0]]), candidates, block=block).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="candidates is empty"):
+        nearest(candidates, candidates[:0])
+
+
+@pytest.mark.parametrize("block", [3, 64, 4096])
+def test_agrees_with_scikit_learn_and_the_formula(block):
+    neighbors = pytest.importorskip("sklearn.neighbors")
+    rng = np.random.default_rng(0)
+    X, Y = rng.normal(size=(90, 12)) + 1, (rng.normal(size=(130, 12)) + 1) * rng.uniform(0.1, 9, (130, 1))
+    search = {k: neighbors.NearestNeighbors(n_neighbors=k, metric="cosine") for k in (1, 10)}
+    assert np.array_equal(nearest(X, Y, block=block), search[1].fit(Y).kneighbors(X, return_distance=False)[:, 0])
+    of_x = 1 - search[10].fit(Y).kneighbors(X)[0].mean(1)
+    of_y = 1 - search[10].fit(X).kneighbors(Y)[0].mean(1)
+    got = hubness(X, Y, block=block)
+    assert got[0] == pytest.approx(of_x, abs=1e-5) and got[1] == pytest.approx(of_y, abs=1e-5)
+    cosine = (X / np.linalg.norm(X, axis=1)[:, None]) @ (Y / np.linalg.norm(Y, axis=1)[:, None]).T
+    csls = 2 * cosine - of_x[:, None] - of_y
+    assert (csls.argmax(1) != cosine.argmax(1)).any()
+    assert np.array_equal(nearest(X, Y, got[1], block=block), csls.argmax(1))
+
+
+def test_fewer_vectors_than_neighbours():
+    of_x, of_y = hubness(plane(0, 90), plane(0, 60, 90), k=10)
+    assert of_x == pytest.approx([0.5, (1 + np.sqrt(0.75)) / 3], abs=1e-6)
+    assert of_y == pytest.approx([0.5, (0.5 + np.sqrt(0.75)) / 2, 0.5], abs=1e-6)
+
+
+class Fixed:
+    """Stands for an embedder: looks vectors up, and a word's pieces are its letters."""
+
+    def __init__(self, table):
+        self.table, self.tokenizer = table, self
+
+    def encode(self, words):
+        return [[ord(letter) - ord("a") for letter in word] for word in words]
+
+    def embed(self, params, sentences, requests):
+        return {request: np.array([self.table[text] for text in sentences], np.float32) for request in requests}
+
+
+def tree(table):
+    return {"embeddings": {"word_embeddings": {"embedding": np.asarray(table, np.float32)}}}
+
+
+def test_a_word_is_the_mean_of_its_pieces():
+    got = input_embeddings(Fixed({}), tree([[1, 0], [0, 4], [9, 9]]), ["a", "ab", "", "bbb", "ca"])
+    assert got.tolist() == [[1, 0], [0.5, 2], [0, 0], [0, 4], [5, 4.5]]
+
+
+def test_scores_of_both_directions_by_hand():
+    dictionary = Dictionary("en", "de", {"a": ["x"], "b": ["y", "b"], "c": ["x", "z"]})
+    assert dictionary.reversed() == Dictionary("de", "en", {"x": ["a", "c"], "y": ["b"], "b": ["b"], "z": ["c"]})
+    # Turned around the words come as a, c, b: an index into one order must not be read in the other.
+    assert dictionary.reversed().candidates() == ["a", "c", "b"]
+    angle = {"a": 0, "b": 50, "c": 88, "x": 10, "y": 20, "z": 100}
+    embedder = Fixed({word: plane(angle[word])[0] for word in angle})
+    params = tree(np.tile([1.0, 0.0], (26, 1)))
+    scores = evaluate_lexicon(embedder, params, [dictionary], [(4, "mean")])
+    cosine = {
+        (s.language, s.direction, s.metric): (round(s.value, 4), s.count)
+        for s in scores
+        if s.layer == 4 and "cosine" in s.metric
+    }
+    # a(0) -> x(10), right; b(50) -> b, right, and spelled alike; c(88) -> z(100), right.
+    # x(10) -> a, right; y(20) -> a, wrong; b -> b; z(100) -> c, right.
+    assert cosine == {
+        ("de", "en-de", "p_at_1_cosine"): (100, 3),
+        ("de", "en-de", "p_at_1_cosine_other_spelling"): (100, 2),
+        ("de", "de-en", "p_at_1_cosine"): (75, 4),
+        ("de", "de-en", "p_at_1_cosine_other_spelling"): (66.6667, 3),
+        ("mean", "en-xx", "p_at_1_cosine"): (100, 3),
+        ("mean", "en-xx", "p_at_1_cosine_other_spelling"): (100, 2),
+        ("mean", "xx-en", "p_at_1_cosine"): (75, 4),
+        ("mean", "xx-en", "p_at_1_cosine_other_spelling"): (66.6667, 3),
+    }
+    hits = next(s for s in scores if (s.layer, s.direction, s.metric) == (4, "de-en", "p_at_1_cosine"))
+    assert hits.groups[0][0].tolist() == [1, 0, 1, 1]
+    # All input embeddings are equal here, so the first candidate is found: x for all, a for all.
+    first = {s.direction: s.value for s in scores if s.pooling == "input_embeddings" and s.metric == "p_at_1_cosine"}
+    assert first == pytest.approx({"en-de": 200 / 3, "de-en": 25, "en-xx": 200 / 3, "xx-en": 25})
+    assert {s.layer for s in scores if s.pooling == "input_embeddings"} == {None}
+    assert {s.metric.removesuffix("_other_spelling") for s in scores} == {"p_at_1_cosine", "p_at_1_csls"}
+
+
+def test_a_dictionary_of_the_other_direction_is_not_derived():
+    given = [Dictionary("en", "de", {"a": ["x"], "b": ["y"]}), Dictionary("de", "en", {"x": ["a"]})]
+    scores = evaluate_lexicon(Fixed({}), tree(np.eye(26)), given)
+    counts = {s.direction: s.count for s in scores if s.metric == "p_at_1_cosine" and s.language == "de"}
+    assert counts == {"en-de": 2, "de-en": 1}
+
+
+@pytest.mark.parametrize("words, first, last", [(7000, 5000, 6499), (6500, 5000, 6499), (6000, 4500, 5999), (9, 0, 8)])
+def test_the_test_words(words, first, last):
+    chosen = Dictionary("en", "de", {str(i): ["x"] for i in range(words)}).test_words()
+    assert (chosen[0], chosen[-1], len(chosen)) == (str(first), str(last), last - first + 1)
+
+
+def test_reads_a_directory_and_single_files(tmp_path, caplog):
+    (tmp_path / "en-de.tsv").write_bytes(
+        "\ufeffice cream\tEis\r\nthe\tdie\r\nthe\tder\r\nthe\tdie\r\n\r\nlone\r\na\tb\tc\r\n".encode() + b"\xff\tx\r\n"
+    )
+    (tmp_path / "fr-en.txt").write_text("le the\nice  cream x\nla\u00a0the\n")
+    for name in ("fr-de.txt", "en-es.0-5000.txt", "README.md"):
+        (tmp_path / name).write_text("a b\n")
+    with caplog.at_level(logging.INFO):
+        german, french = read_dictionaries(tmp_path)
+    assert german == Dictionary("en", "de", {"ice cream": ["Eis"], "the": ["die", "der"]})
+    assert french == Dictionary("fr", "en", {"le": ["the"], "la": ["the"]})
+    assert "skipped 3 lines that are not `source<TAB>target`, the first is line 6" in caplog.text
+    assert read_dictionaries(tmp_path / "en-de.tsv", max_words=1)[0].entries == {"ice cream": ["Eis"]}
+    both = read_dictionaries(f"{tmp_path / 'en-es.0-5000.txt'}, {tmp_path / 'fr-en.txt'}")
+    assert [(d.source, d.target) for d in both] == [("en", "es"), ("fr", "en")]
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("other.txt", "a b\n", "has no dictionaries"),
+        ("en-de.txt", "alone\n", "no line is `source<TAB>target`"),
+        ("en-de.txt", "", "is empty"),
+        ("en-de.txt", "a b\n".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_directories_that_cannot_be_used(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=f"^lexica: .*{said}") as caught:
+        read_dictionaries(tmp_path, field="lexica")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_used(tmp_path):
+    for name in ("en-de.txt", "en-de.tsv", "fr-de.txt", "words.txt"):
+        (tmp_path / name).write_text("a b\n")
+    for spec, said in {
+        "none.txt": "no such file",
+        "fr-de.txt": "not a dictionary between English",
+        "words.txt": "not a dictionary between English",
+    }.items():
+        with pytest.raises(UserError, match=f"^dictionaries: .*{said}"):
+            read_dictionaries(tmp_path / spec)
+    with pytest.raises(UserError, match=r"two files for en-de, the second is .*en-de\.txt"):
+        read_dictionaries(tmp_path)
+
+
+@pytest.mark.shared_data
+def test_a_real_dictionary_and_model(shared):
+    from ppa_jax.data.tokenizer import load_tokenizer
+    from ppa_jax.evaluation.embed import Embedder
+    from ppa_jax.interop import huggingface
+
+    (whole,) = read_dictionaries(shared / "data/dictionaries/en-ar.tsv")
+    assert (len(whole.entries), len(whole.candidates()), len(whole.test_words())) == (22305, 26953, 1500)
+    model = shared / "models/minimbert"
+    pretrained = huggingface.read(model)
+    embedder = Embedder(pretrained.config, load_tokenizer(model), max_length=32)
+    (german,) = read_dictionaries(shared / "data/dictionaries/en-de.tsv", max_words=300)
+    scores = evaluate_lexicon(embedder, pretrained.params["encoder"], [german], [(4, "mean_without_special")])
+    value = {(s.layer, s.metric): s for s in scores if s.direction == "en-de"}
+    alike = np.array([word in german.entries[word] for word in german.test_words()])
+    assert 10 < alike.sum() < 290
+    for layer in (None, 4):  # a word that is its own translation has that translation's vector
+        assert value[layer, "p_at_1_cosine"].groups[0][0][alike].all()
+        assert value[layer, "p_at_1_cosine_other_spelling"].value < value[layer, "p_at_1_cosine"].value
