@@ -26,6 +26,7 @@ from ppa_jax.jobs import align
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh, optimizer
+from ppa_jax.training.host_memory import keep_freed_memory
 
 
 class RandomPairs:
@@ -93,6 +94,7 @@ def operations(config: EncoderConfig, batch: Batch) -> int:
 def main() -> None:
     """Runs the steps and prints the JSON line."""
     a = parse()
+    keep_freed_memory()
     if a.device:
         jax.config.update("jax_platforms", a.device)
     dtype = jnp.dtype("bfloat16" if a.bf16 else "float32")
@@ -132,7 +134,7 @@ def main() -> None:
     words = jnp.zeros((a.vocab, a.hidden))
     params = {
         "encoder": Encoder(config).init(jax.random.key(a.seed), token, token, token)["params"],
-        "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), words[:1], words)["params"],
+        "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), words[:1])["params"],
     }
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
     state = align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)

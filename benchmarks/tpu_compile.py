@@ -59,7 +59,7 @@ def lower(slice_shape: str, rules: str, model: int):
         words = jnp.zeros((config.vocab_size, config.hidden_size))
         params = {
             "encoder": Encoder(config).init(jax.random.key(0), token, token, token)["params"],
-            "mlm_head": MaskedLMHead(config).init(jax.random.key(1), words[:1], words)["params"],
+            "mlm_head": MaskedLMHead(config).init(jax.random.key(1), words[:1])["params"],
         }
         return align.init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
 

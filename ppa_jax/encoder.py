@@ -29,6 +29,7 @@ from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, sentence_transformers
 from ppa_jax.log_lines import log_to_stderr
 from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.training.host_memory import keep_freed_memory
 from ppa_jax.training.mesh import make_mesh
 
 DTYPES = ("float32", "bfloat16")
@@ -203,6 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens at once (default: 32)")
     parser.add_argument("--dtype", default="float32", help="of the matrix products: float32 or bfloat16")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     with log_to_stderr():
         try:
             output = Path(args.output)

@@ -15,6 +15,7 @@ import sys
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
 from ppa_jax.log_lines import log_to_stderr
+from ppa_jax.training.host_memory import keep_freed_memory
 
 JOBS = {
     "align": "ppa_jax.jobs.align_run",
@@ -72,6 +73,7 @@ def main(arguments: list[str]) -> int:
     if {"-h", "--help"} & {*arguments}:
         print(__doc__)
         return 0
+    keep_freed_memory()
     with log_to_stderr():
         try:
             return run(arguments)

@@ -108,9 +108,9 @@ def write(workdir: Path, models: Models, *, baseline: str, config: Any) -> Path:
 
 LEGEND = (
     "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words; batches for CKA). "
-    "Differences are to **{baseline}**, by paired bootstrap on the same draws of items; one whose interval leaves out zero is in "
-    "bold. The intervals say nothing about the spread between training runs. Retrieval, mining, alignment and lexicon "
-    "in percent, CKA between 0 and 1; for AER (alignment error rate) less is better."
+    "Differences are to **{baseline}**, by paired bootstrap on the same draws of items; one whose interval leaves out "
+    "zero is in bold. The intervals say nothing about the spread between training runs. Retrieval, mining, alignment "
+    "and lexicon in percent, CKA between 0 and 1; for AER (alignment error rate) less is better."
 )
 
 
@@ -181,10 +181,8 @@ def _headline_table(headline: Sequence[View], against: Sequence[Record], baselin
     for view in headline:
         means = _means(view)
         direction = next(iter(means.values())).direction
-        row: list[Any] = [
-            view.title + (" (less is better)" if view.metric.startswith(LOWER_IS_BETTER) else ""),
-            direction,
-        ]
+        less = " (less is better)" if view.metric.startswith(LOWER_IS_BETTER) else ""
+        row: list[Any] = [view.title + less, direction]
         for name in names:
             row.append(_shown(means[name]) if name in means else None)
             if name != baseline:

@@ -13,7 +13,7 @@ import numpy as np
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
 from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
-from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.model.heads import MaskedLMHead, decode
 
 TOLERANCE = 1e-4  # float32 in another order of summation stays a hundred times below; a wrong weight goes far above
 LOGITS = "masked-LM logits"
@@ -136,4 +136,4 @@ def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig
     if not has_head:
         return list(states)
     words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-    return [*states, MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1], words)]
+    return [*states, decode(*MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1]), words)]

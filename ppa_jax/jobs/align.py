@@ -155,8 +155,8 @@ def make_step(
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-            logits: Any = mlm_head.apply({"params": params["mlm_head"]}, states, words)
-            nll = masked_lm.cross_entropy(logits, masked.labels)
+            states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
+            nll = masked_lm.cross_entropy(states, bias, words, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:

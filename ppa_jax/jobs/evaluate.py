@@ -41,7 +41,7 @@ class Settings:
             raise UserError(f"config.layer={layer}: {encoder.name} has {depth} layers")
         main, own = (layer, "mean"), (encoder.layer, encoder.pooling)
         every = list(range(depth + 1)) if config.every_layer else [layer]
-        asked = [main, own, *((x, "mean") for x in every)]
+        asked = [main, own, (depth, "cls"), *((x, "mean") for x in every)]
         return cls(main, own, list(dict.fromkeys(asked)), every)
 
 

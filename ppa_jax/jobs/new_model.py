@@ -83,10 +83,9 @@ def write_random(config: Config, directory: Path) -> None:
     sizes = encoder_config(config, vocab_size)
     encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
     token = jnp.zeros((1, 1), jnp.int32)
-    width = sizes.hidden_size
     params = {
         "encoder": Encoder(sizes).init(encoder_key, token, token, token)["params"],
-        "mlm_head": MaskedLMHead(sizes).init(head_key, jnp.zeros((1, width)), jnp.zeros((vocab_size, width)))["params"],
+        "mlm_head": MaskedLMHead(sizes).init(head_key, jnp.zeros((1, sizes.hidden_size)))["params"],
     }
     huggingface.write(directory, Pretrained(sizes, params, hf_config=config_to_hf(sizes)))
 

@@ -16,23 +16,29 @@ from ppa_jax.model.bert import EncoderConfig
 
 
 class MaskedLMHead(nn.Module):
-    """BERT's masked-LM head: dense, GELU, LayerNorm, then the word embeddings as decoder with a bias of its own."""
+    """BERT's masked-LM head: dense, GELU, LayerNorm; `decode` follows, whose bias is kept here."""
 
     config: EncoderConfig
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "*M D"], word_embeddings: Float[Array, "V D"]) -> Float[Array, "*M V"]:
-        """Logits over the vocabulary in float32. Give it only the positions whose prediction is wanted."""
+    def __call__(self, hidden: Float[Array, "*M D"]) -> tuple[Float[Array, "*M D"], Float[Array, "V"]]:
+        """The states, transformed, and the bias: what `decode` takes with the word embeddings.
+
+        Give it only the positions whose prediction is wanted.
+        """
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         x = nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="transform")(hidden)
         x = jax.nn.gelu(x, approximate=False)
         x = nn.LayerNorm(epsilon=c.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")(x)
-        bias = self.param("bias", nn.initializers.zeros, (c.vocab_size,))
-        weights = word_embeddings.astype(self.dtype)
-        logits = jnp.einsum("...d,vd->...v", x.astype(self.dtype), weights, preferred_element_type=jnp.float32)
-        return logits + bias
+        return x.astype(self.dtype), self.param("bias", nn.initializers.zeros, (c.vocab_size,))
+
+
+def decode(states: Float[Array, "*M D"], bias: Float[Array, "V"], words: Float[Array, "V D"]) -> Float[Array, "*M V"]:
+    """Logits in float32, the word embeddings being the decoder. The product is computed in the dtype of `states`."""
+    logits = jnp.einsum("...d,vd->...v", states, words.astype(states.dtype), preferred_element_type=jnp.float32)
+    return logits + bias
 
 
 class ProjectionHead(nn.Module):

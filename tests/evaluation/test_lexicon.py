@@ -120,6 +120,16 @@ def test_scores_of_both_directions_by_hand():
     assert {s.metric.removesuffix("_other_spelling") for s in scores} == {"p_at_1_cosine", "p_at_1_csls"}
 
 
+def test_csls_finds_what_the_hub_hides():
+    # The case above; c lies opposite the hub m, and finds no translation either way.
+    angle = {"a": 0, "b": 20, "c": -170, "l": -15, "m": 10, "r": 35}
+    embedder = Fixed({word: plane(angle[word])[0] for word in angle})
+    dictionary = Dictionary("en", "de", {"a": ["l"], "b": ["r"], "c": ["m"]})
+    scores = evaluate_lexicon(embedder, tree(np.eye(26)), [dictionary], [(1, "cls")], k=2)
+    hits = {s.metric: s.groups[0][0].tolist() for s in scores if (s.layer, s.direction) == (1, "en-de")}
+    assert (hits["p_at_1_cosine"], hits["p_at_1_csls"]) == ([0, 0, 0], [1, 1, 0])
+
+
 def test_a_dictionary_of_the_other_direction_is_not_derived():
     given = [Dictionary("en", "de", {"a": ["x"], "b": ["y"]}), Dictionary("de", "en", {"x": ["a"]})]
     scores = evaluate_lexicon(Fixed({}), tree(np.eye(26)), given)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.model.bert import Encoder, rows_from_mask
-from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.model.heads import MaskedLMHead, decode
 
 SIZES = {
     "vocab_size": 64,
@@ -68,7 +68,8 @@ def flax_outputs() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
         encoder = Encoder(pretrained.config)
         states = encoder.apply({"params": pretrained.params["encoder"]}, ids, positions, segments, all_hidden=True)
         words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-        logits = MaskedLMHead(pretrained.config).apply({"params": pretrained.params["mlm_head"]}, states[-1], words)
+        predictions = MaskedLMHead(pretrained.config).apply({"params": pretrained.params["mlm_head"]}, states[-1])
+        logits = decode(*predictions, words)
         return [np.asarray(state) for state in states], np.asarray(logits)
 
     return run

@@ -28,7 +28,7 @@ def params():
     token = jnp.zeros((1, 1), int)
     params = {
         "encoder": Encoder(CONFIG).init(jax.random.key(0), token, token, token)["params"],
-        "mlm_head": MaskedLMHead(CONFIG).init(jax.random.key(1), jnp.zeros((1, 32)), jnp.zeros((50, 32)))["params"],
+        "mlm_head": MaskedLMHead(CONFIG).init(jax.random.key(1), jnp.zeros((1, 32)))["params"],
     }
     return jax.tree.map(np.asarray, params)  # the runs donate their own copies
 

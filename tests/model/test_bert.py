@@ -110,7 +110,8 @@ def test_hidden_states_logits_and_gradients_equal_pytorch_at_base_size(kind, tmp
     import transformers
 
     from ppa_jax.interop import huggingface
-    from ppa_jax.model.heads import MaskedLMHead
+    from ppa_jax.model.heads import MaskedLMHead, decode
+    from ppa_jax.objectives import masked_lm
 
     torch.manual_seed(0)
     common = dict(vocab_size=500, num_hidden_layers=12, hidden_size=768, num_attention_heads=12, intermediate_size=3072)
@@ -148,9 +149,9 @@ def test_hidden_states_logits_and_gradients_equal_pytorch_at_base_size(kind, tmp
     def loss_fn(params):
         hidden = Encoder(config).apply({"params": params["encoder"]}, ids, positions, segments, types, all_hidden=True)
         words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-        logits = MaskedLMHead(config).apply({"params": params["mlm_head"]}, hidden[-1], words)
-        nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.maximum(labels, 0)[..., None], -1)[..., 0]
-        return jnp.sum(nll * (labels >= 0)) / jnp.sum(labels >= 0), (hidden, logits)
+        states, bias = MaskedLMHead(config).apply({"params": params["mlm_head"]}, hidden[-1])
+        nll = masked_lm.cross_entropy(states, bias, words, jnp.maximum(labels, 0))
+        return jnp.sum(nll * (labels >= 0)) / jnp.sum(labels >= 0), (hidden, decode(states, bias, words))
 
     (loss, (hidden, logits)), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
 

@@ -78,16 +78,38 @@ def test_cross_entropy_and_gradient_equal_pytorch():
     import torch
 
     rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(6, 11)).astype("f") * 5, rng.integers(0, 11, 6)
-    weights = rng.random(6).astype("f")
-    loss, grad = jax.value_and_grad(lambda x: jnp.sum(masked_lm.cross_entropy(x, labels) * weights))(logits)
-    x = torch.tensor(logits, requires_grad=True)
-    expected = (
-        torch.nn.functional.cross_entropy(x, torch.tensor(labels), reduction="none") * torch.tensor(weights)
-    ).sum()
+    states, bias, words = (rng.normal(size=size).astype("f") for size in ((2, 3, 7), (11,), (11, 7)))
+    labels, weights = rng.integers(0, 11, (2, 3)), rng.random((2, 3)).astype("f")
+
+    def total(*parameters):
+        return jnp.sum(masked_lm.cross_entropy(*parameters, labels) * weights)
+
+    loss, grads = jax.value_and_grad(total, (0, 1, 2))(states, bias, words)
+    x, b, w = (torch.tensor(value, requires_grad=True) for value in (states, bias, words))
+    nll = torch.nn.functional.cross_entropy(
+        (x @ w.T + b).reshape(6, 11), torch.tensor(labels).flatten(), reduction="none"
+    )
+    expected = (nll * torch.tensor(weights).flatten()).sum()
     expected.backward()
     assert np.isclose(loss, expected.item(), rtol=1e-6)
-    np.testing.assert_allclose(grad, x.grad.numpy(), atol=1e-6)
+    for grad, theirs in zip(grads, (x, b, w), strict=True):
+        np.testing.assert_allclose(grad, theirs.grad.numpy(), atol=2e-6)
+
+
+def test_cross_entropy_in_bfloat16_keeps_float32_where_it_counts():
+    rng = np.random.default_rng(0)
+    states, bias, words = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 16), (300,), (300, 16)))
+    labels = rng.integers(0, 300, 5)
+
+    def total(x, b, w):
+        return jnp.mean(masked_lm.cross_entropy(x, b, w, labels))
+
+    exact = jax.grad(total, (0, 1, 2))(states, bias, words)
+    rounded = jax.grad(total, (0, 1, 2))(states.astype(jnp.bfloat16), bias, words)
+    assert [g.dtype for g in rounded] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for a, b in zip(exact, rounded, strict=True):
+        error = jnp.linalg.norm(a - b.astype(jnp.float32)) / jnp.linalg.norm(a)
+        assert error < 0.02, "bfloat16 has 8 bits: 0.4% a factor"
 
 
 def contrast_case(seed=0, B=16, S=3, width=5):
