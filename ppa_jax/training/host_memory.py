@@ -2,13 +2,13 @@
 
 On a CPU, XLA asks for a step's temporary memory anew in every step. glibc serves such large blocks by mmap and returns
 them to the system at once, so that each step begins with the kernel clearing gigabytes, page by page: a fifth of the
-step of a small BERT on two cores. With these two settings the pages stay with the process.
+step of a small BERT on two cores. With these settings the pages stay with the process.
 """
 
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
@@ -20,4 +20,6 @@ def keep_freed_memory() -> bool:
         library = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library
         return False
-    return bool(library.mallopt(M_MMAP_MAX, 0) and library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    # One arena: those of threads cannot hold large blocks and fall back on mmap, whatever the limit.
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}  # -1: never
+    return all([library.mallopt(name, value) for name, value in settings.items()])
