@@ -1,7 +1,10 @@
 """Every test runs on 8 CPU devices; tests on real data skip when the data is absent."""
 
 import os
+import string
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -50,3 +53,53 @@ def number_tokenizer():
 @pytest.fixture(scope="session")
 def number_pairs():
     return NumberPairs
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 33,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Any]:
+    """tiny("BertForMaskedLM", **config fields) -> a model of transformers, in evaluation mode, seeded.
+
+    Its weights are random everywhere, LayerNorm and biases too: a mix-up of any two shows.
+    """
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+    def build(name: str, **fields: Any) -> Any:
+        torch.manual_seed(0)
+        cls = getattr(transformers, name)
+        model = cls(cls.config_class(**(TINY | fields)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.3)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def add_tokenizer() -> Callable[..., None]:
+    """add_tokenizer(directory, pad=0): a WordPiece tokenizer of single letters; `pad` is the id of [PAD]."""
+
+    def add(directory: Path, pad: int = 0) -> None:
+        special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        special.insert(pad, "[PAD]")
+        vocab = special + list(string.ascii_lowercase) + [f"##{letter}" for letter in string.ascii_lowercase]
+        (directory / "vocab.txt").write_text("\n".join(vocab) + "\n")
+        (directory / "tokenizer_config.json").write_text(
+            '{"tokenizer_class": "BertTokenizerFast", "do_lower_case": true}'
+        )
+
+    return add

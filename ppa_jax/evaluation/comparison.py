@@ -63,7 +63,7 @@ def write_scores(workdir: Path, models: Models) -> list[Record]:
     return records
 
 
-def write(workdir: Path, models: Models, *, baseline: str, config: Any) -> Path:
+def write(workdir: Path, models: Models, *, baseline: str) -> Path:
     """Writes everything into the workdir and returns the path of report.md.
 
     Raises:

@@ -33,6 +33,7 @@ from absl import logging
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.neighbours import BLOCK, nearest, unit
 from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
 
 PIVOT = "en"
@@ -152,36 +153,8 @@ def _pair(line: bytes | None) -> tuple[str, str] | None:
     return (words[0], words[1]) if len(words) == 2 and all(words) else None
 
 
-def nearest(
-    queries: np.ndarray, candidates: np.ndarray, hubness: np.ndarray | None = None, *, block: int = 4096
-) -> np.ndarray:
-    """Index [N] of the best candidate for each query; of equally good ones the first. Memory: block squared.
-
-    Args:
-      queries: [N, D], any length.
-      candidates: [M, D], M at least 1.
-      hubness: [M], see below: then the best by CSLS, 2 cos(q, c) - hubness(c). (The hubness of the query, the third
-        term of CSLS, is the same for all its candidates.) None: the nearest by cosine.
-    """
-    if not len(candidates):
-        raise ValueError("nothing to choose from: candidates is empty")
-    half = np.zeros(len(candidates), np.float32) if hubness is None else np.asarray(hubness, np.float32) / 2
-    queries, candidates = _normalised(queries), _normalised(candidates)
-    chosen = np.zeros(len(queries), np.int64)
-    for q in range(0, len(queries), block):
-        best = np.full(len(queries[q : q + block]), -np.inf, np.float32)
-        for c in range(0, len(candidates), block):
-            similarity = queries[q : q + block] @ candidates[c : c + block].T - half[c : c + block]
-            index = similarity.argmax(1)
-            value = similarity[np.arange(len(index)), index]
-            better = value > best  # not >=: the first of equals stays
-            chosen[q : q + block][better] = c + index[better]
-            best = np.maximum(best, value)
-    return chosen
-
-
 def hubness(
-    sources: np.ndarray, targets: np.ndarray, k: int = NEIGHBOURS, *, block: int = 4096
+    sources: np.ndarray, targets: np.ndarray, k: int = NEIGHBOURS, *, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
     """The r of CSLS, for both sides in one pass: mean cosine of a vector to its k nearest of the other side, or to all.
 
@@ -191,7 +164,7 @@ def hubness(
     Returns:
       [N] for the sources, [M] for the targets.
     """
-    sources, targets = _normalised(sources), _normalised(targets)
+    sources, targets = unit(sources), unit(targets)
     nearest_of_source = np.full((len(sources), min(k, len(targets))), -np.inf, np.float32)
     nearest_of_target = np.full((len(targets), min(k, len(sources))), -np.inf, np.float32)
     for s in range(0, len(sources), block):
@@ -206,11 +179,6 @@ def _keep_greatest(kept: np.ndarray, more: np.ndarray) -> None:
     """Each row of `kept`, [N, k], becomes the k greatest of itself and the row of `more`."""
     k = kept.shape[1]
     kept[:] = np.partition(np.concatenate([kept, np.ascontiguousarray(more)], axis=1), -k, axis=1)[:, -k:]
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def input_embeddings(embedder: Embedder, params: Any, words: Sequence[str]) -> np.ndarray:
@@ -296,7 +264,7 @@ def _scores(
     queries = space[source][[place[word] for word in tested]]
     found = {
         "p_at_1_cosine": nearest(queries, space[target]),
-        "p_at_1_csls": nearest(queries, space[target], hubs[target]),
+        "p_at_1_csls": nearest(queries, space[target], hubs[target] / 2),  # CSLS is 2 cos - hubness
     }
     other = np.array([word not in entries[word] for word in tested])
     scores = []

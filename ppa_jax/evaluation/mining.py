@@ -24,6 +24,7 @@ from absl import logging
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.neighbours import BLOCK, knn
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
 FORM = "xx-en.SPLIT.xx, xx-en.SPLIT.en (id<TAB>sentence) and xx-en.SPLIT.gold (id<TAB>id)"
@@ -141,45 +142,6 @@ def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
-def knn(queries: np.ndarray, targets: np.ndarray, k: int, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest targets of every query by cosine, nearest first: exact, in blocks.
-
-    Beside the vectors and the result (N * k * 12 bytes) it holds 16 * block^2 bytes and little more, 300 MB: a million
-    sentences on each side, of width 768, need 6.5 GB, nearly all of it their vectors.
-
-    Args:
-      queries: [N, D] of any length; a vector of zeros has cosine 0 with everything.
-      targets: [M, D].
-      k: cut to M. Of equally near targets at its border any may be taken.
-
-    Returns:
-      Cosines [N, k] float32 and indices [N, k] int64.
-    """
-    if not len(targets):
-        raise ValueError("no neighbours: targets is empty")
-    k = min(k, len(targets))
-    cosines, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    for q in range(0, len(queries), block):
-        query = _normalised(queries[q : q + block])
-        best = np.empty((len(query), 0), np.float32)
-        where = np.empty((len(query), 0), np.int64)
-        for t in range(0, len(targets), block):
-            similarity = query @ _normalised(targets[t : t + block]).T
-            border = max(0, similarity.shape[1] - k)
-            near = np.argpartition(similarity, border, axis=1)[:, border:]
-            best = np.concatenate([best, np.take_along_axis(similarity, near, 1)], axis=1)
-            where = np.concatenate([where, t + near], axis=1)
-            order = np.lexsort((where, -best), axis=1)[:, :k]
-            best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
-        cosines[q : q + block], indices[q : q + block] = best, where
-    return cosines, indices
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
 def margin_scores(cosines: np.ndarray, indices: np.ndarray, query: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Ratio margin [N, k] float64 of every query with its neighbours: cos(x, y) / ((query of x + target of y) / 2).
 
@@ -194,14 +156,14 @@ def margin_scores(cosines: np.ndarray, indices: np.ndarray, query: np.ndarray, t
     return np.divide(cosines, both, out=np.zeros_like(both), where=both > 0)
 
 
-def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = 4096) -> Mined:
+def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = BLOCK) -> Mined:
     """Pairs of source [N, D] and target [M, D] vectors by ratio margin, with no threshold yet.
 
     Every sentence of either side proposes the best of its k neighbours; the proposals are taken from the highest score
     down, but for those with a sentence that is already in a pair.
     """
-    forward, to_target = knn(source, target, k, block)
-    backward, to_source = knn(target, source, k, block)
+    forward, to_target = knn(source, target, k, block=block)
+    backward, to_source = knn(target, source, k, block=block)
     source_mean, target_mean = forward.mean(1), backward.mean(1)
     ahead = margin_scores(forward, to_target, source_mean, target_mean)
     back = margin_scores(backward, to_source, target_mean, source_mean)

@@ -20,6 +20,7 @@ from absl import logging
 from ppa_jax.data import text_files, world
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
+from ppa_jax.evaluation.neighbours import nearest
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # language -> (English sentences, their translations)
@@ -81,34 +82,6 @@ def _read(path: Path, field: str) -> list[str]:
     return text_files.read_lines(path, field=field)
 
 
-def retrieve(queries: np.ndarray, targets: np.ndarray, *, block: int = 4096) -> np.ndarray:
-    """Index [N] of the target nearest to each query by cosine; of equally near ones the first. Memory: block squared.
-
-    Args:
-      queries: [N, D]; a vector of zeros is equally far from everything.
-      targets: [M, D], M at least 1.
-    """
-    if not len(targets):
-        raise ValueError("nothing to retrieve from: targets is empty")
-    nearest = np.zeros(len(queries), np.int64)
-    for q in range(0, len(queries), block):
-        query = _normalised(queries[q : q + block])
-        best = np.full(len(query), -np.inf, np.float32)
-        for t in range(0, len(targets), block):
-            similarity = query @ _normalised(targets[t : t + block]).T
-            index = similarity.argmax(1)
-            value = similarity[np.arange(len(query)), index]
-            better = value > best  # not >=: the first of equals stays
-            nearest[q : q + block][better] = t + index[better]
-            best = np.maximum(best, value)
-    return nearest
-
-
-def _normalised(vectors: np.ndarray) -> np.ndarray:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
 def evaluate_retrieval(
     embedder: Embedder,
     params: Any,
@@ -141,7 +114,7 @@ def evaluate_retrieval(
         own = np.arange(len(english))
         for (layer, pooling), both in vectors.items():
             there, back = both[: len(english)], both[len(english) :]
-            forth, home = retrieve(there, back) == own, retrieve(back, there) == own
+            forth, home = nearest(there, back) == own, nearest(back, there) == own
             for direction, hits, queries in (
                 (f"{PIVOT}-{language}", forth, 1),
                 (f"{language}-{PIVOT}", home, 1),

@@ -46,7 +46,6 @@ CODES = LANGUAGES | {"eng": PIVOT} | {code[:3]: code[4:] for code in _CODES.spli
 _TEXT = re.compile(r"(?:.+\.)?([a-z]{2,3})((?:[-_][A-Za-z]+)*)\.txt")
 _CONLLU = re.compile(r"([a-z]{2,3})(_)[a-z]+-ud-[a-z]+\.conllu")
 _COMMENT = re.compile(r"#\s*(sent_id|parallel_id|text)\s*=\s*(.*)")
-_LONGEST = 1 << 20  # bytes of a line
 _CHUNK = 4096  # sentences embedded together
 
 
@@ -76,7 +75,7 @@ def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "para
         numbers = list(dict.fromkeys(itertools.chain(found[PIVOT], *found.values())))  # in the order of English
         rows = {language: [texts.get(number, "") for number in numbers] for language, texts in found.items()}
     else:
-        rows = {language: _read_lines(path, field) for language, path in files.items()}
+        rows = {language: text_files.read_lines(path, field=field) for language, path in files.items()}
         count = len(rows[PIVOT])
         for language, lines in rows.items():
             if len(lines) != count:
@@ -128,28 +127,11 @@ def _languages(paths: Sequence[Path], pattern: re.Pattern[str], field: str) -> d
     return dict(sorted(files.items(), key=lambda item: (item[0] != PIVOT, item[0])))
 
 
-def _read_lines(path: Path, field: str) -> list[str]:
-    """All lines of a file. Any line that cannot be read is refused: what follows would no longer be aligned."""
-    sentences = []
-    try:
-        for number, line in enumerate(text_files.lines(path, _LONGEST), start=1):
-            if line is None:
-                raise UserError(f"{path}:{number}: a line of over {_LONGEST} bytes; is this one sentence a line?")
-            sentences.append(line.decode())
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{field}: {path}:{len(sentences) + 1}: not UTF-8; convert the file (iconv -t UTF-8)"
-        ) from error
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from error
-    return sentences
-
-
 def _read_conllu(path: Path, field: str) -> dict[str, str]:
     """Id -> text, for every sentence that has both."""
     sentences: dict[str, str] = {}
     about: dict[str, str] = {}
-    for number, line in enumerate([*_read_lines(path, field), ""], start=1):
+    for number, line in enumerate([*text_files.read_lines(path, field=field), ""], start=1):
         if match := _COMMENT.fullmatch(line):
             about[match[1]] = match[2].strip()
         elif not line.strip():

@@ -23,6 +23,7 @@ from absl import logging
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
 METHODS = {"softmax": "tokens", "argmax": "tokens_argmax"}  # the pooling under which their scores stand
@@ -207,17 +208,13 @@ def align_softmax(source: np.ndarray, target: np.ndarray, threshold: float = THR
 
 def align_argmax(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """[M, N] bool: the pairs of pieces that are each other's nearest by cosine, of equals the first."""
-    cosine = _normalised(source) @ _normalised(target).T
+    cosine = unit(source) @ unit(target).T
     both = np.zeros(cosine.shape, bool)
     if cosine.size:
         M = np.arange(len(cosine))
         nearest = cosine.argmax(1)
         both[M, nearest] = cosine.argmax(0)[nearest] == M
     return both
-
-
-def _normalised(states: np.ndarray) -> np.ndarray:
-    return states / np.maximum(np.linalg.norm(states, axis=1, keepdims=True), 1e-12)
 
 
 def join_words(aligned: np.ndarray, source_word: Sequence[int], target_word: Sequence[int]) -> Links:

@@ -6,9 +6,8 @@ All data is read, and every setting checked, before the first model is opened. E
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from absl import logging
 
@@ -20,6 +19,7 @@ from ppa_jax.evaluation import comparison, lexicon, mining, retrieval, similarit
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.scores import Score
 
+CKA = ("linear", "rbf", "linear_debiased")  # the first two grow as batches shrink, the last does not
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
 
 
@@ -40,7 +40,7 @@ class Settings:
         if layer > depth:
             raise UserError(f"config.layer={layer}: {encoder.name} has {depth} layers")
         main, own = (layer, "mean"), (encoder.layer, encoder.pooling)
-        every = list(range(depth + 1)) if config.every_layer else [layer]
+        every = list(range(depth + 1)) if config.every_layer else [layer]  # `layer` is among them in any case
         asked = [main, own, (depth, "cls"), *((x, "mean") for x in every)]
         return cls(main, own, list(dict.fromkeys(asked)), every)
 
@@ -63,7 +63,7 @@ def run(config: Config, workdir: str) -> int:
         scores = [score for part in parts for score in part(encoder, settings)]
         measured[name] = comparison.Measured(source, encoder.config.num_layers, settings.main, settings.own, scores)
         comparison.write_scores(Path(workdir), measured)  # what is measured is kept, whatever the next model does
-    report = comparison.write(Path(workdir), measured, baseline=config.baseline or next(iter(models)), config=config)
+    report = comparison.write(Path(workdir), measured, baseline=config.baseline or next(iter(models)))
     print(f"\nreport: {report}")
     return 0
 
@@ -94,6 +94,8 @@ def validate(config: Config) -> dict[str, str]:
     require(config, "sample", lambda n: 0 <= n <= world.size(), f"at most {world.size()}, all of the built-in sample")
     require(config, "cka_batch", lambda n: n >= 4, "at least 4")
     require(config, "batch_size", lambda n: n >= 1, "at least 1")
+    require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")
+    one_of(config, "word_alignment_method", word_alignment.METHODS)
     one_of(config, "dtype", DTYPES)
     return models
 
@@ -132,13 +134,16 @@ def open_parts(config: Config) -> list[Part]:
         )
     if config.word_alignment:
         gold = word_alignment.read_gold(config.word_alignment, field="config.word_alignment")
+        method = config.word_alignment_method
         parts.append(
             lambda encoder, settings: word_alignment.evaluate_word_alignment(
-                encoder.embedder, encoder.params, gold, list(dict.fromkeys([settings.main[0], *settings.layers]))
+                encoder.embedder, encoder.params, gold, settings.layers, method=method
             )
         )
     if config.dictionaries:
-        dictionaries = lexicon.read_dictionaries(config.dictionaries, field="config.dictionaries")
+        dictionaries = lexicon.read_dictionaries(
+            config.dictionaries, field="config.dictionaries", max_words=config.dictionary_words or None
+        )
         parts.append(
             lambda encoder, settings: lexicon.evaluate_lexicon(
                 encoder.embedder, encoder.params, dictionaries, [(settings.main[0], "mean_without_special")]
@@ -147,9 +152,7 @@ def open_parts(config: Config) -> list[Part]:
     return parts
 
 
-def _cka(texts: Any, task: str, batch: int) -> Part:
-    def part(encoder: Encoder, settings: Settings) -> list[Score]:
-        layers: Sequence[int] = list(dict.fromkeys([settings.main[0], *settings.layers]))
-        return similarity.evaluate_cka(encoder.embedder, encoder.params, texts, layers, batch=batch, task=task)
-
-    return part
+def _cka(texts: similarity.Texts, task: str, batch: int) -> Part:
+    return lambda encoder, settings: similarity.evaluate_cka(
+        encoder.embedder, encoder.params, texts, settings.layers, batch=batch, kinds=CKA, task=task
+    )

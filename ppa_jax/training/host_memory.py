@@ -22,4 +22,4 @@ def keep_freed_memory() -> bool:
         return False
     # One arena: those of threads cannot hold large blocks and fall back on mmap, whatever the limit.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}  # -1: never
-    return all([library.mallopt(name, value) for name, value in settings.items()])
+    return sum(library.mallopt(name, value) for name, value in settings.items()) == len(settings)

@@ -5,26 +5,7 @@ import pytest
 
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import mining
-from ppa_jax.evaluation.mining import Bitext, best_threshold, evaluate_mining, knn, margin_scores, mine, read_bucc
-
-
-@pytest.mark.parametrize("block", [1, 3, 50, 4096])
-def test_neighbours_agree_with_an_independent_search(block):
-    neighbors = pytest.importorskip("sklearn.neighbors")
-    rng = np.random.default_rng(0)
-    queries, targets = rng.normal(size=(70, 12)), rng.normal(size=(60, 12)) * rng.uniform(0.1, 9, (60, 1))
-    distance, expected = neighbors.NearestNeighbors(n_neighbors=4, metric="cosine").fit(targets).kneighbors(queries)
-    cosines, indices = knn(queries, targets, 4, block)
-    assert np.array_equal(indices, expected)
-    np.testing.assert_allclose(cosines, 1 - distance, atol=1e-6)
-
-
-def test_no_more_neighbours_than_targets():
-    cosines, indices = knn(np.eye(2), np.array([[5.0, 0.0], [0.0, 0.0], [3.0, 3.0]]), 8)
-    assert indices.tolist() == [[0, 2, 1], [2, 0, 1]]
-    np.testing.assert_allclose(cosines, [[1, 0.5**0.5, 0], [0.5**0.5, 0, 0]], atol=1e-6)
-    with pytest.raises(ValueError, match="targets is empty"):
-        knn(np.eye(2), np.zeros((0, 2)), 1)
+from ppa_jax.evaluation.mining import Bitext, best_threshold, evaluate_mining, margin_scores, mine, read_bucc
 
 
 def test_margin_by_hand():

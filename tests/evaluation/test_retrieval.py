@@ -7,12 +7,9 @@ import pytest
 
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
-from ppa_jax.evaluation.retrieval import evaluate_retrieval, read_tatoeba, retrieve
+from ppa_jax.evaluation.retrieval import evaluate_retrieval, read_tatoeba
 
 KEYS = ["model", "task", "language", "direction", "layer", "pooling", "metric", "value", "count", "low", "high"]
-
-ENGLISH = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])  # 0, 37, 90 degrees
-GERMAN = np.array([[0.6, 0.8], [2.0, 0.0], [0.1, 5.0]])  # 53, 0, 89 degrees, of any length
 
 
 class Fixed:
@@ -23,30 +20,6 @@ class Fixed:
 
     def embed(self, params, sentences, requests):
         return {request: np.array([self.table[text] for text in sentences]) * params for request in requests}
-
-
-def test_cosine_by_hand_in_both_directions():
-    # 0 -> 0 (number 1), 37 -> 53 (number 0), 90 -> 89 (number 2)
-    assert retrieve(ENGLISH, GERMAN).tolist() == [1, 0, 2]
-    # 53 -> 37 (number 1), 0 -> 0 (number 0), 89 -> 90 (number 2)
-    assert retrieve(GERMAN, ENGLISH).tolist() == [1, 0, 2]
-
-
-def test_length_does_not_count_and_the_first_of_equals_wins():
-    targets = np.array([[0.0, 9.0], [3.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
-    queries = np.array([[1.0, 0.1], [0.1, 1.0], [0.0, 0.0]])
-    for block in (1, 2, 4096):
-        assert retrieve(queries, targets, block=block).tolist() == [1, 0, 0]
-
-
-@pytest.mark.parametrize("block", [1, 7, 64, 4096])
-def test_agrees_with_an_independent_search(block):
-    neighbors = pytest.importorskip("sklearn.neighbors")
-    rng = np.random.default_rng(0)
-    queries, targets = rng.normal(size=(150, 24)), rng.normal(size=(90, 24)) * rng.uniform(0.1, 9, (90, 1))
-    search = neighbors.NearestNeighbors(n_neighbors=1, metric="cosine").fit(targets)
-    expected = search.kneighbors(queries, return_distance=False)[:, 0]
-    assert np.array_equal(retrieve(queries, targets, block=block), expected)
 
 
 def test_records_tell_the_directions_apart():

@@ -1,0 +1,158 @@
+"""Models side by side, through the command line: every part, every file it leaves, every mistake."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation.scores import Score, per_item
+from ppa_jax.interop import huggingface
+from ppa_jax.main import main
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/evaluate.py"
+KEYS = ["model", "task", "language", "direction", "layer", "pooling", "metric", "value", "count", "low", "high"]
+ENGLISH = ["The cat sleeps .", "A dog eats fish .", "We see birds .", "They run home .", "She reads books ."] * 2
+
+
+def write(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Files of every form; the other language is English spelled backwards."""
+    path = tmp_path_factory.mktemp("data")
+    english = [f"{text} {i}" for i, text in enumerate(ENGLISH)]
+    foreign = [" ".join(word[::-1] for word in text.split()) for text in english]
+    write(path / "tatoeba/tatoeba.deu-eng.eng", english)
+    write(path / "tatoeba/tatoeba.deu-eng.deu", foreign)
+    write(path / "nway/eng.txt", english)
+    write(path / "nway/deu.txt", foreign)
+    write(path / "bucc/de-en.dev.en", [f"en-{i}\t{text}" for i, text in enumerate(english)])
+    write(path / "bucc/de-en.dev.de", [f"de-{i}\t{text}" for i, text in enumerate(foreign)])
+    write(path / "bucc/de-en.dev.gold", [f"de-{i}\ten-{i}" for i in range(len(english))])
+    write(path / "words/de-en/test.de", foreign)
+    write(path / "words/de-en/test.en", english)
+    write(path / "words/de-en/gold.pharaoh", [" ".join(f"{i}-{i}" for i in range(len(t.split()))) for t in english])
+    write(
+        path / "dictionaries/en-de.tsv", [f"{word}\t{word[::-1]}" for word in dict.fromkeys(" ".join(english).split())]
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def other(shelf, tmp_path_factory):
+    """A second model: the first with noise on its weights."""
+    path = tmp_path_factory.mktemp("other") / "noisy"
+    pretrained = huggingface.read(shelf / "model")
+    rng = np.random.default_rng(0)
+    encoder = huggingface.read(shelf / "model").params["encoder"]
+    noisy = jax.tree.map(lambda x: jnp.asarray(x) + 0.05 * rng.normal(size=x.shape).astype("f"), encoder)
+    pretrained.params["encoder"] = jax.tree.map(np.asarray, noisy)
+    huggingface.write(path, pretrained, files_from=shelf / "model")
+    return path
+
+
+def arguments(workdir, **fields):
+    return [
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+    ]
+
+
+def test_every_part_leaves_scores_differences_report_and_pictures(shelf, other, data, tmp_path, capsys):
+    models = f"plain={shelf / 'model'},{other}"
+    fields = dict(
+        models=models, tatoeba=data / "tatoeba", mining=data / "bucc", word_alignment=data / "words",
+        dictionaries=data / "dictionaries", parallel=data / "nway", sample=8, cka_batch=5,
+    )  # fmt: skip
+    assert main(arguments(tmp_path, **fields)) == 0
+    assert "report.md" in capsys.readouterr().out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert all(list(record) == KEYS for record in scores)
+    assert {record["model"] for record in scores} == {"plain", "noisy"}
+    tasks = {"tatoeba", "sample", "bucc", "word_alignment", "lexicon", "nway", "cka, nway"}
+    assert {record["task"] for record in scores} == tasks
+    assert all(record["low"] <= record["value"] <= record["high"] for record in scores if record["low"] is not None)
+    by_layer = {r["layer"] for r in scores if r["task"] == "tatoeba" and r["pooling"] == "mean"}
+    assert by_layer == {0, 1}, "the model has one block: embeddings and block"
+
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    assert {(record["model"], record["baseline"]) for record in differences} == {("noisy", "plain")}
+    value = {(r["model"], r["task"], r["language"], r["direction"], r["layer"], r["pooling"], r["metric"]): r["value"]
+             for r in scores}  # fmt: skip
+    for record in differences:
+        if record["role"] == "main":
+            key = tuple(record[name] for name in ("task", "language", "direction", "layer", "pooling", "metric"))
+            assert record["value"] == pytest.approx(value["noisy", *key] - value["plain", *key], abs=2e-4)
+
+    report = (tmp_path / "report.md").read_text()
+    for picture in ("models.png", "layers.png", "bars.png"):
+        assert f"({picture})" in report and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    for said in ("tatoeba: accuracy, layer 1, mean", "aer", "p at 1 csls", "cka linear", "plain (baseline)"):
+        assert said in report, said
+
+
+def score(values, layer=4, pooling="mean", **changes):
+    fields = dict(task="tatoeba", language="mean", direction="both", metric="accuracy") | changes
+    return Score(fields["task"], fields["language"], fields["direction"], layer, pooling, fields["metric"],
+                 (per_item(np.array(values)),), len(values))  # fmt: skip
+
+
+def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
+    rng = np.random.default_rng(0)
+    hits = rng.random(200)
+    models = {
+        "small": comparison.Measured("s", 6, (4, "mean"), (6, "cls"), [score(hits < 0.2), score(hits < 0.1, 6, "cls")]),
+        "large": comparison.Measured("l", 12, (8, "mean"), (8, "mean"), [score(hits < 0.5, 8), score(hits < 0.9, 4)]),
+    }
+    report = comparison.write(tmp_path, models, baseline="small").read_text()
+    assert "two thirds of the depth" in report
+    (record,) = [r for r in json.loads((tmp_path / "differences.json").read_text()) if r["role"] == "main"]
+    assert record["value"] == pytest.approx(100 * (np.mean(hits < 0.5) - np.mean(hits < 0.2)), abs=1e-3)
+    assert record["low"] > 0
+    assert f"**{record['value']:+.2f}" in report
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"models": ""}, "config.models is empty"),
+        ({"models": "a=,b"}, "config.models: 'a=' is not of the form DIR or NAME=DIR"),
+        ({"models": "x/m,y/m"}, "config.models: two models are called m; write NAME=DIR"),
+        ({"baseline": "b"}, "config.baseline=b: must be one of model"),
+        ({"sample": 0}, "no data: give one or more of config.tatoeba"),
+        ({"layer": 0}, "config.layer=0: must be -1"),
+        ({"layer": 5}, "config.layer=5: .* has 1 layers"),
+        ({"dtype": "half"}, "config.dtype=half: must be one of"),
+        ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),
+        ({"tatoeba": "nowhere"}, "config.tatoeba: no such directory"),
+        ({"parallel": "nowhere"}, "config.parallel: .*nowhere"),
+        ({"mining": "nowhere"}, "config.mining: .*nowhere"),
+        ({"word_alignment": "nowhere"}, "config.word_alignment: .*nowhere"),
+        ({"dictionaries": "nowhere"}, "config.dictionaries: .*nowhere"),
+        ({"word_alignment_method": "x"}, "config.word_alignment_method=x: must be one of softmax, argmax"),
+    ],
+)
+def test_mistakes(shelf, tmp_path, error_line, fields, said):
+    assert main(arguments(tmp_path, **({"models": shelf / "model", "sample": 4} | fields))) == 2
+    assert re.search(said, error_line())
+
+
+def test_a_model_with_a_vocabulary_of_another(shelf, data, tmp_path, error_line):
+    broken = tmp_path / "broken"
+    shutil.copytree(shelf / "model", broken)
+    tokenizer = json.loads((broken / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"extra{i}": len(vocabulary) + i for i in range(9)}
+    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert main(arguments(tmp_path / "run", models=broken, tatoeba=data / "tatoeba")) == 2
+    assert "vocab" in error_line()

@@ -1,0 +1,171 @@
+"""Encoder: the vectors of SentenceTransformer, whatever the input, from Python and from the shell."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ppa_jax import Encoder, encoder
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface, sentence_transformers
+
+TEXTS = ["a short one", "b", "", "this sentence runs on for quite a while longer than ten pieces", "a short one"]
+
+
+@pytest.fixture(scope="module")
+def directory(tiny, add_tokenizer, tmp_path_factory):
+    """A Hugging Face directory without any settings of a sentence encoder."""
+    path = tmp_path_factory.mktemp("model")
+    tiny("BertForMaskedLM", pad_token_id=1).save_pretrained(path)
+    add_tokenizer(path, pad=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(directory, tmp_path_factory):
+    """exported(layer, pooling): as the main job leaves it."""
+
+    def make(layer, pooling):
+        path = tmp_path_factory.mktemp("export")
+        pretrained = huggingface.read(directory)
+        huggingface.write(path, pretrained, files_from=directory)
+        sentence_transformers.write_modules(path, pretrained, layer=layer, pooling=pooling, max_length=12)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("layer, pooling", [(3, "cls"), (2, "mean")])
+def test_gives_the_vectors_of_sentence_transformers(exported, layer, pooling, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    path = exported(layer, pooling)
+    theirs = SentenceTransformer(str(path), device="cpu")
+    ours = Encoder.from_pretrained(path)
+    assert (ours.layer, ours.pooling, ours.max_length) == (layer, pooling, 12)
+    vectors = ours.encode(TEXTS)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, theirs.encode(TEXTS), atol=1e-5 * np.abs(vectors).max())
+    unit = ours.encode(TEXTS, normalize=True)
+    np.testing.assert_allclose(unit, theirs.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
+
+    theirs.save(str(tmp_path / "saved"))  # none of our settings, only their own layout
+    again = Encoder.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode(TEXTS), vectors, atol=1e-5 * np.abs(vectors).max())
+
+
+def test_a_plain_directory_is_pooled_by_the_mean_of_the_last_layer(directory):
+    plain = Encoder.from_pretrained(directory)
+    assert (plain.layer, plain.pooling, plain.max_length) == (3, "mean", 33)
+    chosen = Encoder.from_pretrained(directory, layer=1, pooling="cls", max_length=6)
+    assert (chosen.layer, chosen.pooling, chosen.max_length) == (1, "cls", 6)
+    default, asked = plain.encode(["abc"]), plain.encode(["abc"], layer=1, pooling="cls")
+    np.testing.assert_allclose(asked, chosen.encode(["abc"]), atol=1e-5)
+    assert not np.allclose(default, asked)
+    np.testing.assert_allclose(plain.encode("abc"), default[0], atol=1e-6)
+    assert plain.encode("abc").shape == (24,)
+
+
+def test_any_number_of_sentences_of_any_length(directory):
+    model = Encoder.from_pretrained(directory)
+    assert model.encode([]).shape == (0, 24)
+    assert np.isfinite(model.encode([""])).all()
+    long = "word " * 10_000
+    np.testing.assert_allclose(model.encode([long]), model.encode(["word " * 40]), atol=1e-5)
+    rng = np.random.default_rng(0)
+    many = ["".join(rng.choice(list("abcdefg "), rng.integers(1, 40))) for _ in range(300)]
+    vectors = model.encode(many, batch_size=4)
+    for i in (0, 137, 299):
+        np.testing.assert_allclose(vectors[i], model.encode(many[i]), atol=1e-5)
+
+
+def test_devices_share_the_work_and_change_nothing(directory):
+    one = Encoder.from_pretrained(directory, devices=jax.devices()[:1])
+    eight = Encoder.from_pretrained(directory)
+    many = [f"{'ab ' * (i % 9)}{chr(97 + i % 26)}" for i in range(200)]
+    np.testing.assert_allclose(eight.encode(many), one.encode(many), atol=1e-5)
+    assert len(jax.tree.leaves(eight.params)[0].sharding.device_set) == 8
+
+
+def test_a_run_stands_for_its_export(exported, tmp_path):
+    path = exported(2, "mean")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/base").mkdir()
+    with pytest.raises(UserError, match=r"has not finished; .* convert to-hf"):
+        Encoder.from_pretrained(tmp_path / "run")
+    shutil.copytree(path, tmp_path / "run/export")
+    assert np.array_equal(
+        Encoder.from_pretrained(tmp_path / "run").encode(TEXTS), Encoder.from_pretrained(path).encode(TEXTS)
+    )
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"layer": 4}, "layer 4: this encoder has layers 1 to 3"),
+        ({"pooling": "max"}, "'max': choose from cls"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"sentences": ["a", None]}, "sentence 1 is NoneType, not str"),
+    ],
+)
+def test_what_it_cannot_do(directory, options, said):
+    model = Encoder.from_pretrained(directory)
+    with pytest.raises(UserError, match=said):
+        model.encode(**({"sentences": ["a"]} | options))
+
+
+@pytest.mark.parametrize(
+    "options, said", [({"layer": 9}, "layer 9"), ({"dtype": "int8"}, "dtype=int8: must be one of")]
+)
+def test_what_it_cannot_open(directory, options, said):
+    with pytest.raises(UserError, match=said):
+        Encoder.from_pretrained(directory, **options)
+
+
+def test_a_module_that_does_more_than_pool_is_refused_unless_overruled(exported, tmp_path):
+    path = exported(3, "mean")
+    modules = json.loads((path / "modules.json").read_text())
+    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (path / "modules.json").write_text(json.dumps([*modules, dense]))
+    (path / "config_sentence_transformers.json").unlink()
+    with pytest.raises(UserError, match="module Dense is not supported"):
+        Encoder.from_pretrained(path)
+    assert Encoder.from_pretrained(path, layer=3, pooling="mean").layer == 3
+
+
+def test_from_the_shell(directory, tmp_path, capsys):
+    (tmp_path / "in.txt").write_bytes("\ufeffGuten Morgen\r\n\nabc\n".encode())
+    arguments = [f"--model={directory}", f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'new/out.npy'}"]
+    assert encoder.main([*arguments, "--layer=2", "--pooling=cls", "--normalize"]) == 0
+    assert "3 x 24 float32" in capsys.readouterr().out
+    expected = Encoder.from_pretrained(directory, layer=2, pooling="cls").encode(
+        ["Guten Morgen", "", "abc"], normalize=True
+    )
+    np.testing.assert_allclose(np.load(tmp_path / "new/out.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"output": "x.txt"}, "must end in .npy"),
+        ({"input": "missing.txt"}, "--input: .*missing.txt"),
+        ({"model": "nowhere/at/all"}, "nowhere/at/all"),
+    ],
+)
+def test_mistakes_on_the_command_line(directory, tmp_path, capsys, change, said):
+    (tmp_path / "in.txt").write_text("abc\n")
+    given = {"model": directory, "input": tmp_path / "in.txt", "output": tmp_path / "o.npy"} | change
+    assert encoder.main([f"--{name}={value}" for name, value in given.items()]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "Traceback" not in err
+    assert re.search(said, err)
+
+
+def test_the_package_is_light_until_it_is_used():
+    code = "import sys, ppa_jax; assert 'jax' not in sys.modules; ppa_jax.Encoder; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
