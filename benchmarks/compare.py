@@ -1,6 +1,6 @@
 """Runs two commands in turn and prints how many times faster the second is, with the spread.
 
-    python -m benchmarks.compare --rounds=3 --key=s_per_step "python peer.py --batch 32" "python -m benchmarks.align_step --batch 32"
+    python -m benchmarks.compare --rounds=3 "python peer.py --batch 32" "python -m benchmarks.align_step --batch 32"
 
 Each command prints, as its last line, a JSON object with the time under `--key`. Only ratios within a round are
 compared, so that a machine that is slower for a while is so for both.
