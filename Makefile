@@ -5,9 +5,6 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKDIR ?= runs/demo
 
-# Whole runs of the job have a process of their own: after the comparisons with PyTorch, in the same process, the first
-# of them once crashed the interpreter, for a reason not found yet.
-RUNS := tests/jobs/test_align_run.py tests/jobs/test_bad_input.py
 
 .PHONY: demo test lint tpu-compile clean
 
@@ -16,8 +13,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
-	$(PY) -m pytest --durations=10 $(RUNS:%=--ignore=%)
-	$(PY) -m pytest --durations=5 $(RUNS)
+	$(PY) -m pytest --durations=10
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

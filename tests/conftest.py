@@ -1,5 +1,6 @@
 """Every test runs on 8 CPU devices; tests on real data skip when the data is absent."""
 
+import gc
 import os
 import string
 from collections.abc import Callable
@@ -13,6 +14,17 @@ import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def release_programs():
+    """Gives back what a module compiled. Each program takes the process some hundred memory maps, of which Linux grants
+    65,530; beyond them the next compilation ends the interpreter without a word."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -77,11 +77,11 @@ def test_modes(load):
 
 def test_every_recipe_passes_its_own_check():
     """With what a user must add, which is all that is missing."""
-    from ppa_jax.jobs import align_run
+    from ppa_jax.jobs import align_inputs
 
-    align_run.validate(configs.load(f"{RECIPE}:demo"))
+    align_inputs.validate(configs.load(f"{RECIPE}:demo"))
     recipe = configs.load(str(RECIPE), [("init", "x"), ("data.pairs", "en-de=world")])
-    align_run.validate(recipe)
+    align_inputs.validate(recipe)
     assert recipe.train.epochs == 10 and recipe.contrastive.queue_size == 32_000
 
 

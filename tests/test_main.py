@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.jobs import align_run
+from ppa_jax.jobs import align_inputs
 from ppa_jax.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--confi
 
 def run_instead(monkeypatch, job):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(align_run, "open_run", job)
+    monkeypatch.setattr(align_inputs, "open_run", job)
     return main(COMMAND)
 
 

@@ -136,4 +136,5 @@ def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig
     if not has_head:
         return list(states)
     words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-    return [*states, decode(*MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1]), words)]
+    predictions: Any = MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1])
+    return [*states, decode(*predictions, words)]

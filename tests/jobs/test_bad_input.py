@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from ppa_jax.jobs import align_run
+from ppa_jax.jobs import align_inputs, align_run
 from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
 
@@ -235,7 +235,8 @@ def disk(tmp_path):
 @pytest.mark.parametrize(("moment", "room"), [("open_run", 10), ("train", 400), ("evaluate", 0), ("finish", 0)])
 def test_a_full_disk(command, disk, error_line, monkeypatch, moment, room):
     """A disk that is full (but for `room` kilobytes) when a part of the run begins."""
-    part = getattr(align_run, moment)
+    module = align_inputs if moment == "open_run" else align_run
+    part = getattr(module, moment)
 
     def fill_up_first(*args):
         with (disk / "filler").open("ab", buffering=0) as file, contextlib.suppress(OSError):
@@ -244,7 +245,7 @@ def test_a_full_disk(command, disk, error_line, monkeypatch, moment, room):
         os.truncate(disk / "filler", (disk / "filler").stat().st_size - 1024 * room)
         return part(*args)
 
-    monkeypatch.setattr(align_run, moment, fill_up_first)
+    monkeypatch.setattr(module, moment, fill_up_first)
     fields = {"checkpoint.every": 2, "checkpoint.keep": 5, "mesh.data": 1, "eval.sample": 6}
     assert main(command(disk / "run", fields)) == 2
     assert re.search("disk/run.*[Nn]o space left.*(free some space|make room)", error_line())

@@ -1,0 +1,277 @@
+"""What a run of the main job needs: settings checked, model and corpora opened, and all of it made to fit.
+
+A mistake of the user shows here, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from ppa_jax.config import Config, fields, one_of, require
+from ppa_jax.data import corpora, sources, world
+from ppa_jax.data.pairs import PairBatches
+from ppa_jax.data.plan import Plan
+from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation import retrieval
+from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.jobs import align, new_model
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.training import identity, mesh, optimizer
+
+# A workdir continues with other values of these; anything else would be another run.
+MAY_CHANGE = ("eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate")
+
+
+def validate(config: Config) -> None:
+    """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
+    positive = lambda x: x > 0  # noqa: E731
+    share = lambda x: 0 <= x < 1  # noqa: E731
+    not_negative = lambda x: x >= 0  # noqa: E731
+    for name in ("data.max_pair_pieces", "train.batch_size"):
+        require(config, name, positive, "greater than 0")
+    for name in ("train.learning_rate", "train.accumulate", "contrastive.temperature", "contrastive.projection_dim"):
+        require(config, name, positive, "greater than 0")
+    for name in ("contrastive.queue_size", "mesh.model", "checkpoint.keep"):
+        require(config, name, positive, "greater than 0")
+    for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip", "data.min_pieces"):
+        require(config, name, not_negative, "0 or more")
+    for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample", "pretrain.steps"):
+        require(config, name, not_negative, "0 or more")
+    require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
+    require(config, "data.row_length", not_negative, "0 (chosen from the lengths) or a number of tokens")
+    require(config, "data.max_characters", lambda n: 0 < n <= 10**9, "between 1 and 1,000,000,000")
+    require(config, "data.temperature", lambda t: t >= 0.1, "at least 0.1; 1 keeps the proportions of the corpora")
+    require(config, "data.workers", not_negative, "0 or more")
+    require(config, "train.dropout", lambda x: x == -1 or share(x), "-1 (as pretrained) or in [0, 1)")
+    require(config, "contrastive.momentum", lambda x: 0 <= x <= 1, "between 0 and 1")
+    require(config, "contrastive.layer", lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1")
+    require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
+    require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
+    require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
+    require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
+    require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
+    one_of(config, "dtype", ("float32", "bfloat16"))
+    one_of(config, "contrastive.pooling", ("cls", "mean"))
+    one_of(config, "mesh.rules", mesh.RULES)
+    if not config.data.pairs:
+        raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
+    if not config.tlm.weight and not config.contrastive.weight:
+        raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
+    if bool(config.train.steps) == bool(config.train.epochs):
+        raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
+    if not config.init:
+        if not config.pretrain.steps:
+            raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
+        new_model.validate(config)
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that is open while the job runs."""
+
+    config: Config
+    workdir: Path
+    pretrained: Pretrained
+    tokenizer: Tokenizer
+    pairs: list[corpora.LanguagePair]
+    batches: PairBatches
+    mesh: Mesh
+    method: align.Method
+    steps: int
+    test_sets: retrieval.Sets
+
+    @functools.cached_property
+    def schedule(self) -> Any:
+        """The learning rate of every step."""
+        return optimizer.schedule(self.config.train.learning_rate, self.config.train.warmup, self.steps)
+
+    @functools.cached_property
+    def requests(self) -> list[tuple[int, str]]:
+        """(layer, pooling) that are measured: the trained one, the last layer's [CLS], the mean at two thirds."""
+        layers = self.pretrained.config.num_layers
+        asked = [(self.method.layer, self.method.pooling), (layers, "cls"), (round(layers * 2 / 3), "mean")]
+        return list(dict.fromkeys(asked))
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """Embeds sentences with any parameters of this shape; compiled once for the whole run."""
+        return Embedder(self.pretrained.config, self.tokenizer, max_length=self.config.data.max_length, mesh=self.mesh)
+
+
+def check_new_model(config: Config) -> None:
+    """What can be known of the alignment before the new model is pretrained, which may take long."""
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    check_batch_size(config, "train.batch_size", devices)
+    check_batch_size(config, "pretrain.batch_size", devices)
+    check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
+    read_test_sets(config)
+
+
+def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
+    """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
+    size, shards, accumulate = fields(config)[field], devices.shape["data"], config.train.accumulate
+    parts = shards * accumulate
+    if size % parts:
+        raise UserError(
+            f"config.{field}={size}: must divide by mesh.data x train.accumulate = {shards} x {accumulate}; "
+            f"the nearest that does is {parts * max(1, round(size / parts))}"
+        )
+
+
+def check_lengths(config: Config, encoder: EncoderConfig) -> None:
+    """Raises UserError unless the longest sequence fits the model and the rows, and the layer is one of the model's."""
+    longest = longest_sequence(config)
+    if longest > encoder.max_length:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, the model's "
+            f"positions end at {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
+        )
+    if 0 < config.data.row_length < longest:
+        raise UserError(
+            f"config.data.row_length={config.data.row_length}: the longest sequence has {longest} pieces; give that or "
+            "more, or 0 to have it chosen"
+        )
+    layer = config.contrastive.layer
+    if layer > encoder.num_layers:
+        raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
+
+
+def read_test_sets(config: Config) -> retrieval.Sets:
+    """The sentences to retrieve among, by language; none if the config asks for none.
+
+    Raises:
+      UserError: the files of eval.tatoeba are not as they should be; training would see the sentences of eval.sample.
+    """
+    if config.eval.tatoeba:
+        return retrieval.read_tatoeba(config.eval.tatoeba)
+    first = world.size() - config.eval.sample
+    for source in sources.parse_pairs(config.data.pairs) if config.eval.sample else []:
+        if source.kind == "world" and sources.identity(source)["stop"] > first:
+            raise UserError(
+                f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
+                f"write {'-'.join(source.languages)}=world:0-{first}"
+            )
+    return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
+
+
+def open_run(config: Config, workdir: Path) -> Run:
+    """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    check_batch_size(config, "train.batch_size", devices)
+    test_sets = read_test_sets(config)
+    directory = huggingface.resolve(config.init)
+    tokenizer = load_tokenizer(directory)
+    pretrained = huggingface.read(directory, seed=config.seed)
+    check_vocabulary(tokenizer, pretrained.config.vocab_size)
+    check_lengths(config, pretrained.config)
+    method = make_method(config, pretrained, tokenizer)
+
+    cache = config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
+    pairs = corpora.open_pairs(
+        config.data.pairs,
+        tokenizer,
+        cache_dir=cache,
+        min_pieces=config.data.min_pieces,
+        max_pair_pieces=config.data.max_pair_pieces,
+        max_length=config.data.max_length,
+        max_characters=config.data.max_characters,
+        skip_lines=config.data.skip_lines,
+        drop_identical=config.data.drop_identical,
+        drop_duplicates=config.data.drop_duplicates,
+    )
+    logging.info("corpora:\n%s", corpora.describe(pairs))
+    plan = Plan(
+        [pair.lengths for pair in pairs],
+        config.train.batch_size,
+        config.seed,
+        config.data.temperature,
+        config.data.shuffle_sides,
+    )
+    steps = config.train.steps or max(1, round(config.train.epochs * plan.pairs / config.train.batch_size))
+    check_identity(config, workdir, pretrained, pairs)
+    batches = PairBatches(
+        pairs,
+        plan,
+        tokenizer,
+        max_length=config.data.max_length,
+        row_length=config.data.row_length or -(-longest_sequence(config) // 64) * 64,
+        mask_rate=config.tlm.mask_rate,
+        contrast=config.contrastive.weight > 0,
+        tlm=config.tlm.weight > 0,
+        joint=config.tlm.joint,
+        shards=devices.shape["data"],
+        accumulate=config.train.accumulate,
+        own_shards=mesh.own_shards(devices),
+    )
+    if jax.process_index() == 0:
+        base = workdir / "base"
+        huggingface.save_base(base, pretrained, files_from=directory)
+        sentence_transformers.write_settings(
+            base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
+        )
+    return Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets)
+
+
+def longest_sequence(config: Config) -> int:
+    """Tokens of the longest sequence there can be: a TLM pair with three special tokens, or a sentence with two."""
+    sentence = config.data.max_length
+    if not config.tlm.weight or not config.tlm.joint:
+        return sentence
+    return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
+
+
+def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) -> align.Method:
+    """The settings of the step, with what they need of the model and the tokenizer."""
+    layers, settings = pretrained.config.num_layers, config.contrastive
+    projection = pretrained.params.get("projection")
+    if projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
+        raise UserError(
+            f"config.contrastive.projection_dim={settings.projection_dim}: {config.init} brings a projection of "
+            f"{projection['output']['bias'].shape[0]}; set that, or remove its projection.safetensors"
+        )
+    return align.Method(
+        tlm_weight=config.tlm.weight,
+        contrastive_weight=settings.weight,
+        queue_size=settings.queue_size,
+        momentum=settings.momentum,
+        temperature=settings.temperature,
+        projection_dim=settings.projection_dim,
+        layer=layers if settings.layer == -1 else settings.layer,
+        pooling=settings.pooling,
+        mask_duplicates=settings.mask_duplicates,
+        in_batch=settings.in_batch,
+        key_dropout=settings.key_dropout,
+        max_tlm_length=longest_sequence(config),
+        mask_id=tokenizer.mask_id,
+        dtype=jnp.dtype(config.dtype),
+    )
+
+
+def check_identity(config: Config, workdir: Path, pretrained: Pretrained, pairs: list) -> None:
+    """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
+    words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
+    described = config.to_dict() | {
+        "content": {
+            "model": zlib.crc32(np.ascontiguousarray(words).data),
+            "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
+        }
+    }
+    if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
+        if (workdir / "checkpoints").exists():
+            raise UserError(f"workdir: {workdir} has checkpoints but no config.json; give another --workdir")
+        identity.write_identity(workdir, described)
