@@ -12,8 +12,9 @@ From the shell, one sentence a line:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Encoder:
       layer: whose states are pooled, unless a call says otherwise; the last is `config.num_layers`.
       pooling: "cls", "mean" or "mean_without_special", likewise.
       max_length: word pieces of a sentence with its special tokens; longer ones are cut.
+      normalize: whether vectors are brought to length 1, unless a call says otherwise.
+      batch_size: rows of 128 tokens computed at once on each device.
       name: where the model came from.
     """
 
@@ -57,6 +60,8 @@ class Encoder:
         layer: int,
         pooling: str,
         max_length: int,
+        normalize: bool = False,
+        batch_size: int = 32,
         dtype: str = "float32",
         name: str = "",
         devices: Sequence[Any] | None = None,
@@ -64,10 +69,11 @@ class Encoder:
         """`from_pretrained` finds all of this; the constructor is for parameters that are in memory already."""
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
-        devices = jax.local_devices() if devices is None else list(devices)
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.layer, self.pooling, self.max_length = layer, pooling, max_length
-        self._mesh = make_mesh(len(devices), 1, devices) if len(devices) > 1 else None
+        self.normalize, self.batch_size = normalize, batch_size
+        devices = jax.local_devices() if devices is None else list(devices)
+        self._mesh = make_mesh(len(devices), 1, devices) if devices != jax.devices()[:1] else None
         self._dtype = jnp.dtype(dtype)
         self._embedders: dict[int, Embedder] = {}
         self.embedder._check([(layer, pooling)])
@@ -81,6 +87,7 @@ class Encoder:
         layer: int | None = None,
         pooling: str | None = None,
         max_length: int | None = None,
+        batch_size: int = 32,
         dtype: str = "float32",
         devices: Sequence[Any] | None = None,
     ) -> Encoder:
@@ -92,6 +99,7 @@ class Encoder:
             model was trained with, as its directory says; the last where it says nothing.
           pooling: "cls", "mean" or "mean_without_special"; the default likewise, or "mean".
           max_length: likewise, or the longest that the model can number.
+          batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row.
           dtype: of the matrix products, "float32" or "bfloat16".
           devices: to split the batches over; all local ones by default.
 
@@ -99,10 +107,13 @@ class Encoder:
           UserError: there is no such model, its files are damaged or of another architecture, its SentenceTransformer
             does something else than pool (give `layer` and `pooling` to go by them), the tokenizer does not fit.
         """
-        directory = _directory(source)
-        settings: dict[str, Any] = {}
-        if layer is None or pooling is None:
+        directory = resolve(source)
+        try:
             settings = sentence_transformers.read_settings(directory) or {}
+        except UserError:
+            if layer is None or pooling is None:
+                raise
+            settings = {}
         pretrained = huggingface.read(sentence_transformers.encoder_directory(directory))
         tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
         check_vocabulary(tokenizer, pretrained.config.vocab_size)
@@ -114,6 +125,8 @@ class Encoder:
             layer=settings.get("layer", pretrained.config.num_layers) if layer is None else layer,
             pooling=settings.get("pooling", "mean") if pooling is None else pooling,
             max_length=min(settings.get("max_length", longest), longest) if max_length is None else max_length,
+            normalize=sentence_transformers.normalizes(directory),
+            batch_size=batch_size,
             dtype=dtype,
             name=str(source),
             devices=devices,
@@ -122,9 +135,11 @@ class Encoder:
     @property
     def embedder(self) -> Embedder:
         """Several layers and poolings at once, and token states, for parameters given with each call."""
-        return self._embedder(32)
+        return self._embedder(self.batch_size)
 
     def _embedder(self, rows: int) -> Embedder:
+        if rows < 1:
+            raise UserError(f"batch_size={rows}: must be at least 1")
         if rows not in self._embedders:
             self._embedders[rows] = Embedder(
                 self.config, self.tokenizer, max_length=self.max_length, mesh=self._mesh, dtype=self._dtype, rows=rows
@@ -137,8 +152,8 @@ class Encoder:
         *,
         layer: int | None = None,
         pooling: str | None = None,
-        normalize: bool = False,
-        batch_size: int = 32,
+        normalize: bool | None = None,
+        batch_size: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """The vectors of sentences, float32 [N, D], in their order; of one string, [D].
@@ -147,30 +162,34 @@ class Encoder:
           sentences: any number of any length; longer ones than `max_length` word pieces are cut.
           layer: from 0 (the embeddings) to the number of blocks; by default the encoder's.
           pooling: "cls", "mean" or "mean_without_special"; by default the encoder's.
-          normalize: to length 1, so that a product is the cosine.
-          batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row.
+          normalize: to length 1, so that a product is the cosine; by default the encoder's.
+          batch_size: as in `from_pretrained`; by default the encoder's.
           progress: show a bar on stderr.
 
         Raises:
           UserError: a layer or a pooling that there is not, a batch size below 1, something that is not text.
         """
         if isinstance(sentences, str):
-            return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize)[0]
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: must be at least 1")
+            return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size)[0]
         sentences = list(sentences)
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise UserError(f"sentence {i} is {type(sentence).__name__}, not str; give a list of strings")
         request = (self.layer if layer is None else layer, self.pooling if pooling is None else pooling)
+        embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
         with _bar(len(sentences), progress) as bar:
-            vectors = self._embedder(batch_size).embed(self.params, sentences, [request], progress=bar.update)[request]
-        if normalize:
+            vectors = embedder.embed(self.params, sentences, [request], progress=bar.update)[request]
+        if self.normalize if normalize is None else normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return vectors
 
 
-def _directory(source: str | Path) -> Path:
+def resolve(source: str | Path) -> Path:
+    """The local directory of a model: itself, the export of a run, or fetched from the Hub.
+
+    Raises:
+      UserError: there is none, or a run that has not finished.
+    """
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() and (path / "base").is_dir():
         if not (path / "export" / "config.json").is_file():
@@ -180,6 +199,14 @@ def _directory(source: str | Path) -> Path:
             )
         return path / "export"
     return huggingface.resolve(source)
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--output={output}: {error.strerror}; give another file") from error
 
 
 def _bar(total: int, shown: bool) -> Any:
@@ -210,18 +237,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             output = Path(args.output)
             if output.suffix != ".npy":
                 raise UserError(f"--output={output}: must end in .npy")
+            with _writing(output):  # before the work, not after it
+                output.parent.mkdir(parents=True, exist_ok=True)
+                output.open("ab").close()
             sentences = read_lines(Path(args.input), field="--input")
             encoder = Encoder.from_pretrained(
-                args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype
-            )
-            vectors = encoder.encode(
-                sentences, normalize=args.normalize, batch_size=args.batch_size, progress=sys.stderr.isatty()
-            )
-            try:
-                output.parent.mkdir(parents=True, exist_ok=True)
+                args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,
+                batch_size=args.batch_size,
+            )  # fmt: skip
+            vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
+            with _writing(output):
                 np.save(output, vectors)
-            except OSError as error:
-                raise UserError(f"--output={output}: {error.strerror}; give another file") from error
             logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -81,7 +81,10 @@ def main(arguments: list[str]) -> int:
             print(f"error: {error}".replace("\n", " "), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print("stopped by SIGINT; the same command goes on from the last checkpoint", file=sys.stderr)
+            print(
+                "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint",
+                file=sys.stderr,
+            )
             return 128 + signal.SIGINT
 
 

@@ -7,7 +7,6 @@ pooling; `own` is what each model was trained with.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.plots import Bars, LayerCurves, plot_bars, plot_layers, plot_models
-from ppa_jax.evaluation.report import markdown_table
+from ppa_jax.evaluation.report import markdown_table, write_records
 from ppa_jax.evaluation.scores import Record, Score, differences
+from ppa_jax.evaluation.similarity import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Measured:
 Models = Mapping[str, Measured]
 ROLES = ("main", "own")
 LOWER_IS_BETTER = ("aer",)
+# Of measures that have no choice of pooling: shown at the main layer, or without a layer.
+KINDS = ("tokens", "tokens_argmax", "mean_without_special", "input_embeddings")
 
 
 class View(NamedTuple):
@@ -42,6 +44,7 @@ class View(NamedTuple):
     task: str
     metric: str
     role: str
+    kind: str  # of the vectors, where the measure says it: one measure may have several kinds in the same role
     scores: dict[str, list[Score]]  # by model
 
     @property
@@ -56,33 +59,33 @@ class View(NamedTuple):
         return f"{self.task}: {self.metric.replace('_', ' ')}, {shown}"
 
 
-def write_scores(workdir: Path, models: Models) -> list[Record]:
-    """Writes scores.json; returns its records."""
-    records = [score.record(name) for name, measured in models.items() for score in measured.scores]
-    _write_json(workdir / "scores.json", records)
-    return records
+def records_of(models: Models) -> list[Record]:
+    """The records of scores.json."""
+    return [score.record(name) for name, measured in models.items() for score in measured.scores]
 
 
-def write(workdir: Path, models: Models, *, baseline: str) -> Path:
-    """Writes everything into the workdir and returns the path of report.md.
+def write(workdir: Path, models: Models, *, baseline: str) -> tuple[Path, str]:
+    """Writes everything into the workdir; returns the path of report.md and the table of the means, in Markdown.
 
     Raises:
       UserError: a file cannot be written.
     """
     try:
-        records = write_scores(workdir, models)
+        records = records_of(models)
+        write_records(workdir / "scores.json", records)
         shown = views(models)
         against = [
             record | {"role": view.role}
             for view in shown
             for record in differences(view.scores, baseline, by=("language", "direction"))
         ]
-        _write_json(workdir / "differences.json", against)
+        write_records(workdir / "differences.json", against)
         parts = ["# Comparison", _models(models, baseline), LEGEND.format(baseline=baseline)]
-        if headline := [view for view in shown if _means(view)]:
+        headline = [view for view in shown if _means(view)]
+        table = _headline_table(headline, against, baseline) if headline else ""
+        if headline:
             plot_models(workdir / "models.png", [_model_panel(view) for view in headline], title="Models side by side")
-            parts += ["## Means over the languages", _headline_table(headline, against, baseline)]
-            parts += ["![Models side by side](models.png)"]
+            parts += ["## Means over the languages", table, "![Models side by side](models.png)"]
         curves = _curves(models)
         if curves:
             plot_layers(workdir / "layers.png", curves, title="Mean over the languages, by layer")
@@ -103,25 +106,28 @@ def write(workdir: Path, models: Models, *, baseline: str) -> Path:
         raise UserError(
             f"{workdir}: cannot write the report: {error.strerror or error}; free some space or give another --workdir"
         ) from error
-    return path
+    return path, table
 
 
 LEGEND = (
     "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words; batches for CKA). "
     "Differences are to **{baseline}**, by paired bootstrap on the same draws of items; one whose interval leaves out "
     "zero is in bold. The intervals say nothing about the spread between training runs. Retrieval, mining, alignment "
-    "and lexicon in percent, CKA between 0 and 1; for AER (alignment error rate) less is better."
+    "and lexicon in percent, CKA between 0 and 1, its spread being the standard deviation over the batches; for AER "
+    "(alignment error rate) less is better."
 )
 
 
 def views(models: Models) -> list[View]:
     """What the tables show, in the order in which it was measured."""
-    shown: dict[tuple[str, str, str], View] = {}
+    shown: dict[tuple[str, ...], View] = {}
+    roles = ROLES if any(measured.own != measured.main for measured in models.values()) else ROLES[:1]
     for name, measured in models.items():
         for score in measured.scores:
-            for role in ROLES:
+            for role in roles:
                 if _plays(score, role, measured):
-                    key = score.task, score.metric, role
+                    kind = score.pooling if role == "main" and score.pooling in KINDS else ""
+                    key = score.task, score.metric, role, kind
                     view = shown.setdefault(key, View(*key, {}))
                     view.scores.setdefault(name, []).append(score)
     return list(shown.values())
@@ -129,12 +135,10 @@ def views(models: Models) -> list[View]:
 
 def _plays(score: Score, role: str, measured: Measured) -> bool:
     if role == "own":
-        return (score.layer, score.pooling) == measured.own != measured.main
+        return (score.layer, score.pooling) == measured.own
     if (score.layer, score.pooling) == measured.main:
         return True
-    # Measures that have no choice of pooling: they are shown at the main layer, or have no layer at all.
-    others = score.pooling in ("tokens", "mean_without_special", "input_embeddings")
-    return others and score.layer in (measured.main[0], None)
+    return score.pooling in KINDS and score.layer in (measured.main[0], None)
 
 
 def _means(view: View) -> dict[str, Score]:
@@ -149,10 +153,11 @@ def _means(view: View) -> dict[str, Score]:
 
 def _shown(score: Score) -> str:
     """`12.34 (11.20-13.50)`; three decimals for what is not in percent."""
-    low, high = score.interval()
+    low, high = score.interval
     digits = 2 if score.scale == 100 else 3
     text = f"{score.value:.{digits}f}"
-    return text if math.isnan(low) else f"{text} ({low:.{digits}f}–{high:.{digits}f})"
+    text = text if math.isnan(low) else f"{text} ({low:.{digits}f}–{high:.{digits}f})"
+    return f"{text}, spread {spread(score):.3f}" if score.metric.startswith("cka") else text
 
 
 def _gain(record: Record | None) -> str | None:
@@ -182,16 +187,17 @@ def _headline_table(headline: Sequence[View], against: Sequence[Record], baselin
         means = _means(view)
         direction = next(iter(means.values())).direction
         less = " (less is better)" if view.metric.startswith(LOWER_IS_BETTER) else ""
+        first = next(iter(means.values()))
         row: list[Any] = [view.title + less, direction]
         for name in names:
             row.append(_shown(means[name]) if name in means else None)
             if name != baseline:
-                row.append(_gain(_find(against, view, name, "mean", direction)))
-        rows.append(row)
+                row.append(_gain(_find(against, view, name, first.language, direction)))
+        rows.append([*row, first.count])
     header = ["measure", "direction"]
     for name in names:
         header += [name] if name == baseline else [name, "difference"]
-    return markdown_table(header, rows)
+    return markdown_table([*header, "items"], rows)
 
 
 def _language_table(view: View, against: Sequence[Record], baseline: str) -> str:
@@ -219,17 +225,17 @@ def _language_table(view: View, against: Sequence[Record], baseline: str) -> str
 
 def _find(against: Sequence[Record], view: View, model: str, language: str, direction: str) -> Record | None:
     wanted = {"task": view.task, "metric": view.metric, "role": view.role, "model": model, "language": language,
-              "direction": direction}  # fmt: skip
+              "direction": direction} | ({"pooling": view.kind} if view.kind else {})  # fmt: skip
     return next((record for record in against if wanted.items() <= record.items()), None)
 
 
 def _model_panel(view: View) -> tuple[str, dict[str, tuple[float, float, float]]]:
     less = ", less is better" if view.metric.startswith(LOWER_IS_BETTER) else ""
-    return view.title + less, {name: (score.value, *score.interval()) for name, score in _means(view).items()}
+    return view.title + less, {name: (score.value, *score.interval) for name, score in _means(view).items()}
 
 
 def _curves(models: Models) -> list[LayerCurves]:
-    """A panel for each task and metric that was measured at three layers or more with one pooling."""
+    """A panel for each task and metric that was measured at several layers with one pooling."""
     panels: dict[tuple[str, str, str], dict[str, dict[int, Score]]] = {}
     for name, measured in models.items():
         for score in measured.scores:
@@ -243,10 +249,10 @@ def _curves(models: Models) -> list[LayerCurves]:
             f"{task}, {pooling.replace('_', ' ')}",
             metric.replace("_", " ") + (" (%)" if next(iter(next(iter(lines.values())).values())).scale == 100 else ""),
             {name: {layer: score.value for layer, score in line.items()} for name, line in lines.items()},
-            {name: {layer: score.interval() for layer, score in line.items()} for name, line in lines.items()},
+            {name: {layer: score.interval for layer, score in line.items()} for name, line in lines.items()},
         )
         for (task, metric, pooling), lines in panels.items()
-        if wanted(metric) and max(map(len, lines.values())) >= 3
+        if wanted(metric) and max(map(len, lines.values())) >= 2
     ]
 
 
@@ -262,14 +268,6 @@ def _bars(shown: Sequence[View]) -> tuple[list[str], list[Bars]]:
         for name, scores in view.scores.items():
             own = {score.language: score for score in scores if score.direction == "both"}
             values[name] = [own[x].value if x in own else float("nan") for x in labels]
-            intervals[name] = [own[x].interval() if x in own else nothing for x in labels]
+            intervals[name] = [own[x].interval if x in own else nothing for x in labels]
         panels.append(Bars(view.title, values, intervals))
     return labels, panels
-
-
-def _write_json(path: Path, records: Sequence[Record]) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)

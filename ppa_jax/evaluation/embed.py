@@ -30,7 +30,8 @@ Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output
 Vectors = dict[Request, np.ndarray]
 Program = Callable[..., tuple[jax.Array, ...]]
 
-CHUNK = 16_384  # sentences tokenised and packed together
+CHUNK = 16_384  # sentences tokenised and packed together, and
+CHUNK_CHARACTERS = 1 << 22  # characters of these
 SHORTEST = 8  # tokens that a sentence takes of a row at least: it bounds the sentences of a row to W / 8
 WIDTH = 128  # of a row; sentences longer than that have rows of their own width
 SINGLE_ROWS = (16, 32, 64)  # widths when one row is all there is: a lone sentence does not pay for 128 tokens
@@ -44,6 +45,18 @@ class Block(NamedTuple):
     segments: np.ndarray  # [R, W]
     start: np.ndarray  # [R, k] first token of each sentence in its row
     length: np.ndarray  # [R, k] with special tokens; 0: no sentence
+
+
+def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what is tokenised at once: bounded in number and in characters, at least one sentence."""
+    begin, characters = 0, 0
+    for i, sentence in enumerate(sentences):
+        characters += len(sentence)
+        if i - begin == CHUNK or (characters > CHUNK_CHARACTERS and i > begin):
+            yield begin, i
+            begin, characters = i, len(sentence)
+    if begin < len(sentences):
+        yield begin, len(sentences)
 
 
 class Embedder:
@@ -113,8 +126,8 @@ class Embedder:
             return vectors
         program = self._pooled(requests)
         params = self._place(params)
-        for begin in range(0, len(sentences), CHUNK):
-            chunk = sentences[begin : begin + CHUNK]
+        for begin, end in _chunks(sentences):
+            chunk = sentences[begin:end]
             number = {text: i for i, text in enumerate(dict.fromkeys(chunk))}
             which = np.array([number[text] for text in chunk])
             repeats = np.bincount(which)
@@ -124,7 +137,7 @@ class Embedder:
                     distinct[request][numbers] = np.asarray(vectors_RxkxD).reshape(-1, D)[slots]
                 progress(int(repeats[numbers].sum()))
             for request in requests:
-                vectors[request][begin : begin + len(chunk)] = distinct[request][which]
+                vectors[request][begin:end] = distinct[request][which]
         return vectors
 
     def token_states(

@@ -153,11 +153,12 @@ def plot_models(
     """
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    models = max((list(values) for _, values in panels), key=len)
+    models = list(dict.fromkeys(name for _, values in panels for name in values))
+    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(models)}
     figure, axes = _figure(rows, columns, (4.0 * columns, 0.8 + (0.9 + 0.28 * len(models)) * rows))
     for axis, (name, values) in zip(axes, panels, strict=False):
-        for i, (value, low, high) in enumerate(values.values()):
-            axis.barh(i, value, 0.75, color=COLOURS[i % len(COLOURS)], zorder=2)
+        for i, (model, (value, low, high)) in enumerate(values.items()):
+            axis.barh(i, value, 0.75, color=colour[model], zorder=2)
             error = np.nan_to_num([[value - low], [high - value]]).clip(0)
             axis.errorbar(value, i, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
             end = np.nanmax([value, high])

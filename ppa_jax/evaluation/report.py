@@ -66,7 +66,7 @@ def write_report(
     if compare is None and models:
         compare = models[0], models[-1]
     try:
-        write_scores(workdir, records)
+        write_records(workdir / "scores.json", records)
         parts = [f"# {title}", *_facts(facts)]
         if compare:
             parts += ["## Scores", *_scores(workdir, records, models, compare)]
@@ -86,11 +86,10 @@ def write_report(
     return path
 
 
-def write_scores(workdir: str | Path, records: Records) -> None:
-    """Writes scores.json, a list of records; whole or not at all."""
-    path = Path(workdir) / "scores.json"
+def write_records(path: Path, records: Records) -> None:
+    """Writes a JSON list of records, scores or differences; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name("scores.json.tmp")
+    beside = path.with_name(path.name + ".tmp")
     text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(path)

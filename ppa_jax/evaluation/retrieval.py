@@ -9,6 +9,7 @@ Axes: N queries, M targets, D width.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,6 +107,7 @@ def evaluate_retrieval(
     """
     sets = read_tatoeba(sets) if isinstance(sets, (str, Path)) else sets
     scores: list[Score] = []
+    shared = len({tuple(english) for english, _ in sets.values()}) == 1  # n-way text: the same sentences everywhere
     for language, (english, foreign) in sets.items():
         if len(english) != len(foreign) or not len(english):
             raise ValueError(f"{task}, {language}: {len(english)} English and {len(foreign)} foreign sentences")
@@ -122,7 +124,8 @@ def evaluate_retrieval(
             ):
                 group = hits.astype(float), np.full(len(own), float(queries))
                 count = queries * len(own)
-                scores.append(Score(task, language, direction, layer, pooling, "accuracy", (group,), count))
+                score = Score(task, language, direction, layer, pooling, "accuracy", (group,), count)
+                scores.append(dataclasses.replace(score, shared_items=shared))
     return scores + _means(scores)
 
 
@@ -130,8 +133,8 @@ def _means(scores: Sequence[Score]) -> list[Score]:
     """One score for each request and direction, averaged over the languages."""
     groups: dict[tuple[Any, str, str], list[Score]] = {}
     for score in scores:
-        source, _, target = score.direction.partition("-")
-        direction = "both" if not target else f"{PIVOT}-xx" if source == PIVOT else f"xx-{PIVOT}"
+        from_pivot = score.direction == f"{PIVOT}-{score.language}"
+        direction = "both" if score.direction == "both" else f"{PIVOT}-xx" if from_pivot else f"xx-{PIVOT}"
         groups.setdefault((score.layer, score.pooling, direction), []).append(score)
     return [mean_over_languages(group, direction) for (_, _, direction), group in groups.items()]
 

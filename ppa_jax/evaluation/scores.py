@@ -33,6 +33,7 @@ class Score:
     groups: tuple[tuple[np.ndarray, np.ndarray], ...]  # of (numerators [N], denominators [N])
     count: int  # items, as a reader would count them: queries, sentence pairs, batches
     scale: float = 100.0
+    shared_items: bool = False  # item i of every group is the same sentence (n-way text): it is drawn in all or in none
 
     @property
     def value(self) -> float:
@@ -41,22 +42,23 @@ class Score:
 
     def draws(self, seed: int = 0) -> np.ndarray:
         """The value in each of the bootstrap's samples, [DRAWS]. The same draws of items for every model."""
-        values = [
-            _ratio(_weights(len(top), group, seed) @ top, _weights(len(top), group, seed) @ bottom)
-            for group, (top, bottom) in enumerate(self.groups)
-        ]
+        values = []
+        for group, (top, bottom) in enumerate(self.groups):
+            weights = _weights(len(top), 0 if self.shared_items else group, seed)
+            values.append(_ratio(weights @ top, weights @ bottom))
         return self.scale * np.mean(values, axis=0)
 
-    def interval(self, seed: int = 0) -> tuple[float, float]:
+    @functools.cached_property
+    def interval(self) -> tuple[float, float]:
         """Bounds of the 95% confidence interval. A single item says nothing: then both are NaN."""
         if min(len(top) for top, _ in self.groups) < 2:
             return float("nan"), float("nan")
-        low, high = np.percentile(self.draws(seed), MIDDLE)
+        low, high = np.percentile(self.draws(), MIDDLE)
         return float(low), float(high)
 
     def record(self, model: str) -> Record:
         """The record of scores.json: fixed names, `low` and `high` None without an interval."""
-        low, high = (None if np.isnan(x) else round(x, 4) for x in self.interval())
+        low, high = (None if np.isnan(x) else round(x, 4) for x in self.interval)
         return {
             "model": model,
             "task": self.task,
@@ -79,7 +81,10 @@ def per_item(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_over_languages(scores: Sequence[Score], direction: str) -> Score:
-    """The score `mean`: every language of `scores` has the same weight."""
+    """The score `mean`: every language of `scores` has the same weight.
+
+    `shared_items` of the scores says whether their items are the same sentences.
+    """
     groups = tuple(group for score in scores for group in score.groups)
     count = sum(score.count for score in scores)
     return dataclasses.replace(scores[0], language="mean", direction=direction, groups=groups, count=count)

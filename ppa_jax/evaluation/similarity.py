@@ -38,7 +38,7 @@ PIVOT = "en"
 FORM = "a directory with one file a language (deu.txt, zho-CN.txt, eng.txt) or the CoNLL-U files of PUD"
 _CODES = """
 arb=ar bod=bo guj=gu hau=ha ibo=ig fas=fa lao=lo lav=lv ltz=lb mlt=mt mri=mi msa=ms mya=my nep=ne nor=no npi=ne orm=om
-pan=pa prs=fa pus=ps sin=si smo=sm sna=sn snd=sd som=so ssw=ss swa=sw tgk=tg tir=ti tsn=tn ven=ve wol=wo yor=yo zho=zh
+pan=pa pus=ps sin=si smo=sm sna=sn snd=sd som=so ssw=ss swa=sw tgk=tg tir=ti tsn=tn ven=ve wol=wo yor=yo zho=zh
 zul=zu
 """
 # What n-way test sets add to the codes of Tatoeba's files.
@@ -279,7 +279,10 @@ def evaluate_cka(
         for language, *_ in keys:
             items = per_item(np.array(values[language, layer, kind]))
             direction, metric = f"{PIVOT}-{language}", f"cka_{kind}"
-            group.append(Score(task, language, direction, layer, pooling, metric, (items,), len(items[0]), 1.0))
+            count = len(items[0])
+            group.append(
+                Score(task, language, direction, layer, pooling, metric, (items,), count, 1.0, shared_items=True)
+            )
         scores += group
         means.append(mean_over_languages(group, f"{PIVOT}-xx"))
     return scores + means

@@ -85,8 +85,9 @@ def write_settings(directory: str | Path, *, layer: int, pooling: str, max_lengt
 def read_settings(directory: str | Path) -> dict[str, Any] | None:
     """{"layer", "pooling", "max_length"} of a directory written here or by sentence-transformers; None if by neither.
 
-    `layer` counts the blocks: the last is num_layers. Raises UserError when sentence-transformers does more than
-    pool by "cls" or "mean" (another pooling, a Dense module): the vectors would not be the same.
+    `layer` counts the blocks: the last is num_layers. `normalizes` tells of a Normalize module. Raises UserError when
+    sentence-transformers does more than pool by "cls" or "mean" (another pooling, a Dense module): the vectors would
+    not be the same.
     """
     directory = Path(directory)
     if (directory / SETTINGS_FILE).is_file():
@@ -103,7 +104,7 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
             encoder = directory / module.get("path", "")
         elif kind == "Pooling":
             pooling = _pooling(directory / module.get("path", "") / "config.json")
-        elif kind != "Normalize":  # the length of a vector does not matter to cosine similarity
+        elif kind != "Normalize":
             raise UserError(f"{where}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
     if pooling is None:
         raise UserError(f"{where}: no Pooling module; only cls or mean pooling is supported")
@@ -113,6 +114,13 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
         if (encoder / name).is_file() and (length := weight_files.read_json(encoder / name).get(key)):
             lengths.append(int(length))
     return {"layer": config.num_layers, "pooling": pooling, "max_length": min(lengths)}
+
+
+def normalizes(directory: str | Path) -> bool:
+    """Whether the directory's modules bring vectors to length 1."""
+    where = Path(directory) / "modules.json"
+    modules = weight_files.read_json_list(where) if where.is_file() else []
+    return any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
 
 
 def encoder_directory(directory: str | Path) -> Path:

@@ -156,7 +156,7 @@ def evaluate(run: align_inputs.Run, params: Any, step: int) -> None:
     measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, run.requests, task=task)
     records = [score.record(moment) for score in measured]
     if jax.process_index() == 0:
-        report.write_scores(run.workdir, scores + records)
+        report.write_records(run.workdir / "scores.json", scores + records)
     for record in records:
         if record["language"] == "mean" and record["direction"] == "both":
             logging.info(

@@ -13,9 +13,9 @@ from absl import logging
 
 from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
-from ppa_jax.encoder import DTYPES, Encoder
+from ppa_jax.encoder import DTYPES, Encoder, resolve
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation import comparison, lexicon, mining, retrieval, similarity, word_alignment
+from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, similarity, word_alignment
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.scores import Score
 
@@ -51,21 +51,43 @@ Part = Callable[[Encoder, Settings], list[Score]]
 def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     models = validate(config)
+    directory = Path(workdir)
+    if (directory / "checkpoints").exists() or (directory / "base").exists():
+        raise UserError(f"workdir: {workdir} holds a training run, whose report would be lost; give another --workdir")
+    directory.mkdir(parents=True, exist_ok=True)
+    for source in models.values():
+        resolve(source)
     parts = open_parts(config)
     measured: dict[str, comparison.Measured] = {}
     for name, source in models.items():
-        encoder = Encoder.from_pretrained(source, max_length=config.max_length or None, dtype=config.dtype)
-        settings = Settings.of(encoder, config)
-        logging.info(
-            "%s: %s, %d layers; as trained: layer %d, %s pooling; main scores: layer %d, mean pooling",
-            name, source, encoder.config.num_layers, *settings.own, settings.main[0],
-        )  # fmt: skip
-        scores = [score for part in parts for score in part(encoder, settings)]
-        measured[name] = comparison.Measured(source, encoder.config.num_layers, settings.main, settings.own, scores)
-        comparison.write_scores(Path(workdir), measured)  # what is measured is kept, whatever the next model does
-    report = comparison.write(Path(workdir), measured, baseline=config.baseline or next(iter(models)))
-    print(f"\nreport: {report}")
+        measured[name] = measure(name, source, parts, config)
+        # What is measured is kept, whatever the next model does.
+        report.write_records(directory / "scores.json", comparison.records_of(measured))
+    path, table = comparison.write(directory, measured, baseline=config.baseline or next(iter(models)))
+    print(f"\n{table}\n\nreport: {path}")
     return 0
+
+
+def measure(name: str, source: str, parts: list[Part], config: Config) -> comparison.Measured:
+    """Opens one model and measures all parts with it."""
+    encoder = Encoder.from_pretrained(
+        source, max_length=config.max_length or None, batch_size=config.batch_size, dtype=config.dtype
+    )
+    settings = Settings.of(encoder, config)
+    logging.info(
+        "%s: %s, %d layers; as trained: layer %d, %s pooling; main scores: layer %d, mean pooling",
+        name,
+        source,
+        encoder.config.num_layers,
+        *settings.own,
+        settings.main[0],
+    )
+    scores: list[Score] = []
+    for part in parts:
+        found = part(encoder, settings)
+        logging.info("%s: %s measured", name, ", ".join(dict.fromkeys(score.task for score in found)))
+        scores += found
+    return comparison.Measured(source, encoder.config.num_layers, settings.main, settings.own, scores)
 
 
 def validate(config: Config) -> dict[str, str]:
@@ -123,6 +145,8 @@ def open_parts(config: Config) -> list[Part]:
         texts = similarity.read_parallel(directory, field="config.parallel")
         name = Path(directory).name
         english = texts[similarity.PIVOT]
+        if config.cka_batch > len(english):
+            raise UserError(f"config.cka_batch={config.cka_batch}: {directory} has {len(english)} sentences; give less")
         sets = {language: (english, text) for language, text in texts.items() if language != similarity.PIVOT}
         parts += [retrieve(sets, name), _cka(texts, f"cka, {name}", config.cka_batch)]
     if config.mining:

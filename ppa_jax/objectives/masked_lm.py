@@ -33,8 +33,9 @@ def cross_entropy(
 def _forward(states: Array, bias: Array, words: Array, labels: Array) -> tuple[Array, Any]:
     logits = decode(states, bias, words)
     log_total = jax.nn.logsumexp(logits, axis=-1)
-    own = words[labels].astype(states.dtype)
-    label_logit = jnp.sum(states * own, axis=-1, dtype=jnp.float32) + bias[labels]
+    # Rounded as the decoder rounds, then multiplied exactly: or the difference below could fall below zero.
+    own = words[labels].astype(states.dtype).astype(jnp.float32)
+    label_logit = jnp.sum(states.astype(jnp.float32) * own, axis=-1) + bias[labels]
     return log_total - label_logit, (states, words, labels, logits, log_total)
 
 

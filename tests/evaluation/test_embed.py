@@ -151,6 +151,17 @@ def test_equal_sentences_have_equal_vectors_to_the_bit(params):
     assert np.array_equal(vectors[0], vectors[-1])
 
 
+def test_long_texts_are_tokenised_a_few_at_a_time(params, monkeypatch):
+    monkeypatch.setattr(embed, "CHUNK_CHARACTERS", 100)
+    texts = ["x" * 30] * 7 + ["y" * 500] + ["z"] * 3
+    assert list(embed._chunks(texts)) == [(0, 3), (3, 6), (6, 7), (7, 8), (8, 11)]
+    words = ["a b", "c " * 60, "d"]
+    vectors = Embedder(CONFIG, Words(), max_length=24).embed(params, words, [(3, "mean")])[3, "mean"]
+    for text, vector in zip(words, vectors, strict=True):
+        whole = Embedder(CONFIG, Words(), max_length=24).embed(params, [text], [(3, "mean")])[3, "mean"][0]
+        np.testing.assert_allclose(vector, whole, atol=1e-5)
+
+
 def test_nothing_in_nothing_out(params):
     embedder = Embedder(CONFIG, Words(), max_length=24)
     assert embedder.embed(params, [], [(3, "mean")])[3, "mean"].shape == (0, 32)

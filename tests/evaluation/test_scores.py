@@ -30,7 +30,7 @@ def test_languages_weigh_the_same():
 def test_interval_agrees_with_scipy():
     rng = np.random.default_rng(0)
     top, bottom = rng.poisson(2, 200).astype(float), rng.poisson(3, 200) + 1.0
-    low, high = score((top, bottom), scale=1.0).interval()
+    low, high = score((top, bottom), scale=1.0).interval
     expected = scipy.stats.bootstrap(
         (top, bottom), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, n_resamples=4000, method="percentile",
         rng=rng,
@@ -40,7 +40,7 @@ def test_interval_agrees_with_scipy():
 
 def test_interval_narrows_with_the_root_of_the_items():
     def width(n):
-        low, high = score(per_item(np.arange(n) % 2)).interval()
+        low, high = score(per_item(np.arange(n) % 2)).interval
         return high - low
 
     assert width(100) / width(1600) == pytest.approx(4, rel=0.15)
@@ -48,9 +48,16 @@ def test_interval_narrows_with_the_root_of_the_items():
 
 def test_groups_are_drawn_independently():
     hits = np.arange(400) % 2
-    one = score(per_item(hits)).interval()
-    four = score(*[per_item(hits)] * 4).interval()
+    one = score(per_item(hits)).interval
+    four = score(*[per_item(hits)] * 4).interval
     assert (one[1] - one[0]) / (four[1] - four[0]) == pytest.approx(2, rel=0.15)
+
+
+def test_sentences_that_all_languages_share_are_drawn_together():
+    hits = np.arange(400) % 2
+    one = score(per_item(hits)).interval
+    same = score(*[per_item(hits)] * 4, shared_items=True).interval  # nothing is learned from four copies
+    assert same == pytest.approx(one)
 
 
 def test_a_single_item_has_no_interval():
@@ -68,7 +75,7 @@ def test_paired_differences_are_sharper_than_the_intervals():
     assert (record["model"], record["baseline"]) == ("new", "old")
     assert record["value"] == pytest.approx(100 * (new.mean() - old.mean()), abs=1e-3)
     assert 0 < record["low"] < record["value"] < record["high"]
-    assert scores["new"][0].interval()[0] < scores["old"][0].interval()[1], "unpaired, they overlap"
+    assert scores["new"][0].interval[0] < scores["old"][0].interval[1], "unpaired, they overlap"
 
 
 def test_only_the_same_items_are_compared():

@@ -175,6 +175,19 @@ def test_the_file_with_sure_and_possible_is_preferred_and_bases_can_be_set(tmp_p
     assert "says nothing of 1 sentences" in caplog.text
 
 
+def test_characters_are_the_words_where_a_language_writes_none(tmp_path):
+    for name, text in {
+        "zh-en/test.zh": "我吃鱼\n我 吃 鱼\n",
+        "zh-en/test.en": "I eat\nfish\n",
+        "zh-en/gold.align": "2-1\n2-0\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    gold = read_gold(tmp_path)["zh-en"]
+    assert gold.source == [["我", "吃", "鱼"], ["我", "吃", "鱼"]]
+    assert gold.target == [["I", "eat"], ["fish"]]
+
+
 def test_a_line_without_links_is_an_annotated_sentence(tmp_path):
     gold = read_gold(write(tmp_path / "de-en", {**TEXTS, "a.pharaoh": "\n0-0\n"}))["de-en"]
     assert (len(gold.source), gold.sure) == (2, [set(), {(0, 0)}])

@@ -89,6 +89,7 @@ def test_every_part_leaves_scores_differences_report_and_pictures(shelf, other, 
     assert {(record["model"], record["baseline"]) for record in differences} == {("noisy", "plain")}
     value = {(r["model"], r["task"], r["language"], r["direction"], r["layer"], r["pooling"], r["metric"]): r["value"]
              for r in scores}  # fmt: skip
+    assert {r["pooling"] for r in differences if r["task"] == "lexicon"} == {"input_embeddings", "mean_without_special"}
     for record in differences:
         if record["role"] == "main":
             key = tuple(record[name] for name in ("task", "language", "direction", "layer", "pooling", "metric"))
@@ -114,7 +115,9 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         "small": comparison.Measured("s", 6, (4, "mean"), (6, "cls"), [score(hits < 0.2), score(hits < 0.1, 6, "cls")]),
         "large": comparison.Measured("l", 12, (8, "mean"), (8, "mean"), [score(hits < 0.5, 8), score(hits < 0.9, 4)]),
     }
-    report = comparison.write(tmp_path, models, baseline="small").read_text()
+    path, table = comparison.write(tmp_path, models, baseline="small")
+    report = path.read_text()
+    assert table in report
     assert "two thirds of the depth" in report
     (record,) = [r for r in json.loads((tmp_path / "differences.json").read_text()) if r["role"] == "main"]
     assert record["value"] == pytest.approx(100 * (np.mean(hits < 0.5) - np.mean(hits < 0.2)), abs=1e-3)
@@ -135,6 +138,7 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         ({"dtype": "half"}, "config.dtype=half: must be one of"),
         ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),
         ({"tatoeba": "nowhere"}, "config.tatoeba: no such directory"),
+        ({"models": "a=nowhere,b=neither"}, "nowhere: no such directory"),
         ({"parallel": "nowhere"}, "config.parallel: .*nowhere"),
         ({"mining": "nowhere"}, "config.mining: .*nowhere"),
         ({"word_alignment": "nowhere"}, "config.word_alignment: .*nowhere"),
@@ -150,9 +154,13 @@ def test_mistakes(shelf, tmp_path, error_line, fields, said):
 def test_a_model_with_a_vocabulary_of_another(shelf, data, tmp_path, error_line):
     broken = tmp_path / "broken"
     shutil.copytree(shelf / "model", broken)
-    tokenizer = json.loads((broken / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"extra{i}": len(vocabulary) + i for i in range(9)}
-    (broken / "tokenizer.json").write_text(json.dumps(tokenizer))
+    vocabulary = broken / "vocab.txt"
+    vocabulary.write_text(vocabulary.read_text() + "\n".join(f"extra{i}" for i in range(900)) + "\n")
     assert main(arguments(tmp_path / "run", models=broken, tatoeba=data / "tatoeba")) == 2
     assert "vocab" in error_line()
+
+
+def test_the_workdir_of_a_training_run_is_left_alone(shelf, tmp_path, error_line):
+    (tmp_path / "checkpoints").mkdir()
+    assert main(arguments(tmp_path, models=shelf / "model", sample=4)) == 2
+    assert "holds a training run" in error_line() and len(list(tmp_path.iterdir())) == 1

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ppa_jax.model.heads import decode
 from ppa_jax.objectives import contrastive, masked_lm, masking
 
 
@@ -106,6 +107,10 @@ def test_cross_entropy_in_bfloat16_keeps_float32_where_it_counts():
 
     exact = jax.grad(total, (0, 1, 2))(states, bias, words)
     rounded = jax.grad(total, (0, 1, 2))(states.astype(jnp.bfloat16), bias, words)
+    logits = decode(states.astype(jnp.bfloat16), bias, words)
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
+    got = masked_lm.cross_entropy(states.astype(jnp.bfloat16), bias, words, labels)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
     assert [g.dtype for g in rounded] == [jnp.bfloat16, jnp.float32, jnp.float32]
     for a, b in zip(exact, rounded, strict=True):
         error = jnp.linalg.norm(a - b.astype(jnp.float32)) / jnp.linalg.norm(a)
