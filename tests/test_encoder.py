@@ -111,7 +111,7 @@ def test_a_run_stands_for_its_export(exported, tmp_path):
     path = exported(2, "mean")
     (tmp_path / "run/checkpoints").mkdir(parents=True)
     (tmp_path / "run/base").mkdir()
-    with pytest.raises(UserError, match=r"has not finished; .* convert to-hf"):
+    with pytest.raises(UserError, match=r"has not finished; .*convert to-hf"):
         Encoder.from_pretrained(tmp_path / "run")
     shutil.copytree(path, tmp_path / "run/export")
     run, export = (Encoder.from_pretrained(x) for x in (tmp_path / "run", path))
