@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-running() { [[ -f run.pid ]] && kill -0 "$(< run.pid)" 2> /dev/null; }
+# A program that wrote its status has ended, even while its process waits to be collected.
+running() { [[ -f run.pid && ! -f run.status ]] && kill -0 "$(< run.pid)" 2> /dev/null; }
 
 case $1 in
   install)
@@ -25,10 +26,11 @@ case $1 in
     shift
     if ! running; then
       rm -f run.status
+      : > run.log # here, not in the background, where it would come too late for tail
       # The trap keeps this shell alive to write the status when `stop` signals the whole group.
       # shellcheck disable=SC2016 # expanded by the inner shell
       setsid nohup bash -c 'trap : TERM; .venv/bin/python -m ppa_jax.main "$@"; echo $? > run.status' run "$@" \
-        > run.log 2>&1 < /dev/null &
+        >> run.log 2>&1 < /dev/null &
       echo $! > run.pid
     fi
     tail --pid="$(< run.pid)" --lines=+1 --follow run.log
