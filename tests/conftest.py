@@ -18,8 +18,11 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 @pytest.fixture(autouse=True, scope="module")
 def release_programs():
-    """Gives back what a module compiled. Each program takes the process some hundred memory maps, of which Linux grants
-    65,530; beyond them the next compilation ends the interpreter without a word."""
+    """Gives back what a module compiled.
+
+    Every program holds memory maps of the process, a training step some hundreds, and Linux grants 65,530. Without this
+    the interpreter once crashed when all tests ran in one process; that the maps were the cause is likely, not proven.
+    """
     yield
     import jax
 
