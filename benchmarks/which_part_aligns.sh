@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Which part of the method aligns: five trainings of one model on the same pairs, for as many steps, and all measures.
+#
+#   benchmarks/which_part_aligns.sh MODEL DATA WORKDIR [SEEDS]
+#
+# MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
+# and ud (docs/results/which_part_aligns.md describes them), SEEDS is "0 1" by default. Some 25 minutes a training on two
+# CPU cores. The same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir} SEEDS=${4:-0 1}
+PYTHON=${PYTHON:-python}
+B=$D/bible
+PAIRS="en-de=$D/multi30k/train,en-fr=$D/multi30k/train,en-de=$B/engwebp.txt|$B/deu1912.txt,en-es=$B/engwebp.txt|$B/spaRV1909.txt"
+PAIRS+=",en-zh=$B/engwebp.txt|$B/cmn-cu89s.txt,en-sw=$B/engwebp.txt|$B/swhulb.txt,en-tr=$B/engwebp.txt|$B/turobt.txt"
+PAIRS+=",en-ru=$B/eng_nt_BSB.txt|$B/org_nt_RUSSYN.txt,en-de=$D/tldr/en-de.tsv,en-fr=$D/tldr/en-fr.tsv,en-es=$D/tldr/en-es.tsv"
+
+declare -A CHANGES=(
+  [mlm]="--config.contrastive.weight=0 --config.tlm.joint=false" # the control: the same sentences, never as pairs
+  [tlm]="--config.contrastive.weight=0"
+  [contrast]="--config.tlm.weight=0"
+  [ppa]=""
+  [ppa_unshuffled]="--config.data.shuffle_sides=false"
+)
+for seed in $SEEDS; do
+  for name in ppa mlm tlm contrast ppa_unshuffled; do
+    if [[ -f $W/$name-$seed/export/modules.json ]]; then continue; fi
+    # shellcheck disable=SC2086 # several words
+    $PYTHON -m ppa_jax.main --config=configs/ppa.py --workdir="$W/$name-$seed" --config.init="$MODEL" \
+      --config.dtype=float32 --config.data.pairs="$PAIRS" --config.data.max_length=64 --config.data.min_pieces=1 \
+      --config.data.max_pair_pieces=128 --config.data.temperature=2 --config.train.steps=400 \
+      --config.train.batch_size=64 --config.train.learning_rate=1e-4 --config.contrastive.queue_size=8192 \
+      --config.contrastive.momentum=0.99 --config.seed="$seed" ${CHANGES[$name]}
+  done
+  MODELS="before=$MODEL"
+  for name in mlm tlm contrast ppa ppa_unshuffled; do MODELS+=",$name=$W/$name-$seed"; done
+  $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured-$seed" --config.models="$MODELS" \
+    --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" --config.parallel="$D/ntrex,$D/ud" \
+    --config.word_alignment="$D/word_alignment" --config.word_alignment_method=argmax \
+    --config.dictionaries="$D/dictionaries"
+done
