@@ -27,6 +27,7 @@ from ppa_jax.data.sources import Cleaning, Counts, Source
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
+MESSAGE_PAIRS = 10_000  # written with one protocol buffer
 FORMAT = 1  # of a folder of the cache; another number prepares everything again
 DATASET = "parallel_text"
 SHARD_PAIRS = 1_000_000  # some 200 MB
@@ -130,14 +131,19 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
     from etils import epath
     from tensorflow_datasets.proto import tf_example_pb2
 
-    # One message, filled again for each pair: building a new one costs five times more.
-    example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
-    side_a, side_b = (example.features.feature[name].bytes_list.value for name in ("a", "b"))
-    side_a.append(b"")
-    side_b.append(b"")
+    def message() -> tuple[Any, Any, Any]:
+        example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
+        side_a, side_b = (example.features.feature[name].bytes_list.value for name in ("a", "b"))
+        side_a.append(b"")
+        side_b.append(b"")
+        return example, side_a, side_b
 
     def records() -> Iterator[bytes]:
-        for a, b in sources.read_pairs(source, cleaning, counts):
+        for number, (a, b) in enumerate(sources.read_pairs(source, cleaning, counts)):
+            # One message, filled again: building a new one for each pair costs five times more. But what was in it
+            # before is only freed with the message, so after a while a new one takes its place.
+            if number % MESSAGE_PAIRS == 0:
+                example, side_a, side_b = message()
             side_a[0], side_b[0] = a.encode(), b.encode()
             yield example.SerializeToString()
             if counts.kept % SHARD_PAIRS == 0:
