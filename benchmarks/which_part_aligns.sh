@@ -4,7 +4,7 @@
 #   benchmarks/which_part_aligns.sh MODEL DATA WORKDIR [SEEDS]
 #
 # MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
-# and ud (docs/results/which_part_aligns.md describes them), SEEDS is "0 1" by default. Some 25 minutes a training on two
+# and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. Some 25 minutes a training on two
 # CPU cores. The same command goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
