@@ -136,5 +136,6 @@ def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig
     if not has_head:
         return list(states)
     words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-    predictions: Any = MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1])
-    return [*states, decode(*predictions, words)]
+    predicted: Any = MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1])
+    transformed, bias = predicted
+    return [*states, decode(transformed, bias, words)]
