@@ -26,7 +26,7 @@ from ppa_jax.jobs import align
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh, optimizer
-from ppa_jax.training.host_memory import keep_freed_memory
+from ppa_jax.training.memory import keep_freed_memory
 
 
 class RandomPairs:

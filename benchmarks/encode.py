@@ -19,7 +19,7 @@ import numpy as np
 
 from ppa_jax import Encoder
 from ppa_jax.data.text_files import read_lines
-from ppa_jax.training.host_memory import keep_freed_memory
+from ppa_jax.training.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from absl import logging
 
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface, sentence_transformers, verify
-from ppa_jax.log_lines import log_to_stderr
+from ppa_jax.log_lines import answer
 from ppa_jax.training import checkpoint
 
 PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
@@ -110,16 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name != "verify":
             command.add_argument("--target", required=True, help="a directory that is new or empty")
     args = parser.parse_args(argv)
-    with log_to_stderr():
-        try:
-            if args.command == "verify":
-                return 0 if verify_table(args.source) else 1
-            (to_flax if args.command == "to-flax" else to_hf)(args.source, args.target)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    print(f"written: {args.target}")
-    return 0
+
+    def work() -> int:
+        if args.command == "verify":
+            return 0 if verify_table(args.source) else 1
+        (to_flax if args.command == "to-flax" else to_hf)(args.source, args.target)
+        print(f"written: {args.target}")
+        return 0
+
+    return answer(work)
 
 
 if __name__ == "__main__":

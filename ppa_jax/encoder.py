@@ -28,9 +28,9 @@ from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, sentence_transformers
-from ppa_jax.log_lines import log_to_stderr
+from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training.host_memory import keep_freed_memory
+from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.mesh import make_mesh
 
 DTYPES = ("float32", "bfloat16")
@@ -232,26 +232,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", default="float32", help="of the matrix products: float32 or bfloat16")
     args = parser.parse_args(argv)
     keep_freed_memory()
-    with log_to_stderr():
-        try:
-            output = Path(args.output)
-            if output.suffix != ".npy":
-                raise UserError(f"--output={output}: must end in .npy")
-            with _writing(output):  # before the work, not after it
-                output.parent.mkdir(parents=True, exist_ok=True)
-                output.open("ab").close()
-            sentences = read_lines(Path(args.input), field="--input")
-            encoder = Encoder.from_pretrained(
-                args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,
-                batch_size=args.batch_size,
-            )  # fmt: skip
-            vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
-            with _writing(output):
-                np.save(output, vectors)
-            logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+    return answer(lambda: _encode_file(args))
+
+
+def _encode_file(args: argparse.Namespace) -> int:
+    output = Path(args.output)
+    if output.suffix != ".npy":
+        raise UserError(f"--output={output}: must end in .npy")
+    with _writing(output):  # before the work, not after it
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("ab").close()
+    sentences = read_lines(Path(args.input), field="--input")
+    with device_memory("lower --batch-size or --max-length"):
+        encoder = Encoder.from_pretrained(
+            args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,
+            batch_size=args.batch_size,
+        )  # fmt: skip
+        vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
+    with _writing(output):
+        np.save(output, vectors)
+    logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
     print(f"written: {output}, {len(vectors)} x {encoder.config.hidden_size} float32")
     return 0
 

@@ -1,12 +1,15 @@
-"""What the command lines show on stderr: plain lines."""
+"""What the command lines show on stderr: plain lines, the last of which tells of a mistake."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 
 import absl.logging
+
+from ppa_jax.errors import UserError
 
 
 class LogLine(logging.Formatter):
@@ -31,3 +34,13 @@ def log_to_stderr() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def answer(work: Callable[[], int]) -> int:
+    """The exit status of a command line: that of `work`, or 2 after one line for a mistake of the user's."""
+    with log_to_stderr():
+        try:
+            return work()
+        except UserError as error:
+            print(f"error: {error}".replace("\n", " "), file=sys.stderr)
+            return 2

@@ -11,11 +11,12 @@ import errno
 import importlib
 import signal
 import sys
+from pathlib import Path
 
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
-from ppa_jax.log_lines import log_to_stderr
-from ppa_jax.training.host_memory import keep_freed_memory
+from ppa_jax.log_lines import answer
+from ppa_jax.training.memory import keep_freed_memory
 
 JOBS = {
     "align": "ppa_jax.jobs.align_run",
@@ -57,6 +58,8 @@ def run(arguments: list[str]) -> int:
     config = configs.load(file, overrides)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
+    if Path(workdir).exists() and not Path(workdir).is_dir():
+        raise UserError(f"--workdir={workdir}: is a file; give a directory")
     try:
         return importlib.import_module(JOBS[config.job]).run(config, workdir)
     except OSError as error:
@@ -74,18 +77,13 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     keep_freed_memory()
-    with log_to_stderr():
-        try:
-            return run(arguments)
-        except UserError as error:
-            print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print(
-                "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint",
-                file=sys.stderr,
-            )
-            return 128 + signal.SIGINT
+    try:
+        return answer(lambda: run(arguments))
+    except KeyboardInterrupt:
+        print(
+            "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint", file=sys.stderr
+        )
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

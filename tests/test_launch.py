@@ -225,6 +225,17 @@ def test_a_run_that_always_fails_is_given_up(tpu):
     assert status == 1 and len(made) == 3
 
 
+def test_a_program_that_wrote_its_status_is_not_running(tmp_path):
+    """Though its process is still there, waiting to be collected."""
+    home = tmp_path / "ppa_jax"
+    shutil.copytree(LAUNCH, home / "launch")
+    running = ["bash", str(home / "launch" / "tpu_host.sh"), "running"]
+    (home / "run.pid").write_text(f"{os.getpid()}\n")
+    assert subprocess.run(running).returncode == 0
+    (home / "run.status").write_text("0\n")
+    assert subprocess.run(running).returncode == 1
+
+
 def test_a_host_attaches_to_its_program_and_stops_it(program, tmp_path):
     home = tmp_path / "ppa_jax"
     shutil.copytree(LAUNCH, home / "launch")

@@ -42,6 +42,13 @@ def test_wrong_arguments(tmp_path, monkeypatch, capsys, arguments, says):
     assert err.startswith("error: ") and err.count("\n") == 1 and re.search(says, err)
 
 
+def test_a_workdir_that_is_a_file(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for config in ("ppa", "evaluate"):
+        assert main([f"--config=configs/{config}.py", "--workdir=README.md"]) == 2
+        assert capsys.readouterr().err == "error: --workdir=README.md: is a file; give a directory\n"
+
+
 def test_help(capsys):
     assert main(["--help"]) == 0
     assert "--config.field=value" in capsys.readouterr().out

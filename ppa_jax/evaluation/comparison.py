@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.plots import Bars, LayerCurves, plot_bars, plot_layers, plot_models
-from ppa_jax.evaluation.report import markdown_table, write_records
+from ppa_jax.evaluation.report import markdown_table, write_records, writing_report
 from ppa_jax.evaluation.scores import Record, Score, differences
 from ppa_jax.evaluation.similarity import spread
 
@@ -46,6 +45,7 @@ class View(NamedTuple):
     role: str
     kind: str  # of the vectors, where the measure says it: one measure may have several kinds in the same role
     scores: dict[str, list[Score]]  # by model
+    differences: dict[tuple[str, str, str], Record]  # to the baseline, by model, language and direction
 
     @property
     def title(self) -> str:
@@ -70,19 +70,16 @@ def write(workdir: Path, models: Models, *, baseline: str) -> tuple[Path, str]:
     Raises:
       UserError: a file cannot be written.
     """
-    try:
+    path = workdir / "report.md"
+    with writing_report(workdir):
         records = records_of(models)
         write_records(workdir / "scores.json", records)
-        shown = views(models)
-        against = [
-            record | {"role": view.role}
-            for view in shown
-            for record in differences(view.scores, baseline, by=("language", "direction"))
-        ]
+        shown = views(models, baseline)
+        against = [record | {"role": view.role} for view in shown for record in view.differences.values()]
         write_records(workdir / "differences.json", against)
         parts = ["# Comparison", _models(models, baseline), LEGEND.format(baseline=baseline)]
         headline = [view for view in shown if _means(view)]
-        table = _headline_table(headline, against, baseline) if headline else ""
+        table = _headline_table(headline, baseline) if headline else ""
         if headline:
             plot_models(workdir / "models.png", [_model_panel(view) for view in headline], title="Models side by side")
             parts += ["## Means over the languages", table, "![Models side by side](models.png)"]
@@ -97,15 +94,10 @@ def write(workdir: Path, models: Models, *, baseline: str) -> tuple[Path, str]:
                       ylabel="accuracy (%)")  # fmt: skip
             parts += ["![Retrieval by language](bars.png)"]
         for view in shown:
-            parts += [f"### {view.title}", _language_table(view, against, baseline)]
+            parts += [f"### {view.title}", _language_table(view, baseline)]
         parts += [f"{len(records):,} scores, with every layer and direction, are in [scores.json](scores.json), "
                   "the differences in [differences.json](differences.json)."]  # fmt: skip
-        path = workdir / "report.md"
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{workdir}: cannot write the report: {error.strerror or error}; free some space or give another --workdir"
-        ) from error
     return path, table
 
 
@@ -118,7 +110,7 @@ LEGEND = (
 )
 
 
-def views(models: Models) -> list[View]:
+def views(models: Models, baseline: str) -> list[View]:
     """What the tables show, in the order in which it was measured."""
     shown: dict[tuple[str, ...], View] = {}
     roles = ROLES if any(measured.own != measured.main for measured in models.values()) else ROLES[:1]
@@ -128,8 +120,11 @@ def views(models: Models) -> list[View]:
                 if _plays(score, role, measured):
                     kind = score.pooling if role == "main" and score.pooling in KINDS else ""
                     key = score.task, score.metric, role, kind
-                    view = shown.setdefault(key, View(*key, {}))
+                    view = shown.setdefault(key, View(*key, {}, {}))
                     view.scores.setdefault(name, []).append(score)
+    for view in shown.values():
+        for record in differences(view.scores, baseline, by=("language", "direction")):
+            view.differences[record["model"], record["language"], record["direction"]] = record
     return list(shown.values())
 
 
@@ -180,7 +175,7 @@ def _models(models: Models, baseline: str) -> str:
     return markdown_table(("model", "source", "layers", "main", "own"), rows)
 
 
-def _headline_table(headline: Sequence[View], against: Sequence[Record], baseline: str) -> str:
+def _headline_table(headline: Sequence[View], baseline: str) -> str:
     names = list(dict.fromkeys(name for view in headline for name in view.scores))
     rows = []
     for view in headline:
@@ -192,7 +187,7 @@ def _headline_table(headline: Sequence[View], against: Sequence[Record], baselin
         for name in names:
             row.append(_shown(means[name]) if name in means else None)
             if name != baseline:
-                row.append(_gain(_find(against, view, name, first.language, direction)))
+                row.append(_gain(view.differences.get((name, first.language, direction))))
         rows.append([*row, first.count])
     header = ["measure", "direction"]
     for name in names:
@@ -200,7 +195,7 @@ def _headline_table(headline: Sequence[View], against: Sequence[Record], baselin
     return markdown_table([*header, "items"], rows)
 
 
-def _language_table(view: View, against: Sequence[Record], baseline: str) -> str:
+def _language_table(view: View, baseline: str) -> str:
     names = list(view.scores)
     lines = list(dict.fromkeys((s.language, s.direction) for scores in view.scores.values() for s in scores))
     if {"both"} < {direction for _, direction in lines}:
@@ -215,18 +210,12 @@ def _language_table(view: View, against: Sequence[Record], baseline: str) -> str
             items = items if own is None else own.count
             row.append(None if own is None else _shown(own))
             if name != baseline:
-                row.append(_gain(_find(against, view, name, language, direction)))
+                row.append(_gain(view.differences.get((name, language, direction))))
         rows.append([*row, items])
     header = ["language", "direction"]
     for name in names:
         header += [name] if name == baseline else [name, "difference"]
     return markdown_table([*header, "items"], rows)
-
-
-def _find(against: Sequence[Record], view: View, model: str, language: str, direction: str) -> Record | None:
-    wanted = {"task": view.task, "metric": view.metric, "role": view.role, "model": model, "language": language,
-              "direction": direction} | ({"pooling": view.kind} if view.kind else {})  # fmt: skip
-    return next((record for record in against if wanted.items() <= record.items()), None)
 
 
 def _model_panel(view: View) -> tuple[str, dict[str, tuple[float, float, float]]]:

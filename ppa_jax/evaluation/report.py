@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def write_report(
     models = list(dict.fromkeys(record["model"] for record in records))
     if compare is None and models:
         compare = models[0], models[-1]
-    try:
+    path = workdir / "report.md"
+    with writing_report(workdir):
         write_records(workdir / "scores.json", records)
         parts = [f"# {title}", *_facts(facts)]
         if compare:
@@ -77,13 +79,19 @@ def write_report(
             parts += ["## Data", sources.strip()]
         if notes:
             parts += ["## Notes", notes.strip()]
-        path = workdir / "report.md"
         path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def writing_report(workdir: Path) -> Iterator[None]:
+    """Turns a file that cannot be written within it into a UserError."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"{workdir}: cannot write the report: {error.strerror or error}; free some space or give another --workdir"
         ) from error
-    return path
 
 
 def write_records(path: Path, records: Records) -> None:

@@ -20,12 +20,12 @@ from absl import logging
 from ppa_jax.config import Config
 from ppa_jax.data import corpora
 from ppa_jax.data.pairs import Batch
-from ppa_jax.errors import UserError
 from ppa_jax.evaluation import report, retrieval
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model
 from ppa_jax.training import loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
+from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
 
 
@@ -42,21 +42,17 @@ def run(config: Config, workdir: str) -> int:
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the memory of the devices does not suffice ({str(error).splitlines()[0][:160]}); raise train.accumulate "
-            "or lower train.batch_size, data.max_length, data.row_length or contrastive.queue_size"
-        ) from error
     return 0
 
 
+@device_memory(
+    "raise train.accumulate or lower train.batch_size, data.max_length, data.row_length or contrastive.queue_size"
+)
 def align_model(config: Config, workdir: Path) -> None:
     """The whole of one training run in its workdir.
 
     Raises:
-      UserError: something does not fit; the loss is not finite.
+      UserError: something does not fit, the devices' memory included; the loss is not finite.
       Stopped: by a signal, with the state saved.
     """
     train(align_inputs.open_run(config, workdir))

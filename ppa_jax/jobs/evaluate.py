@@ -18,6 +18,10 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, similarity, word_alignment
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.scores import Score
+from ppa_jax.interop import huggingface
+from ppa_jax.interop.sentence_transformers import encoder_directory
+from ppa_jax.interop.weight_files import read_json
+from ppa_jax.training.memory import device_memory
 
 CKA = ("linear", "rbf", "linear_debiased")  # the first two grow as batches shrink, the last does not
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
@@ -34,11 +38,9 @@ class Settings:
 
     @classmethod
     def of(cls, encoder: Encoder, config: Config) -> Settings:
-        """Those of one model. Raises UserError for a layer that it lacks."""
+        """Those of one model."""
         depth = encoder.config.num_layers
         layer = round(depth * 2 / 3) if config.layer == -1 else config.layer
-        if layer > depth:
-            raise UserError(f"config.layer={layer}: {encoder.name} has {depth} layers")
         main, own = (layer, "mean"), (encoder.layer, encoder.pooling)
         every = list(range(depth + 1)) if config.every_layer else [layer]  # `layer` is among them in any case
         asked = [main, own, (depth, "cls"), *((x, "mean") for x in every)]
@@ -56,7 +58,7 @@ def run(config: Config, workdir: str) -> int:
         raise UserError(f"workdir: {workdir} holds a training run, whose report would be lost; give another --workdir")
     directory.mkdir(parents=True, exist_ok=True)
     for source in models.values():
-        resolve(source)
+        check_model(source, config)
     parts = open_parts(config)
     measured: dict[str, comparison.Measured] = {}
     for name, source in models.items():
@@ -68,6 +70,7 @@ def run(config: Config, workdir: str) -> int:
     return 0
 
 
+@device_memory("lower config.batch_size or config.max_length")
 def measure(name: str, source: str, parts: list[Part], config: Config) -> comparison.Measured:
     """Opens one model and measures all parts with it."""
     encoder = Encoder.from_pretrained(
@@ -122,6 +125,14 @@ def validate(config: Config) -> dict[str, str]:
     return models
 
 
+def check_model(source: str, config: Config) -> None:
+    """Raises UserError if there is no such model, or not the layer asked for in it; reads no weights."""
+    path = encoder_directory(resolve(source)) / "config.json"
+    depth = huggingface.config_from_hf(read_json(path), str(path)).num_layers
+    if config.layer > depth:
+        raise UserError(f"config.layer={config.layer}: {source} has {depth} layers")
+
+
 def short_name(source: str) -> str:
     """`x` of runs/x/export, `bert-base` of google/bert-base."""
     parts = [part for part in Path(source).parts if part not in ("export", "/")]
@@ -141,9 +152,16 @@ def open_parts(config: Config) -> list[Part]:
         parts.append(retrieve(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))
     if config.sample:
         parts.append(retrieve(retrieval.sample_sets(config.sample), "sample"))
-    for directory in filter(None, config.parallel.split(",")):
+    names = {"tatoeba", "sample"}
+    for directory in filter(None, map(str.strip, config.parallel.split(","))):
         texts = similarity.read_parallel(directory, field="config.parallel")
-        name = Path(directory).name
+        name = Path(directory).resolve().name
+        if name in names:
+            raise UserError(
+                f"config.parallel: the scores of {directory} would stand under the name {name}, which is another "
+                "test set's; rename the directory or give it once"
+            )
+        names.add(name)
         english = texts[similarity.PIVOT]
         if config.cka_batch > len(english):
             raise UserError(f"config.cka_batch={config.cka_batch}: {directory} has {len(english)} sentences; give less")

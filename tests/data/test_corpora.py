@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -111,6 +113,38 @@ def test_random_access_over_shards(tmp_path, opened, monkeypatch):
     for outside in (-1, len(kept)):
         with pytest.raises(IndexError):
             pair.read([outside])
+
+
+def test_the_message_is_renewed_and_every_pair_is_still_itself(tmp_path, opened, monkeypatch):
+    monkeypatch.setattr(prepare, "MESSAGE_PAIRS", 3)
+    rows = [(f"sentence {i} {'x' * (i % 4)}", f"Satz {i}") for i in range(10)]
+    (pair,) = opened(f"en-de={write(tmp_path / 'a.tsv', [(a.strip(), b) for a, b in rows])}")
+    assert everything(pair) == [(a.strip(), b) for a, b in rows]
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from ppa_jax.data import prepare, sources
+for spec in sys.argv[2:]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    (source,) = sources.parse_pairs(spec)
+    prepare.prepare(source, sources.Cleaning(), Path(sys.argv[1]))
+    kilobytes = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())["VmHWM"].split()[0]
+    print(int(kilobytes) / 1024)
+"""
+
+
+def test_preparing_keeps_no_text(tmp_path):
+    """A protocol buffer keeps what was ever put into it: 80 MB here, if it is not renewed."""
+    specs = []
+    for name, pairs in (("few", 20_000), ("many", 60_000)):
+        write(tmp_path / f"{name}.tsv", ((f"{i} " + "x" * 1000, "y" * 1000) for i in range(pairs)))
+        specs.append(f"en-de={tmp_path}/{name}.tsv")
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "cache"), *specs]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    few, many = map(float, done.stdout.split())
+    assert many < few + 30
 
 
 def test_prepared_corpus_is_a_tfds_dataset(tmp_path, opened):

@@ -49,6 +49,21 @@ def test_records_tell_the_directions_apart():
     json.dumps(records)
 
 
+def test_a_variety_of_english_has_both_directions():
+    """`en-GB` begins like the pivot: its two directions are told apart all the same."""
+    table = {"a": [1.0, 0.0], "b": [0.0, 1.0], "A": [1.0, 0.1], "B": [1.0, 0.2]}
+    scores = evaluate_retrieval(Fixed(table), 1.0, {"en-GB": (["a", "b"], ["A", "B"])}, [(1, "mean")])
+    shown = {(score.language, score.direction): score.value for score in scores}
+    assert shown == {
+        ("en-GB", "en-en-GB"): 100,
+        ("en-GB", "en-GB-en"): 50,
+        ("en-GB", "both"): 75,
+        ("mean", "en-xx"): 100,
+        ("mean", "xx-en"): 50,
+        ("mean", "both"): 75,
+    }
+
+
 def write(directory, name: str, content: bytes | str) -> None:
     (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 

@@ -135,6 +135,12 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         ({"sample": 0}, "no data: give one or more of config.tatoeba"),
         ({"layer": 0}, "config.layer=0: must be -1"),
         ({"layer": 5}, "config.layer=5: .* has 1 layers"),
+        (
+            {"parallel": "nway,nway", "cka_batch": 5},
+            "config.parallel: the scores of nway would stand under the name nway",
+        ),
+        ({"parallel": "nway,../data/nway/", "cka_batch": 5}, "rename the directory or give it once"),
+        ({"parallel": "tatoeba"}, "under the name tatoeba, which is another test set's"),
         ({"dtype": "half"}, "config.dtype=half: must be one of"),
         ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),
         ({"tatoeba": "nowhere"}, "config.tatoeba: no such directory"),
@@ -146,9 +152,24 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         ({"word_alignment_method": "x"}, "config.word_alignment_method=x: must be one of softmax, argmax"),
     ],
 )
-def test_mistakes(shelf, tmp_path, error_line, fields, said):
+def test_mistakes(shelf, data, tmp_path, monkeypatch, error_line, fields, said):
+    work = tmp_path / "data"
+    for name in ("nway", "tatoeba"):
+        shutil.copytree(data / "nway", work / name)
+    monkeypatch.chdir(work)
     assert main(arguments(tmp_path, **({"models": shelf / "model", "sample": 4} | fields))) == 2
     assert re.search(said, error_line())
+
+
+def test_a_layer_that_a_later_model_lacks_is_found_before_the_first_is_measured(shelf, other, tmp_path, error_line):
+    deep = tmp_path / "deep"
+    shutil.copytree(other, deep)
+    config = json.loads((deep / "config.json").read_text())
+    (deep / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
+    run = tmp_path / "run"
+    assert main(arguments(run, models=f"{deep},{shelf / 'model'}", sample=4, layer=5)) == 2
+    assert re.search("config.layer=5: .*model has 1 layers", error_line())
+    assert not (run / "scores.json").exists()
 
 
 def test_a_model_with_a_vocabulary_of_another(shelf, data, tmp_path, error_line):
