@@ -5,7 +5,6 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKDIR ?= runs/demo
 
-
 .PHONY: demo test lint tpu-compile clean
 
 demo: $(VENV)/installed
@@ -22,7 +21,7 @@ lint: $(VENV)/installed-test
 
 # Compiles the real step with the TPU compiler, on a machine without a TPU: memory and collectives per chip.
 tpu-compile: $(VENV)/installed-tpu
-	$(PY) -m benchmarks.tpu_compile
+	TPU_LIBRARY_PATH=$(VENV)/tpu/libtpu/libtpu.so $(PY) -m benchmarks.tpu_compile
 
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ppa_jax needs Python 3.11 or newer; give one: make PYTHON=...')"
@@ -37,8 +36,9 @@ $(VENV)/installed-test: requirements-test.txt $(VENV)/installed
 	$(PIP) --requirement requirements-test.txt
 	touch $@
 
+# Beside the environment, not in it: every other program would look for a TPU when it starts.
 $(VENV)/installed-tpu: $(VENV)/installed
-	$(PIP) libtpu==0.0.42
+	$(PIP) --no-deps --target $(VENV)/tpu libtpu==0.0.42
 	touch $@
 
 clean:

@@ -4,7 +4,7 @@
 
 Prints for each slice the memory of one chip and the bytes of every kind of collective, and fails if anything as large
 as one chip's share of the queue crosses the network but the gradients. mBERT, batch 4,096, queue 65,536, bfloat16.
-Needs libtpu (`make tpu-compile` installs it).
+Needs libtpu: installed, or its libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` sees to it).
 """
 
 from __future__ import annotations
