@@ -1,7 +1,7 @@
 """Masked-LM cross-entropy over the whole vocabulary, from the states of the masked positions to one loss each.
 
 The decoder and the loss are one function with a gradient of its own. With 119,547 word pieces the logits are the
-largest array of a training step, and autodiff passes over it a dozen times, for the labels, the bias and the softmax.
+largest array of a training step, and autodiff passes over it several times, for the labels, the bias and the softmax.
 Here each direction makes one pass besides its matrix products.
 
 Axes: M masked positions, D width, V vocabulary.
