@@ -16,6 +16,7 @@ from ppa_jax.interop.huggingface import Pretrained
 
 OUR_KEY = "ppa_jax"
 SETTINGS_FILE = "config_sentence_transformers.json"
+TRANSFORMER_FILE = "sentence_bert_config.json"
 TRUNCATED = "0_Transformer"  # subfolder of the encoder that ends at the chosen layer
 POOLING = "1_Pooling"
 POOLING_FLAGS = {  # our name -> the flag in 1_Pooling/config.json
@@ -57,7 +58,7 @@ def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, 
     if layer < config.num_layers:
         path = TRUNCATED
         huggingface.write_truncated(directory / path, pretrained, layers=layer, files_from=directory)
-    weight_files.write_json(directory / path / "sentence_bert_config.json", transformer)
+    weight_files.write_json(directory / path / TRANSFORMER_FILE, transformer)
     flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
     pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": True} | flags
     weight_files.write_json(directory / POOLING / "config.json", pool)
@@ -86,34 +87,36 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     """{"layer", "pooling", "max_length"} of a directory written here or by sentence-transformers; None if by neither.
 
     `layer` counts the blocks: the last is num_layers. `normalizes` tells of a Normalize module. Raises UserError when
-    sentence-transformers does more than pool by "cls" or "mean" (another pooling, a Dense module): the vectors would
-    not be the same.
+    sentence-transformers does more than pool by "cls" or "mean" (another pooling, a Dense module, lower case, a prompt
+    before every sentence): the vectors would not be the same.
     """
     directory = Path(directory)
-    if (directory / SETTINGS_FILE).is_file():
-        ours = weight_files.read_json(directory / SETTINGS_FILE).get(OUR_KEY)
-        if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
-            return {key: ours[key] for key in ("layer", "pooling", "max_length")}
-    if not (directory / "modules.json").is_file():
+    listed = directory / "modules.json"
+    modules = weight_files.read_json_list(listed) if listed.is_file() else []
+    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
+    paths = {kind: directory / module.get("path", "") for kind, module in zip(kinds, modules, strict=True)}
+    encoder = paths.get("Transformer", directory)
+    settings, transformer = _read(directory / SETTINGS_FILE), _read(encoder / TRANSFORMER_FILE)
+    if (name := settings.get("default_prompt_name")) and (settings.get("prompts") or {}).get(name):
+        where = directory / SETTINGS_FILE
+        raise UserError(f"{where}: default_prompt_name {name!r} is not supported; only null, or an empty prompt, is")
+    # Without modules.json, sentence-transformers does not read this file; the tokenizer has a setting of its own.
+    if modules and transformer.get("do_lower_case"):
+        raise UserError(f"{encoder / TRANSFORMER_FILE}: do_lower_case is not supported; only false is")
+    ours = settings.get(OUR_KEY)
+    if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
+        return {key: ours[key] for key in ("layer", "pooling", "max_length")}
+    if not listed.is_file():
         return None
-    where = directory / "modules.json"
-    encoder, pooling = directory, None
-    for module in weight_files.read_json_list(where):
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        if kind == "Transformer":
-            encoder = directory / module.get("path", "")
-        elif kind == "Pooling":
-            pooling = _pooling(directory / module.get("path", "") / "config.json")
-        elif kind != "Normalize":
-            raise UserError(f"{where}: module {kind} is not supported; only Transformer, Pooling and Normalize are")
-    if pooling is None:
-        raise UserError(f"{where}: no Pooling module; only cls or mean pooling is supported")
+    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise UserError(f"{listed}: module {unknown[0]} is not supported; only Transformer, Pooling and Normalize are")
+    if "Pooling" not in kinds:
+        raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
+    pooling = _pooling(paths["Pooling"] / "config.json")
     config = huggingface.config_from_hf(weight_files.read_json(encoder / "config.json"), str(encoder / "config.json"))
-    lengths = [config.max_length]
-    for name, key in (("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")):
-        if (encoder / name).is_file() and (length := weight_files.read_json(encoder / name).get(key)):
-            lengths.append(int(length))
-    return {"layer": config.num_layers, "pooling": pooling, "max_length": min(lengths)}
+    lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
+    max_length = min([config.max_length, *(int(length) for length in lengths if length)])
+    return {"layer": config.num_layers, "pooling": pooling, "max_length": max_length}
 
 
 def normalizes(directory: str | Path) -> bool:
@@ -135,6 +138,11 @@ def encoder_directory(directory: str | Path) -> Path:
         if str(module.get("type", "")).endswith("Transformer"):
             return directory / module.get("path", "")
     return directory
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that may be absent."""
+    return weight_files.read_json(path) if path.is_file() else {}
 
 
 def _pooling(path: Path) -> str:

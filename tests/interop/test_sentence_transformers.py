@@ -101,6 +101,36 @@ def test_more_than_pooling_is_refused(module: str, pooling: dict, message: str, 
         sentence_transformers.read_settings(tmp_path)
 
 
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(
+    ("file", "values", "refused"),
+    [
+        ("0_Transformer/sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case"),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": "q", "prompts": {"q": "query: "}},
+            "default_prompt_name 'q'",
+        ),
+        ("config_sentence_transformers.json", {"default_prompt_name": "q", "prompts": {"q": "", "p": "passage: "}}, ""),
+        ("config_sentence_transformers.json", {"default_prompt_name": None, "prompts": {"q": "query: "}}, ""),
+    ],
+)
+def test_a_change_of_the_text_is_refused(
+    file: str, values: dict, refused: str, own: bool, tiny: Any, add_tokenizer: Any, tmp_path: Path
+) -> None:
+    pretrained, export = make_export("BertForMaskedLM", tmp_path, tiny, add_tokenizer), tmp_path / "export"
+    sentence_transformers.write_modules(export, pretrained, layer=2, pooling="cls", max_length=8)
+    if not own:  # as sentence-transformers saves it
+        (export / "config_sentence_transformers.json").write_text("{}")
+    written = json.loads((export / file).read_text())
+    (export / file).write_text(json.dumps(written | values))
+    if refused:
+        with pytest.raises(UserError, match=f"{file}: {refused}"):
+            sentence_transformers.read_settings(export)
+    else:
+        assert sentence_transformers.read_settings(export) == {"layer": 2, "pooling": "cls", "max_length": 8}
+
+
 @pytest.mark.parametrize(("layer", "pooling"), [(0, "cls"), (4, "cls"), (3, "max")])
 def test_layer_and_pooling_out_of_range(
     layer: int, pooling: str, tiny: Any, add_tokenizer: Any, tmp_path: Path
