@@ -12,9 +12,9 @@ From the shell, one sentence a line:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from absl import logging
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.evaluation.embed import Embedder, whole_number
+from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop.weight_files import replacing
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.mesh import make_mesh
 
 DTYPES = ("float32", "bfloat16")
+NORMALIZED = 16_384  # vectors brought to length 1 at once: what that needs beside them stays small
 
 
 class Encoder:
@@ -70,13 +73,12 @@ class Encoder:
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
         self.config, self.tokenizer, self.name = config, tokenizer, name
-        self.layer, self.pooling, self.max_length = layer, pooling, max_length
-        self.normalize, self.batch_size = normalize, batch_size
+        self.max_length, self.normalize, self.batch_size = max_length, normalize, batch_size
         devices = jax.local_devices() if devices is None else list(devices)
         self._mesh = make_mesh(len(devices), 1, devices) if devices != jax.devices()[:1] else None
         self._dtype = jnp.dtype(dtype)
         self._embedders: dict[int, Embedder] = {}
-        self.embedder._check([(layer, pooling)])
+        [(self.layer, self.pooling)] = self.embedder._checked([(layer, pooling)])
         self.params = self.embedder._place(params)
 
     @classmethod
@@ -100,19 +102,20 @@ class Encoder:
           pooling: "cls", "mean" or "mean_without_special"; the default likewise, or "mean".
           max_length: likewise, or the longest that the model can number.
           batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row.
-          dtype: of the matrix products, "float32" or "bfloat16".
+          dtype: of the matrix products, "float32" (on TPUs and GPUs too) or "bfloat16".
           devices: to split the batches over; all local ones by default.
 
         Raises:
           UserError: there is no such model, its files are damaged or of another architecture, its SentenceTransformer
-            does something else than pool (give `layer` and `pooling` to go by them), the tokenizer does not fit.
+            does more to a sentence than cut and pool it (give `layer` and `pooling` to go by the encoder alone), the
+            tokenizer does not fit.
         """
         directory = resolve(source)
         try:
             settings = sentence_transformers.read_settings(directory) or {}
-        except UserError:
+        except UserError as error:
             if layer is None or pooling is None:
-                raise
+                raise UserError(f"{error}; to go by the encoder alone, give layer and pooling") from error
             settings = {}
         pretrained = huggingface.read(sentence_transformers.encoder_directory(directory))
         tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
@@ -138,6 +141,7 @@ class Encoder:
         return self._embedder(self.batch_size)
 
     def _embedder(self, rows: int) -> Embedder:
+        rows = whole_number("batch_size", rows)
         if rows < 1:
             raise UserError(f"batch_size={rows}: must be at least 1")
         if rows not in self._embedders:
@@ -158,6 +162,9 @@ class Encoder:
     ) -> np.ndarray:
         """The vectors of sentences, float32 [N, D], in their order; of one string, [D].
 
+        A special token spelled out in a sentence is text here, as in training: "[MASK]" becomes the word pieces of its
+        letters and brackets. sentence-transformers reads it as the token, so vectors of such sentences differ.
+
         Args:
           sentences: any number of any length; longer ones than `max_length` word pieces are cut.
           layer: from 0 (the embeddings) to the number of blocks; by default the encoder's.
@@ -167,7 +174,8 @@ class Encoder:
           progress: show a bar on stderr.
 
         Raises:
-          UserError: a layer or a pooling that there is not, a batch size below 1, something that is not text.
+          UserError: a layer or a pooling that there is not, a batch size below 1, something that is not text, weights
+            that give values that are not numbers.
         """
         if isinstance(sentences, str):
             return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size)[0]
@@ -175,12 +183,20 @@ class Encoder:
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise UserError(f"sentence {i} is {type(sentence).__name__}, not str; give a list of strings")
+            try:
+                sentence.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(
+                    f"sentence {i}: {sentence[error.start]!r} is a lone surrogate, half a character; replace it: "
+                    'text.encode("utf-8", "replace").decode()'
+                ) from None
         request = (self.layer if layer is None else layer, self.pooling if pooling is None else pooling)
         embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
         with _bar(len(sentences), progress) as bar:
-            vectors = embedder.embed(self.params, sentences, [request], progress=bar.update)[request]
+            (vectors,) = embedder.embed(self.params, sentences, [request], progress=bar.update).values()
         if self.normalize if normalize is None else normalize:
-            vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            for i in range(0, len(vectors), NORMALIZED):
+                vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])
         return vectors
 
 
@@ -199,14 +215,6 @@ def resolve(source: str | Path) -> Path:
             )
         return path / "export"
     return huggingface.resolve(source)
-
-
-@contextlib.contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--output={output}: {error.strerror}; give another file") from error
 
 
 def _bar(total: int, shown: bool) -> Any:
@@ -239,9 +247,13 @@ def _encode_file(args: argparse.Namespace) -> int:
     output = Path(args.output)
     if output.suffix != ".npy":
         raise UserError(f"--output={output}: must end in .npy")
-    with _writing(output):  # before the work, not after it
+    try:  # before the work, not after it; what lies there stays until the new file is whole
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.open("ab").close()
+        if output.exists():
+            output.open("ab").close()
+        tempfile.TemporaryFile(dir=output.parent).close()
+    except OSError as error:
+        raise UserError(f"--output={output}: {error.strerror}; give another file") from error
     sentences = read_lines(Path(args.input), field="--input")
     with device_memory("lower --batch-size or --max-length"):
         encoder = Encoder.from_pretrained(
@@ -249,8 +261,8 @@ def _encode_file(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
         )  # fmt: skip
         vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
-    with _writing(output):
-        np.save(output, vectors)
+    with replacing(output, vectors.nbytes) as unfinished, unfinished.open("wb") as file:
+        np.save(file, vectors)
     logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
     print(f"written: {output}, {len(vectors)} x {encoder.config.hidden_size} float32")
     return 0

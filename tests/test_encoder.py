@@ -1,5 +1,6 @@
 """Encoder: the vectors of SentenceTransformer, whatever the input, from Python and from the shell."""
 
+import errno
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from ppa_jax import Encoder, encoder
 from ppa_jax.errors import UserError
+from ppa_jax.evaluation import embed
 from ppa_jax.interop import huggingface, sentence_transformers
 
 TEXTS = ["a short one", "b", "", "this sentence runs on for quite a while longer than ten pieces", "a short one"]
@@ -59,6 +61,16 @@ def test_gives_the_vectors_of_sentence_transformers(exported, layer, pooling, tm
     np.testing.assert_allclose(again.encode(TEXTS), vectors, atol=1e-5 * np.abs(vectors).max())
 
 
+def test_a_special_token_in_a_sentence_is_text(exported):
+    from sentence_transformers import SentenceTransformer
+
+    path = exported(1, "mean")  # where the tiny model still tells sentences apart clearly
+    theirs, ours = SentenceTransformer(str(path), device="cpu"), Encoder.from_pretrained(path)
+    vector = ours.encode("a [MASK] b")
+    np.testing.assert_allclose(vector, ours.encode("a [ mask ] b"), atol=1e-5)
+    assert np.abs(vector - theirs.encode("a [MASK] b")).max() > 0.01
+
+
 def test_a_normalize_module_counts(exported):
     from sentence_transformers import SentenceTransformer
 
@@ -96,6 +108,22 @@ def test_any_number_of_sentences_of_any_length(directory):
         np.testing.assert_allclose(vectors[i], model.encode(many[i]), atol=1e-5)
 
 
+def test_thousands_of_sentences_stay_in_order_and_need_few_programs(directory, monkeypatch):
+    for module, name in ((embed, "CHUNK"), (encoder, "NORMALIZED")):
+        monkeypatch.setattr(module, name, 700)  # several, the last one partial
+    model = Encoder.from_pretrained(directory, layer=1, batch_size=8)
+    rng = np.random.default_rng(0)
+    many = ["".join(rng.choice(list("abcdefg "), rng.integers(1, 40))) for _ in range(4000)]
+    vectors = model.encode(many)
+    order = rng.permutation(len(many))  # other blocks, other neighbours in a row
+    np.testing.assert_allclose(model.encode([many[i] for i in order]), vectors[order], atol=1e-5)
+    assert len(np.unique(vectors.round(3), axis=0)) > 0.9 * len(set(many))
+    unit = model.encode(many, normalize=True)
+    np.testing.assert_allclose(unit, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-5)
+    (program,) = model.embedder._programs.values()
+    assert program._cache_size() <= 3  # full blocks, and two shorter ones
+
+
 def test_devices_share_the_work_and_change_nothing(directory):
     one = Encoder.from_pretrained(directory, devices=jax.devices()[:1])
     eight = Encoder.from_pretrained(directory)
@@ -121,10 +149,17 @@ def test_a_run_stands_for_its_export(exported, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        ({"layer": 4}, "layer 4: this encoder has layers 1 to 3"),
+        ({"layer": 4}, "layer 4: this encoder has layers 0 to 3"),
+        ({"layer": -1}, "layer -1: this encoder has layers 0 to 3"),
+        ({"layer": 2.7}, "layer=2.7: must be a whole number"),
+        ({"layer": "2"}, "layer='2': must be a whole number"),
         ({"pooling": "max"}, "'max': choose from cls"),
+        ({"pooling": ["mean"]}, "pooling .*: choose from cls"),
         ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 1.5}, "batch_size=1.5: must be a whole number"),
+        ({"batch_size": "8"}, "batch_size='8': must be a whole number"),
         ({"sentences": ["a", None]}, "sentence 1 is NoneType, not str"),
+        ({"sentences": ["a", "\u00fc", "a\ud800b"]}, r"sentence 2: '\\ud800' is a lone surrogate"),
     ],
 )
 def test_what_it_cannot_do(directory, options, said):
@@ -134,7 +169,14 @@ def test_what_it_cannot_do(directory, options, said):
 
 
 @pytest.mark.parametrize(
-    "options, said", [({"layer": 9}, "layer 9"), ({"dtype": "int8"}, "dtype=int8: must be one of")]
+    "options, said",
+    [
+        ({"layer": 9}, "layer 9"),
+        ({"layer": "2"}, "layer='2'"),
+        ({"dtype": "int8"}, "dtype=int8: must be one of"),
+        ({"batch_size": "8"}, "batch_size='8'"),
+        ({"max_length": 8.0}, "max_length=8.0: must be a whole number"),
+    ],
 )
 def test_what_it_cannot_open(directory, options, said):
     with pytest.raises(UserError, match=said):
@@ -147,7 +189,7 @@ def test_a_module_that_does_more_than_pool_is_refused_unless_overruled(exported,
     dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
     (path / "modules.json").write_text(json.dumps([*modules, dense]))
     (path / "config_sentence_transformers.json").unlink()
-    with pytest.raises(UserError, match="module Dense is not supported"):
+    with pytest.raises(UserError, match=r"module Dense is not supported.*; to go by the encoder alone, give layer and"):
         Encoder.from_pretrained(path)
     assert Encoder.from_pretrained(path, layer=3, pooling="mean").layer == 3
 
@@ -167,17 +209,43 @@ def test_from_the_shell(directory, tmp_path, capsys):
     "change, said",
     [
         ({"output": "x.txt"}, "must end in .npy"),
+        ({"output": "{tmp}/in.txt/o.npy"}, "--output=.*: .*; give another file"),
+        ({"output": "{tmp}/directory.npy"}, "--output=.*: Is a directory; give another file"),
         ({"input": "missing.txt"}, "--input: .*missing.txt"),
+        ({"input": "{tmp}/empty.txt"}, "--input: .*empty.txt is empty"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all"),
     ],
 )
-def test_mistakes_on_the_command_line(directory, tmp_path, capsys, change, said):
+@pytest.mark.parametrize("existing", [None, b"vectors of an earlier day"])
+def test_mistakes_on_the_command_line(directory, tmp_path, capsys, change, said, existing):
     (tmp_path / "in.txt").write_text("abc\n")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "directory.npy").mkdir()
+    if existing:
+        (tmp_path / "o.npy").write_bytes(existing)
+    before = sorted(tmp_path.iterdir())
     given = {"model": directory, "input": tmp_path / "in.txt", "output": tmp_path / "o.npy"} | change
-    assert encoder.main([f"--{name}={value}" for name, value in given.items()]) == 2
+    assert encoder.main([f"--{name}={value}".replace("{tmp}", str(tmp_path)) for name, value in given.items()]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "Traceback" not in err
     assert re.search(said, err)
+    assert sorted(tmp_path.iterdir()) == before
+    assert not existing or (tmp_path / "o.npy").read_bytes() == existing
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_one_before(directory, tmp_path, capsys, monkeypatch):
+    def full(file, vectors):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(encoder.np, "save", full)
+    (tmp_path / "in.txt").write_text("abc\n")
+    (tmp_path / "o.npy").write_bytes(b"vectors of an earlier day")
+    given = [f"--model={directory}", f"--input={tmp_path / 'in.txt'}", f"--output={tmp_path / 'o.npy'}"]
+    assert encoder.main(given) == 2
+    assert "o.npy: no space left" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.txt", "o.npy"]
+    assert (tmp_path / "o.npy").read_bytes() == b"vectors of an earlier day"
 
 
 def test_the_package_is_light_until_it_is_used():

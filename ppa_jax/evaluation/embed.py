@@ -11,6 +11,7 @@ Axes: N sentences, R rows of a block, W row width, k sentences of a row, D width
 from __future__ import annotations
 
 import bisect
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -59,6 +60,14 @@ def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
         yield begin, len(sentences)
 
 
+def whole_number(name: str, value: Any) -> int:
+    """`value` as an int. Raises UserError, naming it, for text, fractions and all else that is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name}={value!r}: must be a whole number") from None
+
+
 class Embedder:
     """Embeds sentences with an encoder whose parameters come with every call.
 
@@ -81,12 +90,13 @@ class Embedder:
           tokenizer: of the same model.
           max_length: word pieces of a sentence with its special tokens; longer ones are cut.
           mesh: splits the rows over its axis `data`; None computes where the parameters are.
-          dtype: of the matrix products.
+          dtype: of the matrix products; float32 is that on every device, where JAX's own default may be less.
           rows: of 128 tokens in a full block, for each device along `data`; wider rows are as many fewer.
 
         Raises:
           UserError: a max_length that the encoder cannot number, or without room for a word piece.
         """
+        max_length = whole_number("max_length", max_length)
         if not 3 <= max_length <= config.max_length:
             raise UserError(f"max_length={max_length}: must be in 3 to {config.max_length} for this encoder")
         self.config = config
@@ -96,7 +106,8 @@ class Embedder:
         self.rows = rows
         self._shards = mesh.shape["data"] if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
-        self._encoder = Encoder(config, dtype)
+        self._dtype = jnp.dtype(dtype)
+        self._encoder = Encoder(config, self._dtype)
         self._programs: dict[Any, Program] = {}
 
     def embed(
@@ -116,10 +127,9 @@ class Embedder:
           progress: called with the number of sentences just finished.
 
         Raises:
-          UserError: a layer that the encoder lacks, or an unknown pooling.
+          UserError: a layer that the encoder lacks, an unknown pooling, or states that are not finite.
         """
-        requests = tuple(dict.fromkeys((int(layer), pooling) for layer, pooling in requests))
-        self._check(requests)
+        requests = self._checked(requests)
         D = self.config.hidden_size
         vectors = {request: np.empty((len(sentences), D), np.float32) for request in requests}
         if not requests or not len(sentences):
@@ -134,7 +144,9 @@ class Embedder:
             distinct = {request: np.empty((len(number), D), np.float32) for request in requests}
             for numbers, slots, pooled in self._run(program, params, self.tokenizer.encode(list(number))):
                 for request, vectors_RxkxD in zip(requests, pooled, strict=True):
-                    distinct[request][numbers] = np.asarray(vectors_RxkxD).reshape(-1, D)[slots]
+                    found = np.asarray(vectors_RxkxD).reshape(-1, D)[slots]
+                    self._check_finite(request[0], found)
+                    distinct[request][numbers] = found
                 progress(int(repeats[numbers].sum()))
             for request in requests:
                 vectors[request][begin:end] = distinct[request][which]
@@ -153,15 +165,16 @@ class Embedder:
         Yields every sequence once, in no particular order.
 
         Raises:
-          UserError: a layer that the encoder lacks.
+          UserError: a layer that the encoder lacks, or states that are not finite.
         """
-        layers = tuple(dict.fromkeys(map(int, layers)))
-        self._check([(layer, "mean") for layer in layers])
+        layers = tuple(layer for layer, _ in self._checked([(layer, "mean") for layer in layers]))
         program = self._states(layers)
         params = self._place(params)
         for begin in range(0, len(sequences), CHUNK):
             for numbers, slots, states in self._run(program, params, sequences[begin : begin + CHUNK]):
                 *states_RxWxD, start_Rxk, length_Rxk = map(np.asarray, states)
+                for layer, found in zip(layers, states_RxWxD, strict=True):
+                    self._check_finite(layer, found)
                 k = start_Rxk.shape[1]
                 for number, slot in zip(numbers, slots, strict=True):
                     start, length = start_Rxk.flat[slot], length_Rxk.flat[slot]
@@ -171,12 +184,24 @@ class Embedder:
                         {x: s[slot // k, inner] for x, s in zip(layers, states_RxWxD, strict=True)},
                     )
 
-    def _check(self, requests: Iterable[Request]) -> None:
-        for layer, pooling in requests:
+    def _checked(self, requests: Iterable[tuple[Any, Any]]) -> tuple[Request, ...]:
+        """The requests, each once, or UserError for one that cannot be served."""
+        checked = []
+        for given, pooling in requests:
+            layer = whole_number("layer", given)
             if not 0 <= layer <= self.config.num_layers:
-                raise UserError(f"layer {layer}: this encoder has layers 1 to {self.config.num_layers}")
+                raise UserError(f"layer {layer}: this encoder has layers 0 to {self.config.num_layers}")
             if pooling not in POOLINGS:
                 raise UserError(f"pooling {pooling!r}: choose from {', '.join(POOLINGS)}")
+            checked.append((layer, pooling))
+        return tuple(dict.fromkeys(checked))
+
+    def _check_finite(self, layer: int, found: np.ndarray) -> None:
+        if not np.isfinite(found).all():
+            raise UserError(
+                f"layer {layer}: the model's weights, or dtype={self._dtype}, give values that are not numbers; "
+                "check the weights, or take another dtype"
+            )
 
     def _run(self, program: Program, params: Any, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any, Any]]:
         """Results of block t - 1 are handed out while block t is being computed."""
@@ -242,7 +267,9 @@ class Embedder:
         return self._program(layers, states)
 
     def _apply(self, params: Any, ids: Any, positions: Any, segments: Any, layers: int) -> Any:
-        return self._encoder.apply({"params": params}, ids, positions, segments, all_hidden=True, layers=layers)
+        # Unless told otherwise, JAX multiplies float32 as bfloat16 on TPUs and as TF32 on GPUs.
+        with jax.default_matmul_precision("highest" if self._dtype == jnp.float32 else None):
+            return self._encoder.apply({"params": params}, ids, positions, segments, all_hidden=True, layers=layers)
 
     def _program(self, key: Any, function: Program) -> Program:
         if key not in self._programs:

@@ -162,6 +162,28 @@ def test_long_texts_are_tokenised_a_few_at_a_time(params, monkeypatch):
         np.testing.assert_allclose(vector, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype, exact", [("float32", True), ("bfloat16", False)])
+def test_float32_is_float32_on_every_device(params, dtype, exact):
+    embedder = Embedder(CONFIG, Words(), max_length=24, dtype=dtype)
+    _, _, block = next(embedder._blocks([[7] * 5]))
+    for program in (embedder._pooled(((3, "cls"),)), embedder._states((3,))):
+        lines = program.lower(params, *block).as_text().splitlines()
+        products = [line for line in lines if "stablehlo.dot_general" in line]
+        assert len(products) == 3 * 8  # a layer's: four of the attention, two within it, two of the feed-forward
+        assert [line for line in products if ("precision = [HIGHEST, HIGHEST]" in line) != exact] == []
+
+
+def test_states_that_are_not_numbers_are_told(params):
+    broken = jax.tree.map(np.array, params)
+    broken["layer_1"]["feed_forward"]["output"]["bias"][3] = np.nan
+    embedder = Embedder(CONFIG, Words(), max_length=24, dtype="bfloat16")
+    said = "layer 2: the model's weights, or dtype=bfloat16, give values that are not numbers"
+    with pytest.raises(UserError, match=said):
+        embedder.embed(broken, ["a b"], [(1, "mean"), (2, "cls")])
+    with pytest.raises(UserError, match=said):
+        list(embedder.token_states(broken, [[7, 8]], [1, 2]))
+
+
 def test_nothing_in_nothing_out(params):
     embedder = Embedder(CONFIG, Words(), max_length=24)
     assert embedder.embed(params, [], [(3, "mean")])[3, "mean"].shape == (0, 32)
@@ -169,14 +191,20 @@ def test_nothing_in_nothing_out(params):
 
 
 @pytest.mark.parametrize(
-    "request_, said", [((4, "cls"), "layers 1 to 3"), ((-1, "cls"), "layer -1"), ((3, "max"), "'max': choose from cls")]
+    "request_, said",
+    [
+        ((4, "cls"), "layers 0 to 3"),
+        ((-1, "cls"), "layer -1"),
+        ((3, "max"), "'max': choose from cls"),
+        ((2.7, "cls"), "layer=2.7: must be a whole number"),
+    ],
 )
 def test_requests_the_encoder_cannot_serve(params, request_, said):
     with pytest.raises(UserError, match=said):
         Embedder(CONFIG, Words(), max_length=24).embed(params, ["a"], [request_])
 
 
-@pytest.mark.parametrize("max_length", [2, 65])
-def test_lengths_the_encoder_cannot_number(max_length):
-    with pytest.raises(UserError, match="3 to 64"):
+@pytest.mark.parametrize("max_length, said", [(2, "3 to 64"), (65, "3 to 64"), ("8", "max_length='8'")])
+def test_lengths_the_encoder_cannot_number(max_length, said):
+    with pytest.raises(UserError, match=said):
         Embedder(CONFIG, Words(), max_length=max_length)
