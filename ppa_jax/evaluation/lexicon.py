@@ -33,10 +33,10 @@ from absl import logging
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
-from ppa_jax.evaluation.neighbours import BLOCK, nearest, unit
-from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
+from ppa_jax.evaluation.neighbours import BLOCK, knn, nearest
+from ppa_jax.evaluation.retrieval import PIVOT, means, way
+from ppa_jax.evaluation.scores import Score, per_item
 
-PIVOT = "en"
 INPUT_EMBEDDINGS = (
     "input_embeddings"  # the pooling of scores without a layer: the mean of the word's pieces in the table
 )
@@ -164,21 +164,8 @@ def hubness(
     Returns:
       [N] for the sources, [M] for the targets.
     """
-    sources, targets = unit(sources), unit(targets)
-    nearest_of_source = np.full((len(sources), min(k, len(targets))), -np.inf, np.float32)
-    nearest_of_target = np.full((len(targets), min(k, len(sources))), -np.inf, np.float32)
-    for s in range(0, len(sources), block):
-        for t in range(0, len(targets), block):
-            similarity = sources[s : s + block] @ targets[t : t + block].T
-            _keep_greatest(nearest_of_source[s : s + block], similarity)
-            _keep_greatest(nearest_of_target[t : t + block], similarity.T)
-    return nearest_of_source.mean(1), nearest_of_target.mean(1)
-
-
-def _keep_greatest(kept: np.ndarray, more: np.ndarray) -> None:
-    """Each row of `kept`, [N, k], becomes the k greatest of itself and the row of `more`."""
-    k = kept.shape[1]
-    kept[:] = np.partition(np.concatenate([kept, np.ascontiguousarray(more)], axis=1), -k, axis=1)[:, -k:]
+    ahead, back = knn(sources, targets, k, block=block)
+    return ahead.cosines.mean(1), back.cosines.mean(1)
 
 
 def input_embeddings(embedder: Embedder, params: Any, words: Sequence[str]) -> np.ndarray:
@@ -235,7 +222,7 @@ def evaluate_lexicon(
             hubs = dict(zip(words, hubness(space[dictionary.source], space[dictionary.target], k), strict=True))
             for direction in directions:
                 scores += _scores(direction, words, space, hubs, (task, layer, pooling))
-    return scores + _means(scores)
+    return scores + means(scores, way)
 
 
 def _representations(
@@ -276,11 +263,3 @@ def _scores(
                 direction = f"{source}-{target}"
                 scores.append(Score(task, language, direction, layer, pooling, name, (group,), len(counted)))
     return scores
-
-
-def _means(scores: list[Score]) -> list[Score]:
-    groups: dict[tuple[Any, ...], list[Score]] = {}
-    for score in scores:
-        kind = f"{PIVOT}-xx" if score.direction.startswith(f"{PIVOT}-") else f"xx-{PIVOT}"
-        groups.setdefault((score.layer, score.pooling, kind, score.metric), []).append(score)
-    return [mean_over_languages(group, key[2]) for key, group in groups.items()]

@@ -24,8 +24,9 @@ from absl import logging
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
-from ppa_jax.evaluation.neighbours import BLOCK, knn
-from ppa_jax.evaluation.scores import Score, mean_over_languages
+from ppa_jax.evaluation.neighbours import BLOCK, distinct, knn
+from ppa_jax.evaluation.retrieval import language_of, means, way
+from ppa_jax.evaluation.scores import Score
 
 FORM = "xx-en.SPLIT.xx, xx-en.SPLIT.en (id<TAB>sentence) and xx-en.SPLIT.gold (id<TAB>id)"
 TUNING = ("dev", "sample", "training", "train", "test")  # the first one present chooses the threshold
@@ -162,8 +163,7 @@ def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = BLOCK)
     Every sentence of either side proposes the best of its k neighbours; the proposals are taken from the highest score
     down, but for those with a sentence that is already in a pair.
     """
-    forward, to_target = knn(source, target, k, block=block)
-    backward, to_source = knn(target, source, k, block=block)
+    (forward, to_target), (backward, to_source) = knn(source, target, k, block=block)
     source_mean, target_mean = forward.mean(1), backward.mean(1)
     ahead = margin_scores(forward, to_target, source_mean, target_mean)
     back = margin_scores(backward, to_source, target_mean, source_mean)
@@ -208,7 +208,8 @@ def evaluate_mining(
     A metric is called `f1_best_threshold` (`precision_`, `recall_`) where the threshold was chosen on the very set that
     is scored: an upper bound, whose interval leaves out that choice. The items of the bootstrap are the source
     sentences, each with its gold and its found pairs, the same ones for every model; neighbouring sentences are joined
-    to at most 10,000 items. `count` is the number of gold pairs.
+    to at most 10,000 items. `count` is the number of gold pairs. The language is the one that is not English; the
+    direction is the name of the pair, and that of the means `xx-en` or `en-xx`, or `all` where the names differ in it.
 
     Args:
       embedder: made for the model.
@@ -238,39 +239,31 @@ def evaluate_mining(
             )
             taken = Mined(*(column[pairs.score >= threshold] for column in pairs))
             scores += [
-                Score(task, pair.split("-")[0], pair, layer, pooling, metric + suffix, (group,), len(scored.gold))
+                Score(task, language_of(pair), pair, layer, pooling, metric + suffix, (group,), len(scored.gold))
                 for metric, group in _items(taken, scored).items()
             ]
-    kinds = dict.fromkeys((score.layer, score.pooling, score.metric) for score in scores)
-    groups = ([s for s in scores if (s.layer, s.pooling, s.metric) == kind] for kind in kinds)
-    return scores + [mean_over_languages(group, "xx-en") for group in groups]
+    ways = {way(score) for score in scores}
+    direction = ways.pop() if len(ways) == 1 else "all"  # which text is called the source changes next to nothing
+    return scores + means(scores, lambda score: direction)
 
 
 def _mine_all(
     embedder: Embedder, params: Any, bitext: Bitext, requests: Sequence[Request], k: int, shown: str
 ) -> dict[Request, Mined]:
     """The pairs found for each request, between sentences whose text stands once."""
-    source, source_number = _distinct(bitext.source)
-    target, target_number = _distinct(bitext.target)
-    repeated = int((source_number < 0).sum()), int((target_number < 0).sum())
+    source, source_number, source_count = distinct(bitext.source)
+    target, target_number, target_count = distinct(bitext.target)
+    repeated = (source_count > 1).sum(), (target_count > 1).sum()
     if any(repeated):
         logging.info("%s: %d source and %d target texts stand more than once and are not paired", shown, *repeated)
     mined = {}
     for group in [requests] if len(source) + len(target) <= LARGE else [[request] for request in requests]:
         for request, vectors in embedder.embed(params, [*source, *target], group).items():
             found = mine(vectors[: len(source)], vectors[len(source) :], k)
-            sources, targets = source_number[found.source], target_number[found.target]
-            kept = (sources >= 0) & (targets >= 0)
-            mined[request] = Mined(sources[kept], targets[kept], found.score[kept])
+            kept = (source_count[found.source] == 1) & (target_count[found.target] == 1)
+            sources, targets = source_number[found.source[kept]], target_number[found.target[kept]]
+            mined[request] = Mined(sources, targets, found.score[kept])
     return mined
-
-
-def _distinct(sentences: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """The texts, each once, and for each the number of its sentence; -1 if there are several."""
-    number: dict[str, int] = {}
-    for i, text in enumerate(sentences):
-        number[text] = -1 if text in number else i
-    return list(number), np.array(list(number.values()), np.int64)
 
 
 def _is_gold(found: Mined, bitext: Bitext) -> np.ndarray:

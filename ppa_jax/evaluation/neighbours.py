@@ -1,13 +1,38 @@
 """Nearest neighbours by cosine: exact, in blocks, so that a million vectors fit in memory.
 
-Axes: N queries, M targets, D width, k neighbours.
+Equal vectors need not have equal cosines: a matrix product may round a column differently in another place. Where the
+same text stands twice, search among the `distinct` ones; which of several equals is found is then the caller's choice.
+
+Axes: N queries or sources, M targets, D width, k neighbours.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 BLOCK = 4096  # queries, and targets, whose products are held at once
+
+
+class Neighbours(NamedTuple):
+    """The k nearest vectors of the other side, nearest first."""
+
+    cosines: Any  # [N, k] float32
+    indices: Any  # [N, k]
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The texts, each once and in order of appearance; where each stands first, and how often it stands (int64)."""
+    first: dict[str, int] = {}
+    for i, text in enumerate(texts):
+        first.setdefault(text, i)
+    count = Counter(texts)  # in the same order
+    return list(first), np.array(list(first.values()), np.int64), np.array(list(count.values()), np.int64)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -19,10 +44,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def nearest(
     queries: np.ndarray, targets: np.ndarray, penalty: np.ndarray | None = None, *, block: int = BLOCK
 ) -> np.ndarray:
-    """Index [N] of the best target for each query; of equally good ones the first. Memory: block squared.
+    """Index [N] of the best target for each query; of equal cosines the first, but see above. Memory: block squared.
 
     Args:
-      queries: [N, D] of any length; a vector of zeros is equally far from everything.
+      queries: [N, D] of any length; a vector of zeros has cosine 0 with everything.
       targets: [M, D], M at least 1.
       penalty: [M], subtracted from the cosine with each target; none by default.
     """
@@ -43,35 +68,55 @@ def nearest(
     return chosen
 
 
-def knn(queries: np.ndarray, targets: np.ndarray, k: int, *, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest targets of every query by cosine, nearest first: exact, in blocks.
+def knn(sources: np.ndarray, targets: np.ndarray, k: int, *, block: int = BLOCK) -> tuple[Neighbours, Neighbours]:
+    """The k nearest targets of every source, and the k nearest sources of every target: exact, by cosine.
 
-    Beside the vectors and the result (N * k * 12 bytes) it holds 16 * block^2 bytes and little more, 300 MB: a million
-    sentences on each side, of width 768, need 6.5 GB, nearly all of it their vectors.
+    Every product is computed once, on the default device, in float32. Beside the vectors and the result this holds
+    a few products of two blocks, 200 MB in all, and no more for a million sentences on either side.
 
     Args:
-      queries: [N, D] of any length; a vector of zeros has cosine 0 with everything.
+      sources: [N, D] of any length; a vector of zeros has cosine 0 with everything.
       targets: [M, D].
-      k: cut to M. Of equally near targets at its border any may be taken.
+      k: cut to M for the sources, to N for the targets. Of equally near ones at its border any may be taken.
 
     Returns:
-      Cosines [N, k] float32 and indices [N, k] int64.
+      Cosines [N, k] float32 and indices [N, k] int64 of the sources, and [M, k] of the targets.
     """
-    if not len(targets):
-        raise ValueError("no neighbours: targets is empty")
-    k = min(k, len(targets))
-    cosines, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-    for q in range(0, len(queries), block):
-        query = unit(queries[q : q + block])
-        best = np.empty((len(query), 0), np.float32)
-        where = np.empty((len(query), 0), np.int64)
-        for t in range(0, len(targets), block):
-            similarity = query @ unit(targets[t : t + block]).T
-            border = max(0, similarity.shape[1] - k)
-            near = np.argpartition(similarity, border, axis=1)[:, border:]
-            best = np.concatenate([best, np.take_along_axis(similarity, near, 1)], axis=1)
-            where = np.concatenate([where, t + near], axis=1)
-            order = np.lexsort((where, -best), axis=1)[:, :k]
-            best, where = np.take_along_axis(best, order, 1), np.take_along_axis(where, order, 1)
-        cosines[q : q + block], indices[q : q + block] = best, where
-    return cosines, indices
+    if not (len(sources) and len(targets)):
+        raise ValueError("no neighbours: a side is empty")
+    ahead = []
+    back = [_none(targets[t : t + block], min(k, len(sources))) for t in range(0, len(targets), block)]
+    for s in range(0, len(sources), block):
+        source = jnp.asarray(sources[s : s + block], np.float32)
+        here = _none(source, min(k, len(targets)))
+        for i, t in enumerate(range(0, len(targets), block)):
+            target = np.asarray(targets[t : t + block], np.float32)
+            here, back[i] = _nearer(source, target, here, back[i], s, t)
+        ahead.append(jax.device_get(here))  # waits: no block is sent long before its turn
+    return _joined(ahead), _joined(jax.device_get(back))
+
+
+def _none(vectors: Any, k: int) -> Neighbours:
+    return Neighbours(np.full((len(vectors), k), -np.inf, np.float32), np.zeros((len(vectors), k), np.int32))
+
+
+def _joined(blocks: Sequence[Neighbours]) -> Neighbours:
+    cosines, indices = map(np.concatenate, zip(*blocks, strict=True))
+    return Neighbours(cosines, indices.astype(np.int64))
+
+
+@jax.jit
+def _nearer(
+    source: Any, target: Any, ahead: Neighbours, back: Neighbours, s: Any, t: Any
+) -> tuple[Neighbours, Neighbours]:
+    """The neighbours so far of a block of sources and one of targets, which begin at s and t, and of each other."""
+    source, target = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (source, target))
+    cosines = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)  # else accelerators round to 10 bits
+
+    def merged(kept: Neighbours, cosines: Any, start: Any) -> Neighbours:
+        k = kept.cosines.shape[1]
+        near, where = jax.lax.top_k(cosines, min(k, cosines.shape[1]))
+        near, order = jax.lax.top_k(jnp.concatenate([kept.cosines, near], axis=1), k)
+        return Neighbours(near, jnp.take_along_axis(jnp.concatenate([kept.indices, where + start], axis=1), order, 1))
+
+    return merged(ahead, cosines, t), merged(back, cosines.T, s)

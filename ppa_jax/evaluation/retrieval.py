@@ -1,8 +1,8 @@
 """Sentence retrieval: is the nearest sentence of the other language the translation?
 
 The Tatoeba test of LASER and XTREME: cosine similarity, top-1, accuracy in percent. A query counts as right when the
-index found is its own; so where the same text stands twice among the targets, one of the two must fail, and of targets
-that are equally near the first is taken. XTREME counts the same way.
+index found is its own. Where the same text stands twice among the targets, the first is the one found, so the query of
+the other fails; XTREME, which searches among all, lets one of the two fail as well.
 
 Axes: N queries, M targets, D width.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from absl import logging
 
 from ppa_jax.data import text_files, world
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.embed import Embedder, Request
-from ppa_jax.evaluation.neighbours import nearest
+from ppa_jax.evaluation.embed import Embedder, Request, Vectors
+from ppa_jax.evaluation.neighbours import distinct, nearest
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
 Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # language -> (English sentences, their translations)
@@ -44,9 +44,11 @@ LANGUAGES: dict[str, str] = {code[:3]: code[4:] for code in _CODES.split()}
 def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[str, tuple[list[str], list[str]]]:
     """All test sets of a directory: ISO 639-1 code -> (English sentences, their translations), in order of the code.
 
+    Pairs with a blank side are left out, and counted in the log.
+
     Raises:
       UserError: no such directory, no file of the form in it, a file without its other side, sides of unequal length,
-        an empty file, text that is not UTF-8. `field` names the setting in the message.
+        an empty file or no pair in it, text that is not UTF-8. `field` names the setting in the message.
     """
     directory = Path(directory).expanduser()
     if not directory.is_dir():
@@ -63,7 +65,12 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
                 f"{field}: {paths[0]} has {len(english)} lines and {paths[1].name} has {len(foreign)}; "
                 "line i of one must translate line i of the other"
             )
-        sets[LANGUAGES.get(code, code)] = english, foreign
+        kept = [i for i, pair in enumerate(zip(english, foreign, strict=True)) if all(text.strip() for text in pair)]
+        if not kept:
+            raise UserError(f"{field}: {paths[0]} and {paths[1].name}: no line has text in both; copy the files again")
+        if len(kept) < len(english):
+            logging.info("%s: %s: left out %d pairs with a blank side", field, paths[1], len(english) - len(kept))
+        sets[LANGUAGES.get(code, code)] = [english[i] for i in kept], [foreign[i] for i in kept]
     return dict(sorted(sets.items()))
 
 
@@ -96,7 +103,8 @@ def evaluate_retrieval(
     Args:
       embedder: made for the model.
       params: the encoder's parameters.
-      sets: a directory (see `read_tatoeba`) or sentences in memory; any language facing English.
+      sets: a directory (see `read_tatoeba`) or sentences in memory; any language facing English. English that is the
+        same in all of them is embedded once.
       requests: (layer, pooling) pairs, as in `Embedder.embed`.
       task: the name under which the scores stand.
 
@@ -108,15 +116,20 @@ def evaluate_retrieval(
     sets = read_tatoeba(sets) if isinstance(sets, (str, Path)) else sets
     scores: list[Score] = []
     shared = len({tuple(english) for english, _ in sets.values()}) == 1  # n-way text: the same sentences everywhere
+    there: Vectors = {}
     for language, (english, foreign) in sets.items():
         if len(english) != len(foreign) or not len(english):
             raise ValueError(f"{task}, {language}: {len(english)} English and {len(foreign)} foreign sentences")
         _note_duplicates(task, language, english, foreign)
-        vectors = embedder.embed(params, [*english, *foreign], requests)
+        if not (shared and there):
+            there = embedder.embed(params, english, requests)
+        back = embedder.embed(params, foreign, requests)
         own = np.arange(len(english))
-        for (layer, pooling), both in vectors.items():
-            there, back = both[: len(english)], both[len(english) :]
-            forth, home = nearest(there, back) == own, nearest(back, there) == own
+        (_, first, _), (_, foreign_first, _) = distinct(english), distinct(foreign)
+        for layer, pooling in back:
+            X, Y = there[layer, pooling], back[layer, pooling]
+            forth = foreign_first[nearest(X, Y[foreign_first])] == own
+            home = first[nearest(Y, X[first])] == own
             for direction, hits, queries in (
                 (f"{PIVOT}-{language}", forth, 1),
                 (f"{language}-{PIVOT}", home, 1),
@@ -126,17 +139,26 @@ def evaluate_retrieval(
                 count = queries * len(own)
                 score = Score(task, language, direction, layer, pooling, "accuracy", (group,), count)
                 scores.append(dataclasses.replace(score, shared_items=shared))
-    return scores + _means(scores)
+    return scores + means(scores, way)
 
 
-def _means(scores: Sequence[Score]) -> list[Score]:
-    """One score for each request and direction, averaged over the languages."""
-    groups: dict[tuple[Any, str, str], list[Score]] = {}
+def means(scores: Sequence[Score], direction_of: Callable[[Score], str]) -> list[Score]:
+    """Means over the languages: one for each layer, pooling, metric, and direction as `direction_of` calls it."""
+    groups: dict[tuple[Any, ...], list[Score]] = {}
     for score in scores:
-        from_pivot = score.direction == f"{PIVOT}-{score.language}"
-        direction = "both" if score.direction == "both" else f"{PIVOT}-xx" if from_pivot else f"xx-{PIVOT}"
-        groups.setdefault((score.layer, score.pooling, direction), []).append(score)
-    return [mean_over_languages(group, direction) for (_, _, direction), group in groups.items()]
+        groups.setdefault((score.layer, score.pooling, score.metric, direction_of(score)), []).append(score)
+    return [mean_over_languages(group, direction) for (*_, direction), group in groups.items()]
+
+
+def way(score: Score) -> str:
+    """`en-xx` for the direction `en-de` of the language `de`, `xx-en` for `de-en`; another one stays as it is."""
+    ways = {f"{PIVOT}-{score.language}": f"{PIVOT}-xx", f"{score.language}-{PIVOT}": f"xx-{PIVOT}"}
+    return ways.get(score.direction, score.direction)
+
+
+def language_of(pair: str) -> str:
+    """`de` of `de-en` and of `en-de`; `de-fr`, without English, as a whole."""
+    return "-".join(code for code in pair.split("-") if code != PIVOT)
 
 
 def _note_duplicates(task: str, language: str, english: Sequence[str], foreign: Sequence[str]) -> None:
@@ -144,6 +166,6 @@ def _note_duplicates(task: str, language: str, english: Sequence[str], foreign: 
         repeated = len(side) - len(set(side))
         if repeated:
             logging.info(
-                "%s, %s: %d of %d %s sentences repeat an earlier one; as targets at most one of equals can be found",
+                "%s, %s: %d of %d %s sentences repeat an earlier one; as targets only the first of equals is found",
                 task, language, repeated, len(side), code,
             )  # fmt: skip

@@ -128,6 +128,22 @@ def test_the_threshold_of_dev_is_applied_to_test():
     assert fake.calls == [[(3, "mean"), (1, "cls")]] * 3
 
 
+@pytest.mark.parametrize(
+    "pairs, languages, mean",
+    [
+        (["de-en", "zh-en"], ["de", "zh"], "xx-en"),
+        (["en-de"], ["de"], "en-xx"),
+        (["en-de", "zh-en"], ["de", "zh"], "all"),
+        (["de-fr", "zh-en"], ["de-fr", "zh"], "all"),
+    ],
+)
+def test_english_on_either_side(pairs, languages, mean):
+    scores = evaluate_mining(Angles(), None, dict.fromkeys(pairs, (DEV, DEV)), [(3, "mean")], k=2)
+    found = [(s.language, s.direction, s.count) for s in scores if s.metric == "f1_best_threshold"]
+    expected = [(language, pair, 3) for language, pair in zip(languages, pairs, strict=True)]
+    assert found == [*expected, ("mean", mean, 3 * len(pairs))]
+
+
 def test_texts_that_repeat_are_never_reported_but_missed(caplog):
     caplog.set_level("INFO")
     twice = bitext("dev", "a0 a30 a60 a0", "b1 b31 b62", [[0, 0], [1, 1], [2, 2]])

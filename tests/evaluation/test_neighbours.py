@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ppa_jax.evaluation.neighbours import knn, nearest
+from ppa_jax.evaluation.neighbours import distinct, knn, nearest
 
 ENGLISH = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])  # 0, 37, 90 degrees
 GERMAN = np.array([[0.6, 0.8], [2.0, 0.0], [0.1, 5.0]])  # 53, 0, 89 degrees, of any length
@@ -42,19 +42,30 @@ def test_a_penalty_is_taken_from_the_cosine():
 
 
 @pytest.mark.parametrize("block", [1, 3, 50, 4096])
-def test_neighbours_agree_with_an_independent_search(block):
+def test_neighbours_of_both_sides_agree_with_an_independent_search(block):
     neighbors = pytest.importorskip("sklearn.neighbors")
     rng = np.random.default_rng(0)
-    queries, targets = rng.normal(size=(70, 12)), rng.normal(size=(60, 12)) * rng.uniform(0.1, 9, (60, 1))
-    distance, expected = neighbors.NearestNeighbors(n_neighbors=4, metric="cosine").fit(targets).kneighbors(queries)
-    cosines, indices = knn(queries, targets, 4, block=block)
-    assert np.array_equal(indices, expected)
-    np.testing.assert_allclose(cosines, 1 - distance, atol=1e-6)
+    sources, targets = rng.normal(size=(70, 12)), rng.normal(size=(60, 12)) * rng.uniform(0.1, 9, (60, 1))
+    for found, queries, others in zip(
+        knn(sources, targets, 4, block=block), (sources, targets), (targets, sources), strict=True
+    ):
+        search = neighbors.NearestNeighbors(n_neighbors=4, metric="cosine").fit(others)
+        distance, expected = search.kneighbors(queries)
+        assert np.array_equal(found.indices, expected)
+        np.testing.assert_allclose(found.cosines, 1 - distance, atol=1e-6)  # a few roundings of float32, 6e-8 each
 
 
-def test_no_more_neighbours_than_targets():
-    cosines, indices = knn(np.eye(2), np.array([[5.0, 0.0], [0.0, 0.0], [3.0, 3.0]]), 8)
-    assert indices.tolist() == [[0, 2, 1], [2, 0, 1]]
-    np.testing.assert_allclose(cosines, [[1, 0.5**0.5, 0], [0.5**0.5, 0, 0]], atol=1e-6)
-    with pytest.raises(ValueError, match="targets is empty"):
-        knn(np.eye(2), np.zeros((0, 2)), 1)
+def test_no_more_neighbours_than_there_are():
+    of_sources, of_targets = knn(np.eye(2), np.array([[5.0, 0.0], [0.0, 0.0], [3.0, 3.0]]), 8)
+    assert of_sources.indices.tolist() == [[0, 2, 1], [2, 0, 1]]
+    np.testing.assert_allclose(of_sources.cosines, [[1, 0.5**0.5, 0], [0.5**0.5, 0, 0]], atol=1e-6)
+    assert of_targets.indices.tolist()[:2] == [[0, 1], [0, 1]]
+    np.testing.assert_allclose(of_targets.cosines, [[1, 0], [0, 0], [0.5**0.5, 0.5**0.5]], atol=1e-6)
+    for sides in ((np.zeros((0, 2)), np.eye(2)), (np.eye(2), np.zeros((0, 2)))):
+        with pytest.raises(ValueError, match="a side is empty"):
+            knn(*sides, 1)
+
+
+def test_distinct_texts_in_order_of_appearance():
+    texts, first, count = distinct(["b", "a", "b", "c", "a", "b"])
+    assert (texts, first.tolist(), count.tolist()) == (["b", "a", "c"], [0, 1, 3], [3, 2, 1])

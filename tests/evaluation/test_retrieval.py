@@ -17,8 +17,10 @@ class Fixed:
 
     def __init__(self, table):
         self.table = table
+        self.embedded = []
 
     def embed(self, params, sentences, requests):
+        self.embedded += sentences
         return {request: np.array([self.table[text] for text in sentences]) * params for request in requests}
 
 
@@ -64,6 +66,31 @@ def test_a_variety_of_english_has_both_directions():
     }
 
 
+def test_of_equal_texts_the_first_is_found():
+    """At this size BLAS rounds equal columns differently, so among all the targets a later copy would win at times."""
+    rng = np.random.default_rng(0)
+    vectors, texts = rng.normal(size=(250, 384)), rng.permutation(np.repeat(np.arange(250), 4))
+    table = {f"{language}{i}": vector for language in ("en", "de") for i, vector in enumerate(vectors)}
+    sets = {"de": ([f"en{i}" for i in texts], [f"de{i}" for i in texts])}
+    first = np.zeros(1000)
+    first[np.unique(texts, return_index=True)[1]] = 1
+    for score in evaluate_retrieval(Fixed(table), 1.0, sets, [(1, "mean")])[:2]:
+        assert np.array_equal(score.groups[0][0], first)
+
+
+def test_english_that_all_languages_share_is_embedded_once():
+    table = {"a": [1.0, 0.0], "b": [0.0, 1.0], "A": [1.0, 0.1], "B": [0.1, 1.0]}
+    shared, other = ["a", "b"], ["b", "a"]
+    for german, expected in ((shared, ["a", "b", "A", "B", "A", "B"]), (other, [*"abABbaAB"])):
+        embedder = Fixed(table)
+        scores = evaluate_retrieval(
+            embedder, 1.0, {"fr": (shared, ["A", "B"]), "de": (german, ["A", "B"])}, [(1, "cls")]
+        )
+        assert embedder.embedded == expected
+        value = {score.language: score.value for score in scores if score.direction == "both"}
+        assert (value["fr"], value["de"]) == (100, 100 if german == shared else 0)
+
+
 def write(directory, name: str, content: bytes | str) -> None:
     (directory / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
@@ -78,6 +105,14 @@ def test_reads_every_language_of_a_directory(tmp_path):
         "de": (["Good day.", "A sentence."], ["Guten Tag.", "Ein\u2028Satz."]),
         "gsw": (["Hello."], ["Grüezi."]),
     }
+
+
+def test_pairs_with_a_blank_side_are_left_out(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path, "tatoeba.deu-eng.deu", "Ja.\n\nNein.\n\u00a0\t\nGut.\n")
+    write(tmp_path, "tatoeba.deu-eng.eng", "Yes.\nWhat?\n \n\nGood.\n")
+    assert read_tatoeba(tmp_path) == {"de": (["Yes.", "Good."], ["Ja.", "Gut."])}
+    assert "tatoeba.deu-eng.deu: left out 3 pairs with a blank side" in caplog.text
 
 
 def test_no_two_files_stand_for_one_language():
@@ -95,6 +130,10 @@ def test_no_two_files_stand_for_one_language():
             "tatoeba.deu-eng.eng has 1 lines and tatoeba.deu-eng.deu has 2",
         ),
         ({"tatoeba.deu-eng.deu": "", "tatoeba.deu-eng.eng": ""}, "deu-eng.eng is empty"),
+        (
+            {"tatoeba.deu-eng.deu": "\na\n", "tatoeba.deu-eng.eng": "b\n\n"},
+            "deu-eng.eng and tatoeba.deu-eng.deu: no line has text in both",
+        ),
         ({"tatoeba.deu-eng.deu": b"a\nb\xff\n", "tatoeba.deu-eng.eng": "a\nb\n"}, "deu-eng.deu:2: not UTF-8"),
         ({"tatoeba.deu-eng.deu": "a\n".encode("utf-16"), "tatoeba.deu-eng.eng": "a\n"}, "deu-eng.deu: UTF-16"),
     ],
