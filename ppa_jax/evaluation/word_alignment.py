@@ -13,6 +13,7 @@ Axes: M source pieces or words, N target ones, D width.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,15 +25,18 @@ from ppa_jax.data.text_files import read_lines
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.evaluation.neighbours import unit
-from ppa_jax.evaluation.scores import Score, mean_over_languages
+from ppa_jax.evaluation.retrieval import language_of, means
+from ppa_jax.evaluation.scores import Score
 
 METHODS = {"softmax": "tokens", "argmax": "tokens_argmax"}  # the pooling under which their scores stand
 THRESHOLD = 1e-3
-UNSPACED = ("zh", "ja", "th", "lo", "km", "my")
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my")  # written without spaces between words
+LONGEST_WORDS = 10  # characters, on average over a file; see `_words`
 TOGETHER = 128  # sentence pairs whose states are held at once
 FORM = "test.xx and test.yy (words with spaces between) and alignv2.txt, or one of align*, *.align, *.pharaoh"
 _PAIR = re.compile(r"([a-z]{2,3})-([a-z]{2,3})")
 _LINK = re.compile(r"(\d+)([-p])(\d+)")
+_AM = "\u0e33\u0eb3"  # Thai and Lao vowels that Unicode calls letters but joins to the one before (UAX 29)
 
 Links = set[tuple[int, int]]  # (source word, target word), from 0
 
@@ -70,9 +74,11 @@ def read_gold(
     Args:
       directory: see above.
       field: names the setting in errors.
-      word_base: whether words count from 0 or 1. By default, of columns: 0 if a 0 is among them, else 1; of lines: 0,
-        or 1 if there is no 0 and a link would point just behind its sentence.
+      word_base: whether words count from 0 or 1. By default: 0 if a link has a 0; else 1 if a link has the number of
+        words of its sentence; else, with a warning, 1 in columns and 0 in lines, which are the customs.
       sentence_base: likewise for the sentences of columns.
+
+    Words have spaces between them; what counts as a word where a language is written without, see `_words`.
 
     A negative word, or 0 where the base is 1, stands for no partner: such links are skipped and counted in the log.
     In columns, sentences without any link were not annotated and are left out, with their count in the log.
@@ -95,7 +101,7 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     codes = directory.resolve().name.split("-")
     paths = [_only(directory, field, f"*.{code}") for code in codes]
     source, target = (
-        [_words(line, code) for line in read_lines(path, field=field)] for path, code in zip(paths, codes, strict=True)
+        _words(read_lines(path, field=field), code, path, field) for path, code in zip(paths, codes, strict=True)
     )
     if len(source) != len(target):
         raise UserError(
@@ -109,14 +115,21 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     if not columns and len(lines) != len(source):
         raise UserError(f"{field}: {path} has {len(lines)} lines and {paths[0].name} has {len(source)}; one each")
     links = _columns(lines, path, field) if columns else _pharaoh(lines, path, field)
-    if sentence_base is None or not columns:
-        sentence_base = 1 if columns and all(link.sentence for link in links) else 0
-    if word_base is None and columns:
-        word_base = 1 if all(link.source and link.target for link in links) else 0
-    elif word_base is None:
-        zero = any(not (link.source and link.target) for link in links)
-        behind = any(len(source[x.sentence]) == x.source or len(target[x.sentence]) == x.target for x in links)
-        word_base = 1 if behind and not zero else 0
+    if not columns:
+        sentence_base = 0  # line i is sentence i
+    elif sentence_base is None:
+        sentence_base = _base("sentence", [(link.sentence, len(source)) for link in links], 1, path, field)
+    for link in links:
+        if not 0 <= link.sentence - sentence_base < len(source):
+            raise UserError(
+                f"{field}: {path}:{link.line}: sentence {link.sentence}, counted from {sentence_base}, but there are "
+                f"{len(source)}; take the texts of the same release"
+                + _other("sentence", link.sentence, sentence_base, len(source))
+            )
+    if word_base is None:
+        counted = [(link.source, len(source[link.sentence - sentence_base])) for link in links]
+        counted += [(link.target, len(target[link.sentence - sentence_base])) for link in links]
+        word_base = _base("word", counted, 1 if columns else 0, path, field)
     logging.info("%s: %s: words from %d, sentences from %d", field, path, word_base, sentence_base)
 
     sure: list[Links] = [set() for _ in source]
@@ -124,16 +137,13 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     without = 0
     for link in links:
         sentence, i, j = link.sentence - sentence_base, link.source - word_base, link.target - word_base
-        if not 0 <= sentence < len(source):
-            raise UserError(
-                f"{field}: {path}:{link.line}: sentence {link.sentence}, counted from {sentence_base}, but there are "
-                f"{len(source)}; take the texts of the same release, or set sentence_base"
-            )
         for word, words, side in ((i, source[sentence], paths[0]), (j, target[sentence], paths[1])):
             if word >= len(words):
+                number = word + word_base
                 raise UserError(
-                    f"{field}: {path}:{link.line}: word {word + word_base}, counted from {word_base}, but "
-                    f"{side.name}:{sentence + 1} has {len(words)}; take the texts of the same release, or set word_base"
+                    f"{field}: {path}:{link.line}: word {number}, counted from {word_base}, but "
+                    f"{side.name}:{sentence + 1} has {len(words)}; take the texts of the same release"
+                    + _other("word", number, word_base, len(words))
                 )
         if i < 0 or j < 0:
             without += 1
@@ -153,10 +163,50 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     )
 
 
-def _words(line: str, language: str) -> list[str]:
-    """The words that gold links count. A line without a space, of a language that needs none, has its characters."""
-    words = [word for word in line.split(" ") if word]
-    return list(words[0]) if len(words) == 1 and language in UNSPACED else words
+def _base(what: str, numbers: Sequence[tuple[int, int]], custom: int, path: Path, field: str) -> int:
+    """Whether they count from 0 or 1, by pairs (number, how many there are); `custom` where that cannot be told."""
+    if any(number == 0 for number, _ in numbers):
+        return 0
+    if any(number == count for number, count in numbers):
+        return 1
+    logging.warning(
+        "%s: %s: no %s has the number 0, and none that of the last: taken as counted from %d; if that is wrong, set "
+        "config.%s_base=%d", field, path, what, custom, what, 1 - custom,
+    )  # fmt: skip
+    return custom
+
+
+def _other(what: str, number: int, base: int, count: int) -> str:
+    """The advice to count from the other base, if the number would then be one of `count`."""
+    return f", or set config.{what}_base={1 - base}" if 0 <= number - (1 - base) < count else ""
+
+
+def _words(lines: list[str], language: str, path: Path, field: str) -> list[list[str]]:
+    """The words of every line that gold links count: what stands between spaces, or single characters.
+
+    Characters are the words of a language written without spaces, unless the file was cut into words, which no single
+    line shows: one may be one word, and raw text has spaces, too, around foreign names and, in Thai, between phrases.
+    A file cut into words has a space for every 2 to 5 characters, raw Chinese one for 60 and more, raw Thai one for 25
+    to 40. So more than 10 for each space in the whole file mean that it is raw. Vowel signs, tone marks and the like
+    belong to the character before them.
+    """
+    words = [[word for word in line.split(" ") if word] for line in lines]
+    characters = sum(len(word) for line in words for word in line)
+    spaces = sum(len(line) - 1 for line in words if line)
+    if language not in UNSPACED or characters <= LONGEST_WORDS * spaces:
+        return words
+    logging.info("%s: %s: not cut into words, so characters are the words", field, path)
+    return [[character for word in line for character in _characters(word)] for line in words]
+
+
+def _characters(text: str) -> list[str]:
+    found: list[str] = []
+    for character in text:
+        if found and (unicodedata.category(character).startswith("M") or character in _AM):
+            found[-1] += character
+        else:
+            found.append(character)
+    return found
 
 
 def _columns(lines: list[str], path: Path, field: str) -> list[_Link]:
@@ -214,7 +264,7 @@ def align_softmax(source: np.ndarray, target: np.ndarray, threshold: float = THR
 
 
 def align_argmax(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """[M, N] bool: the pairs of pieces that are each other's nearest by cosine, of equals the first."""
+    """[M, N] bool: the pairs of pieces that are each other's nearest by cosine; of equally near ones, one."""
     cosine = unit(source) @ unit(target).T
     both = np.zeros(cosine.shape, bool)
     if cosine.size:
@@ -279,16 +329,14 @@ def evaluate_word_alignment(
     scores: list[Score] = []
     for pair, gold in gold_sets.items():
         found = _links(embedder, params, gold, layers, align, f"{task}, {pair}")
-        language = "-".join(code for code in pair.split("-") if code != "en")
+        language = language_of(pair)
         for layer in layers:
             rows = [counts(*links) for links in zip(found[layer], gold.sure, gold.possible, strict=True)]
             for metric in rows[0]:
                 top, bottom = np.array([row[metric] for row in rows], np.float64).T
                 group = (top, bottom)
                 scores.append(Score(task, language, pair, layer, METHODS[method], metric, (group,), len(rows)))
-    kinds = dict.fromkeys((score.layer, score.metric) for score in scores)
-    groups = ([s for s in scores if (s.layer, s.metric) == kind] for kind in kinds)
-    return scores + [mean_over_languages(group, "all") for group in groups]
+    return scores + means(scores, lambda score: "all")
 
 
 def _links(

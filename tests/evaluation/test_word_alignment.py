@@ -1,6 +1,7 @@
 """Word alignment by hand, against PyTorch's softmax and the definition, gold of every form, and a real model."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -175,17 +176,68 @@ def test_the_file_with_sure_and_possible_is_preferred_and_bases_can_be_set(tmp_p
     assert "says nothing of 1 sentences" in caplog.text
 
 
-def test_characters_are_the_words_where_a_language_writes_none(tmp_path):
-    for name, text in {
-        "zh-en/test.zh": "我吃鱼\n我 吃 鱼\n",
-        "zh-en/test.en": "I eat\nfish\n",
-        "zh-en/gold.align": "2-1\n2-0\n",
-    }.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    gold = read_gold(tmp_path)["zh-en"]
-    assert gold.source == [["我", "吃", "鱼"], ["我", "吃", "鱼"]]
-    assert gold.target == [["I", "eat"], ["fish"]]
+@pytest.mark.parametrize(
+    "name, links, assumed, settings",
+    [
+        # Four words each, of which the last have no link.
+        (
+            "a.pharaoh",
+            "1-1 2-2 3-3\n",
+            "no word has the number 0, .* counted from 0; .*config.word_base=1",
+            {"word": 0},
+        ),
+        ("alignv2.txt", "1 2 2 S\n", "no word has the number 0, .* counted from 1; .*config.word_base=0", {"word": 1}),
+        ("alignv2.txt", "1 0 0 S\n", "", {"word": 0, "sentence": 1}),
+        ("a.pharaoh", "1-1 4-4\n", "", {"word": 1}),
+    ],
+)
+def test_a_base_that_nothing_tells_is_assumed_aloud(tmp_path, caplog, name, links, assumed, settings):
+    files = {"test.de": "a b c d\n", "test.en": "e f g h\n", name: links}
+    found = read_gold(write(tmp_path / "de-en", files))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(assumed)
+    assert all(re.search(f"word_alignment: .*{name}: {assumed}$", text) for text in warnings)
+    caplog.clear()
+    given = {f"{what}_base": base for what, base in settings.items()}
+    assert read_gold(tmp_path / "de-en", **given) == found
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_sentences_that_nothing_places_are_assumed_aloud(tmp_path, caplog):
+    files = {"test.de": "a\nb\nc\n", "test.en": "d\ne\nf\n", "alignv2.txt": "2 1 1\n"}
+    assert read_gold(write(tmp_path / "de-en", files))["de-en"].source == [["b"]]
+    assert "alignv2.txt: no sentence has the number 0" in caplog.text and "set config.sentence_base=0" in caplog.text
+    caplog.clear()
+    assert read_gold(tmp_path, sentence_base=0)["de-en"].source == [["c"]]
+    assert "config.sentence_base" not in caplog.text
+
+
+def read_words(tmp_path, language, text):
+    """The words of each line as gold links count them."""
+    lines = text.splitlines()
+    directory = tmp_path / f"{language}-en"
+    files = {f"test.{language}": text, "test.en": "word\n" * len(lines), "a.align": "0-0\n" * len(lines)}
+    return read_gold(write(directory, files))[f"{language}-en"].source
+
+
+def test_a_segmented_file_may_have_lines_of_one_word(tmp_path):
+    assert read_words(tmp_path, "zh", "谢谢\n我们 喜欢 吃 鱼\n") == [["谢谢"], ["我们", "喜欢", "吃", "鱼"]]
+
+
+def test_characters_are_the_words_of_a_file_that_is_not_segmented(tmp_path):
+    # A space beside a foreign name, as usual in Chinese, cuts nothing into words.
+    text = "谢谢\n请用 Excel 打开这个文件，再把里面的数字全部加起来。\n"
+    first, second = read_words(tmp_path, "zh", text)
+    assert (first, second) == (["谢", "谢"], list(text.splitlines()[1].replace(" ", "")))
+    assert read_words(tmp_path, "de", "Donaudampfschifffahrt\n") == [["Donaudampfschifffahrt"]]
+
+
+def test_vowel_signs_and_tone_marks_stay_with_their_letter(tmp_path):
+    # "The water is very good", "thank you, mother": a space between phrases, as Thai has it.
+    assert read_words(tmp_path, "th", "น้ำที่นี่ดีมาก\nขอบคุณครับ คุณแม่\n") == [
+        ["น้ำ", "ที่", "นี่", "ดี", "ม", "า", "ก"],
+        ["ข", "อ", "บ", "คุ", "ณ", "ค", "รั", "บ", "คุ", "ณ", "แ", "ม่"],
+    ]
 
 
 def test_a_line_without_links_is_an_annotated_sentence(tmp_path):
@@ -196,9 +248,19 @@ def test_a_line_without_links_is_an_annotated_sentence(tmp_path):
 @pytest.mark.parametrize(
     "files, said",
     [
-        ({"alignv2.txt": "1 1 1 S\n1 3 1 S\n"}, r"alignv2.txt:2: word 3, counted from 1, but test.de:1 has 2;"),
-        ({"alignv2.txt": "1 0 0 S\n2 0 2 S\n"}, r"alignv2.txt:2: word 2, counted from 0, but test.en:2 has 2;"),
-        ({"alignv2.txt": "1 1 1 S\n3 1 1 S\n"}, r"alignv2.txt:2: sentence 3, counted from 1, but there are 2;"),
+        (
+            {"alignv2.txt": "1 1 1 S\n1 3 1 S\n"},
+            r"alignv2.txt:2: word 3, counted from 1, but test.de:1 has 2; .* release$",
+        ),
+        (
+            {"alignv2.txt": "1 0 0 S\n2 0 2 S\n"},
+            r"alignv2.txt:2: word 2, counted from 0, but test.en:2 has 2; .*, or set config.word_base=1$",
+        ),
+        (
+            {"alignv2.txt": "0 1 1 S\n2 1 1 S\n"},
+            r"alignv2.txt:2: sentence 2, counted from 0, but there are 2; .*, or set config.sentence_base=1$",
+        ),
+        ({"alignv2.txt": "1 1 1 S\n3 1 1 S\n"}, r"sentence 3, counted from 1, but there are 2; .* release$"),
         ({"alignv2.txt": "1 1 1 S\n1 2\n"}, r"alignv2.txt:2: neither .sentence source target"),
         ({"alignv2.txt": "1 1 1 X\n"}, r"alignv2.txt:1: neither"),
         ({"alignv2.txt": "\n"}, r"alignv2.txt: no link in it"),
