@@ -24,7 +24,7 @@ declare -A CHANGES=(
 )
 for seed in $SEEDS; do
   for name in ppa mlm tlm contrast ppa_unshuffled; do
-    if [[ -f $W/$name-$seed/export/modules.json ]]; then continue; fi
+    if [[ -f $W/$name-$seed/report.md ]]; then continue; fi
     # shellcheck disable=SC2086 # several words
     $PYTHON -m ppa_jax.main --config=configs/ppa.py --workdir="$W/$name-$seed" --config.init="$MODEL" \
       --config.dtype=float32 --config.data.pairs="$PAIRS" --config.data.max_length=64 --config.data.min_pieces=1 \

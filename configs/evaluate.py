@@ -18,8 +18,8 @@ def get_config(mode: str = "") -> Any:
         raise ValueError(f"unknown mode {mode!r}; this configuration has none")
     c: Any = config_dict.create(
         job="evaluate",
-        models="",  # directories, workdirs of runs or hub names, A,B,...; NAME=A shows it under that name
-        baseline="",  # the name of the model that the others are compared with; empty: the first
+        models="",  # directories, workdirs of runs or hub names: A,B,... or NAME=A; NAME=A|B: trainings of one model
+        baseline="",  # names of models that the others are compared with, A,B,...; empty: the first model
         # The data of each part; empty: not measured.
         tatoeba="",  # retrieval: a directory of tatoeba.xxx-eng.xxx and .eng
         sample=0,  # retrieval: so many sentences from the end of the built-in sample
@@ -29,8 +29,10 @@ def get_config(mode: str = "") -> Any:
         parallel="",  # CKA and retrieval: directories of n-way text, or of PUD as CoNLL-U, A,B,...
         layer=-1,  # of the main scores; -1: two thirds of the depth, 8 of 12 as in XTREME
         every_layer=True,  # retrieval, word alignment and CKA at every layer, too: the curves
-        max_length=0,  # word pieces of a sentence; 0: each model's own
-        word_alignment_method="softmax",  # as awesome-align; "argmax", as SimAlign, whatever the length of the states
+        max_length=0,  # word pieces of a sentence, the same for all models; 0: the most that all of them take
+        word_alignment_method="softmax",  # as awesome-align; "argmax": as SimAlign, whatever the length of the states
+        word_base=-1,  # whether gold links count words from 0 or 1; -1: found out from the file
+        sentence_base=-1,  # likewise for the sentences of gold with a line for each link
         dictionary_words=20_000,  # the most frequent source words of each dictionary; 0: all. Fewer are easier
         cka_batch=256,  # sentences; the value of CKA depends on it
         batch_size=32,  # rows of 128 tokens computed at once, on each device

@@ -1,22 +1,21 @@
-"""Models side by side: scores.json, differences.json, and a report with tables and pictures.
+"""Models side by side, or one model at several moments: which scores belong together, as tables and panels.
 
 Every table and picture says at which layer and with which pooling. `main` is the same depth in every model with mean
-pooling; `own` is what each model was trained with.
+pooling; `own` is what a model was trained with. Differences are always between scores of one kind: at `own`, the
+baseline is taken at the layer and pooling of the model that is compared with it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ppa_jax import markdown
 from ppa_jax.evaluation.embed import Request
-from ppa_jax.evaluation.plots import Bars, LayerCurves, plot_bars, plot_layers, plot_models
-from ppa_jax.evaluation.report import markdown_table, write_records, writing_report
-from ppa_jax.evaluation.scores import Record, Score, differences
-from ppa_jax.evaluation.similarity import spread
+from ppa_jax.evaluation.plots import Bars, LayerCurves
+from ppa_jax.evaluation.scores import Record, Score, difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,15 +25,25 @@ class Measured:
     source: str
     depth: int  # blocks
     main: Request
-    own: Request
-    scores: list[Score]
+    own: Request | None  # None: nothing says so
+    scores: list[Score]  # the mean over the runs, if it was trained several times
+    runs: Sequence[Sequence[Score]] = ()  # then those of each run
 
 
 Models = Mapping[str, Measured]
-ROLES = ("main", "own")
 LOWER_IS_BETTER = ("aer",)
 # Of measures that have no choice of pooling: shown at the main layer, or without a layer.
 KINDS = ("tokens", "tokens_argmax", "mean_without_special", "input_embeddings")
+WIDE = 3  # more models than these have no column for each difference
+
+LEGEND = (
+    "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words); for CKA Student's, over the "
+    "batches. Differences are paired, on the same draws of items; one whose interval leaves out zero is in bold. Where "
+    "a model was trained several times, ± is the standard deviation over the trainings, and the intervals are those of "
+    "their mean; otherwise they say nothing about the spread between trainings. Retrieval, mining, alignment and "
+    "lexicon in percent, CKA between 0 and 1; for AER (alignment error rate) less is better. `both` is the mean of the "
+    "two directions; every layer and direction is in [scores.json](scores.json)."
+)
 
 
 class View(NamedTuple):
@@ -42,123 +51,178 @@ class View(NamedTuple):
 
     task: str
     metric: str
-    role: str
+    role: str  # "main" or "own"
     kind: str  # of the vectors, where the measure says it: one measure may have several kinds in the same role
     scores: dict[str, list[Score]]  # by model
-    differences: dict[tuple[str, str, str], Record]  # to the baseline, by model, language and direction
+    differences: dict[tuple[str, str, str, str], Record]  # by baseline, model, language, direction
+
+    @property
+    def where(self) -> set[tuple[int | None, str]]:
+        """Layer and pooling of all that is in it."""
+        return {(score.layer, score.pooling) for scores in self.scores.values() for score in scores}
 
     @property
     def title(self) -> str:
         """Task, metric and, where all models agree, layer and pooling."""
-        where = {(score.layer, score.pooling) for scores in self.scores.values() for score in scores}
-        if len(where) > 1:
-            shown = "each model's own layer and pooling" if self.role == "own" else "two thirds of the depth"
+        if len(self.where) > 1:
+            shown = "as trained" if self.role == "own" else "two thirds of the depth"
         else:
-            layer, pooling = where.pop()
-            shown = pooling.replace("_", " ") if layer is None else f"layer {layer}, {pooling.replace('_', ' ')}"
-        return f"{self.task}: {self.metric.replace('_', ' ')}, {shown}"
+            shown = _place(*next(iter(self.where)))
+        less = " (less is better)" if self.metric.startswith(LOWER_IS_BETTER) else ""
+        return f"{self.task}: {self.metric.replace('_', ' ')}, {shown}{less}"
+
+
+def main_place(depth: int) -> Request:
+    """Where XTREME measures retrieval: layer 8 of 12, or the same depth, and the mean of all tokens."""
+    return round(depth * 2 / 3), "mean"
 
 
 def records_of(models: Models) -> list[Record]:
-    """The records of scores.json."""
-    return [score.record(name) for name, measured in models.items() for score in measured.scores]
-
-
-def write(workdir: Path, models: Models, *, baseline: str) -> tuple[Path, str]:
-    """Writes everything into the workdir; returns the path of report.md and the table of the means, in Markdown.
-
-    Raises:
-      UserError: a file cannot be written.
-    """
-    path = workdir / "report.md"
-    with writing_report(workdir):
-        records = records_of(models)
-        write_records(workdir / "scores.json", records)
-        shown = views(models, baseline)
-        against = [record | {"role": view.role} for view in shown for record in view.differences.values()]
-        write_records(workdir / "differences.json", against)
-        parts = ["# Comparison", _models(models, baseline), LEGEND.format(baseline=baseline)]
-        headline = [view for view in shown if _means(view)]
-        table = _headline_table(headline, baseline) if headline else ""
-        if headline:
-            plot_models(workdir / "models.png", [_model_panel(view) for view in headline], title="Models side by side")
-            parts += ["## Means over the languages", table, "![Models side by side](models.png)"]
-        curves = _curves(models)
-        if curves:
-            plot_layers(workdir / "layers.png", curves, title="Mean over the languages, by layer")
-            parts += ["## By layer", "![Curves by layer](layers.png)"]
-        parts += ["## By language"]
-        labels, panels = _bars(shown)
-        if panels:
-            plot_bars(workdir / "bars.png", labels, panels, title="Retrieval by language, both directions averaged",
-                      ylabel="accuracy (%)")  # fmt: skip
-            parts += ["![Retrieval by language](bars.png)"]
-        for view in shown:
-            parts += [f"### {view.title}", _language_table(view, baseline)]
-        parts += [f"{len(records):,} scores, with every layer and direction, are in [scores.json](scores.json), "
-                  "the differences in [differences.json](differences.json)."]  # fmt: skip
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path, table
-
-
-LEGEND = (
-    "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words; batches for CKA). "
-    "Differences are to **{baseline}**, by paired bootstrap on the same draws of items; one whose interval leaves out "
-    "zero is in bold. The intervals say nothing about the spread between training runs. Retrieval, mining, alignment "
-    "and lexicon in percent, CKA between 0 and 1, its spread being the standard deviation over the batches; for AER "
-    "(alignment error rate) less is better."
-)
-
-
-def views(models: Models, baseline: str) -> list[View]:
-    """What the tables show, in the order in which it was measured."""
-    shown: dict[tuple[str, ...], View] = {}
-    roles = ROLES if any(measured.own != measured.main for measured in models.values()) else ROLES[:1]
+    """The records of scores.json. The runs of a model that has several are called NAME/1, NAME/2, ..."""
+    records = []
     for name, measured in models.items():
+        records += [score.record(name) for score in measured.scores]
+        for number, scores in enumerate(measured.runs, start=1):
+            records += [score.record(f"{name}/{number}") for score in scores]
+    return records
+
+
+def views(models: Models, baselines: Sequence[str]) -> list[View]:
+    """What the tables show, in the order in which it was measured, with the differences to each baseline."""
+    shown: dict[tuple[str, ...], View] = {}
+    owns = {measured.own for measured in models.values() if measured.own}
+    # Of a model that does not say what it was trained with: what all others were trained with.
+    common = next(iter(owns)) if len(owns) == 1 else None
+    for name, measured in models.items():
+        own = measured.own or common
         for score in measured.scores:
-            for role in roles:
-                if _plays(score, role, measured):
+            place = (score.layer, score.pooling)
+            roles = [
+                ("main", place == measured.main or _has_its_own_place(score, measured)),
+                ("own", place == own and owns != {m.main for m in models.values()}),
+            ]
+            for role, plays in roles:
+                if plays:
                     kind = score.pooling if role == "main" and score.pooling in KINDS else ""
                     key = score.task, score.metric, role, kind
-                    view = shown.setdefault(key, View(*key, {}, {}))
-                    view.scores.setdefault(name, []).append(score)
+                    shown.setdefault(key, View(*key, {}, {})).scores.setdefault(name, []).append(score)
     for view in shown.values():
-        for record in differences(view.scores, baseline, by=("language", "direction")):
-            view.differences[record["model"], record["language"], record["direction"]] = record
+        for baseline in baselines:
+            view.differences.update(_differences(view, models, baseline))
     return list(shown.values())
 
 
-def _plays(score: Score, role: str, measured: Measured) -> bool:
-    if role == "own":
-        return (score.layer, score.pooling) == measured.own
-    if (score.layer, score.pooling) == measured.main:
-        return True
+def _has_its_own_place(score: Score, measured: Measured) -> bool:
     return score.pooling in KINDS and score.layer in (measured.main[0], None)
 
 
-def _means(view: View) -> dict[str, Score]:
-    """The model's mean over the languages; both directions where they are averaged, else the first direction."""
-    found: dict[str, Score] = {}
-    for name, scores in view.scores.items():
-        means = [score for score in scores if score.language == "mean"] or (scores if len(scores) == 1 else [])
-        if means:
-            found[name] = next((score for score in means if score.direction == "both"), means[0])
+def _differences(view: View, models: Models, baseline: str) -> dict[tuple[str, str, str, str], Record]:
+    def key(score: Score) -> tuple[Any, ...]:
+        place = (score.layer, score.pooling) if view.role == "own" else None
+        return score.language, score.direction, place
+
+    against = models[baseline].scores if view.role == "own" else view.scores.get(baseline, [])
+    old = {key(score): score for score in against if (score.task, score.metric) == (view.task, view.metric)}
+    found = {}
+    for model, scores in view.scores.items():
+        for score in scores if model != baseline else ():
+            before = old.get(key(score))
+            record = None if before is None else difference(score, before, model, baseline)
+            if record is not None:
+                found[baseline, model, score.language, score.direction] = record
     return found
 
 
-def _shown(score: Score) -> str:
-    """`12.34 (11.20-13.50)`; three decimals for what is not in percent."""
+def means(view: View, direction: str | None = None) -> dict[str, Score]:
+    """Each model's mean over the languages; without `direction` that of both, or of the only one that there is."""
+    found: dict[str, Score] = {}
+    for name, scores in view.scores.items():
+        own = [score for score in scores if score.language == "mean"] or (scores if len(scores) == 1 else [])
+        if direction is not None:
+            own = [score for score in own if score.direction == direction]
+        if own:
+            found[name] = next((score for score in own if score.direction == "both"), own[0])
+    return found
+
+
+def means_table(shown: Sequence[View], models: Sequence[str]) -> str:
+    """A line for each measure and direction, a column for each model."""
+    rows = []
+    for view in shown:
+        scores = [score for own in view.scores.values() for score in own if score.language == "mean"]
+        for direction in dict.fromkeys(score.direction for score in scores) or [None]:
+            by_model = means(view, direction)
+            if by_model:
+                first = next(iter(by_model.values()))
+                cells = [_shown(by_model[name], view) if name in by_model else None for name in models]
+                rows.append([view.title, first.direction, *cells, first.count])
+    return markdown.table(["measure", "direction", *models, "items"], rows)
+
+
+def differences_table(shown: Sequence[View], models: Sequence[str], baseline: str) -> str:
+    """A line for each measure, a column for each model: its mean over the languages minus the baseline's."""
+    others = [name for name in models if name != baseline]
+    rows = []
+    for view in shown:
+        by_model = means(view)
+        cells = [_gain(view, baseline, by_model.get(name), name) for name in others]
+        if any(cells):
+            rows.append([view.title, next(iter(by_model.values())).direction, *cells])
+    return markdown.table(["measure", "direction", *others], rows)
+
+
+def language_table(view: View, baseline: str) -> str:
+    """A line for each language, a column for each model; with few models one for each difference, too.
+
+    With many, a score stands in bold where its difference to the baseline does.
+    """
+    names = list(view.scores)
+    lines = list(dict.fromkeys((s.language, s.direction) for scores in view.scores.values() for s in scores))
+    if {"both"} < {direction for _, direction in lines}:
+        lines = [line for line in lines if line[1] == "both"]
+    by_line = {(name, s.language, s.direction): s for name, scores in view.scores.items() for s in scores}
+    few = len(names) <= WIDE
+    rows = []
+    for language, direction in lines:
+        row: list[Any] = [f"**{language}**" if language == "mean" else language, direction]
+        items = None
+        for name in names:
+            score = by_line.get((name, language, direction))
+            items = items if score is None else score.count
+            gain = _gain(view, baseline, score, name)
+            cell = None if score is None else _shown(score, view)
+            row.append(f"**{cell}**" if cell and gain and gain.startswith("**") and not few else cell)
+            if few and name != baseline:
+                row.append(gain)
+        rows.append([*row, items])
+    header = ["language", "direction"]
+    for name in names:
+        header += [name] if name == baseline or not few else [name, "difference"]
+    return markdown.table([*header, "items"], rows)
+
+
+def _place(layer: int | None, pooling: str) -> str:
+    pooling = pooling.replace("_", " ")
+    return pooling if layer is None else f"layer {layer}, {pooling}"
+
+
+def _shown(score: Score, view: View) -> str:
+    """`12.34 (11.20–13.50)`; three decimals for what is not in percent, the place where not all have the same."""
     low, high = score.interval
     digits = 2 if score.scale == 100 else 3
     text = f"{score.value:.{digits}f}"
-    text = text if math.isnan(low) else f"{text} ({low:.{digits}f}–{high:.{digits}f})"
-    return f"{text}, spread {spread(score):.3f}" if score.metric.startswith("cka") else text
+    text += "" if math.isnan(low) else f" ({low:.{digits}f}–{high:.{digits}f})"
+    text += f" ±{score.by_run.std(ddof=1):.{digits}f}" if score.runs > 1 else ""
+    text += f", spread {score.by_batch.std(ddof=1):.3f}" if score.batches and min(score.sizes) > 1 else ""
+    return text if len(view.where) == 1 else f"{text} [{_place(score.layer, score.pooling)}]"
 
 
-def _gain(record: Record | None) -> str | None:
-    if record is None:
+def _gain(view: View, baseline: str, score: Score | None, model: str) -> str | None:
+    """`+1.50 (+0.60…+2.40)`, bold where zero is outside."""
+    record = None if score is None else view.differences.get((baseline, model, score.language, score.direction))
+    if record is None or score is None:
         return None
-    digits = 3 if record["metric"].startswith("cka") else 2
+    digits = 2 if score.scale == 100 else 3
     text = f"{record['value']:+.{digits}f}"
     if record["low"] is None:
         return text
@@ -166,65 +230,15 @@ def _gain(record: Record | None) -> str | None:
     return f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
 
 
-def _models(models: Models, baseline: str) -> str:
-    rows = [
-        (f"{name} (baseline)" if name == baseline else name, m.source, m.depth, f"layer {m.main[0]}, {m.main[1]}",
-         f"layer {m.own[0]}, {m.own[1]}")
-        for name, m in models.items()
-    ]  # fmt: skip
-    return markdown_table(("model", "source", "layers", "main", "own"), rows)
+def model_panels(shown: Sequence[View]) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
+    """For `plots.plot_models`: the means over the languages."""
+    return [
+        (view.title, {name: (score.value, *score.interval) for name, score in means(view).items()}) for view in shown
+    ]
 
 
-def _headline_table(headline: Sequence[View], baseline: str) -> str:
-    names = list(dict.fromkeys(name for view in headline for name in view.scores))
-    rows = []
-    for view in headline:
-        means = _means(view)
-        direction = next(iter(means.values())).direction
-        less = " (less is better)" if view.metric.startswith(LOWER_IS_BETTER) else ""
-        first = next(iter(means.values()))
-        row: list[Any] = [view.title + less, direction]
-        for name in names:
-            row.append(_shown(means[name]) if name in means else None)
-            if name != baseline:
-                row.append(_gain(view.differences.get((name, first.language, direction))))
-        rows.append([*row, first.count])
-    header = ["measure", "direction"]
-    for name in names:
-        header += [name] if name == baseline else [name, "difference"]
-    return markdown_table([*header, "items"], rows)
-
-
-def _language_table(view: View, baseline: str) -> str:
-    names = list(view.scores)
-    lines = list(dict.fromkeys((s.language, s.direction) for scores in view.scores.values() for s in scores))
-    if {"both"} < {direction for _, direction in lines}:
-        lines = [line for line in lines if line[1] == "both"]  # each direction by itself is in scores.json
-    score = {(name, s.language, s.direction): s for name, scores in view.scores.items() for s in scores}
-    rows = []
-    for language, direction in lines:
-        row: list[Any] = [f"**{language}**" if language == "mean" else language, direction]
-        items = None
-        for name in names:
-            own = score.get((name, language, direction))
-            items = items if own is None else own.count
-            row.append(None if own is None else _shown(own))
-            if name != baseline:
-                row.append(_gain(view.differences.get((name, language, direction))))
-        rows.append([*row, items])
-    header = ["language", "direction"]
-    for name in names:
-        header += [name] if name == baseline else [name, "difference"]
-    return markdown_table([*header, "items"], rows)
-
-
-def _model_panel(view: View) -> tuple[str, dict[str, tuple[float, float, float]]]:
-    less = ", less is better" if view.metric.startswith(LOWER_IS_BETTER) else ""
-    return view.title + less, {name: (score.value, *score.interval) for name, score in _means(view).items()}
-
-
-def _curves(models: Models) -> list[LayerCurves]:
-    """A panel for each task and metric that was measured at several layers with one pooling."""
+def layer_curves(models: Models) -> list[LayerCurves]:
+    """A panel for each task, metric and pooling that was measured at several layers: the means over the languages."""
     panels: dict[tuple[str, str, str], dict[str, dict[int, Score]]] = {}
     for name, measured in models.items():
         for score in measured.scores:
@@ -232,30 +246,33 @@ def _curves(models: Models) -> list[LayerCurves]:
                 lines = panels.setdefault((score.task, score.metric, score.pooling), {}).setdefault(name, {})
                 if score.direction != "en-xx" or score.layer not in lines:
                     lines[score.layer] = score
-    wanted: Callable[[str], bool] = lambda metric: not metric.startswith(("precision", "recall"))  # noqa: E731
-    return [
-        LayerCurves(
-            f"{task}, {pooling.replace('_', ' ')}",
-            metric.replace("_", " ") + (" (%)" if next(iter(next(iter(lines.values())).values())).scale == 100 else ""),
-            {name: {layer: score.value for layer, score in line.items()} for name, line in lines.items()},
-            {name: {layer: score.interval for layer, score in line.items()} for name, line in lines.items()},
-        )
-        for (task, metric, pooling), lines in panels.items()
-        if wanted(metric) and max(map(len, lines.values())) >= 2
-    ]
+    curves = []
+    for (task, metric, pooling), lines in panels.items():
+        if max(map(len, lines.values())) >= 2 and not metric.startswith(("precision", "recall")):
+            scale = next(iter(next(iter(lines.values())).values())).scale
+            curves.append(
+                LayerCurves(
+                    f"{task}, {pooling.replace('_', ' ')}",
+                    metric.replace("_", " ") + (" (%)" if scale == 100 else ""),
+                    {name: {layer: score.value for layer, score in line.items()} for name, line in lines.items()},
+                    {name: {layer: score.interval for layer, score in line.items()} for name, line in lines.items()},
+                )
+            )
+    return curves
 
 
-def _bars(shown: Sequence[View]) -> tuple[list[str], list[Bars]]:
-    """Labels and panels: retrieval by language, a panel for each test set and role."""
+def retrieval_bars(shown: Sequence[View]) -> tuple[list[str], list[Bars]]:
+    """Labels and panels for `plots.plot_bars`: retrieval by language, a panel for each test set and role."""
     chosen = [view for view in shown if view.metric == "accuracy"]
-    languages = list(dict.fromkeys(s.language for view in chosen for scores in view.scores.values() for s in scores))
+    names = dict.fromkeys(name for view in chosen for name in view.scores)
+    languages = dict.fromkeys(s.language for view in chosen for scores in view.scores.values() for s in scores)
     labels = [language for language in languages if language != "mean"] + ["mean"]
     nothing = float("nan"), float("nan")
     panels = []
     for view in chosen:
         values, intervals = {}, {}
-        for name, scores in view.scores.items():
-            own = {score.language: score for score in scores if score.direction == "both"}
+        for name in names:
+            own = {score.language: score for score in view.scores.get(name, []) if score.direction == "both"}
             values[name] = [own[x].value if x in own else float("nan") for x in labels]
             intervals[name] = [own[x].interval if x in own else nothing for x in labels]
         panels.append(Bars(view.title, values, intervals))

@@ -1,4 +1,5 @@
-"""The report of a run: scores.json, and report.md with its tables and pictures. Same input, same bytes."""
+"""What a run leaves for its reader: scores.json, differences.json, and report.md with its pictures. Same input, same
+bytes."""
 
 from __future__ import annotations
 
@@ -9,23 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ppa_jax import markdown
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation.comparison import Models, View
+from ppa_jax.evaluation.plots import Panel, plot_bars, plot_curves, plot_layers, plot_models
 from ppa_jax.training.metrics import read_metrics
 
-Records = Sequence[Mapping[str, Any]]
-
-
-LEGEND = (
-    "Accuracy in percent: the share of sentences whose nearest neighbour by cosine, among all sentences of the other "
-    "language, is their translation. "
-)
-ONE_MODEL = "English queries against the other language (en→xx), the reverse, and the average of the two (both)."
-TWO_MODELS = "Both directions averaged; each direction by itself is in [scores.json](scores.json)."
-
-
+Facts = Mapping[str, str]
+BARS = "Retrieval by language, both directions averaged"
 ALIGNMENT_PANELS = (
     Panel("loss", "Loss (weighted sum)", "nats"),
     Panel("tlm", "TLM (translation language model)", "nats per masked piece"),
@@ -34,67 +27,91 @@ ALIGNMENT_PANELS = (
 )
 
 
-def write_report(
-    workdir: str | Path,
+def write_training(
+    workdir: Path,
+    models: Models,
     *,
     title: str,
-    facts: Mapping[str, str],
-    records: Records,
-    metrics_path: str | Path | None = None,
+    facts: Facts,
     sources: str = "",
     panels: Sequence[Panel] = ALIGNMENT_PANELS,
-    compare: tuple[str, str] | None = None,
-    notes: str = "",
-) -> Path:
-    """Writes scores.json, report.md, curves.png and bars.png into the workdir and returns the path of report.md.
+) -> tuple[Path, list[tuple[str, str]]]:
+    """The report of a training run.
 
     Args:
-      workdir: created if absent.
+      workdir: with metrics.jsonl, whose curves are drawn.
+      models: one model at several moments, the first and the last of which are compared; may be empty.
       title: of the report.
       facts: name -> value, in the order shown; a fact named `command` is shown as a command.
-      records: scores with the keys that `evaluation.retrieval` gives them.
-      metrics_path: metrics.jsonl, or the directory that holds it; None or absent: no curves.
       sources: a Markdown table of the data.
-      panels: which curves; one whose metric the file lacks is left out.
-      compare: the models (as the records name them) before and after; by default the first and the last.
-      notes: Markdown at the end.
+      panels: which curves; one whose metric was not written is left out.
+
+    Returns:
+      The path of report.md; title and Markdown of its tables by language.
 
     Raises:
       UserError: a file cannot be written.
     """
-    workdir = Path(workdir)
-    models = list(dict.fromkeys(record["model"] for record in records))
-    if compare is None and models:
-        compare = models[0], models[-1]
-    path = workdir / "report.md"
-    with writing_report(workdir):
-        write_records(workdir / "scores.json", records)
-        parts = [f"# {title}", *_facts(facts)]
-        if compare:
-            parts += ["## Scores", *_scores(workdir, records, models, compare)]
-        metrics = [] if metrics_path is None else _read_metrics(metrics_path)
+    moments = list(models)
+    parts, tables = [f"# {title}", *_facts(facts)], []
+    with _writing(workdir):
+        shown = _write_scores(workdir, models, moments[:1])
+        if models:
+            ends = {name: models[name] for name in (moments[0], moments[-1])}
+            pairs = comparison.views(ends, moments[:1])
+            parts += ["## Scores", comparison.LEGEND, *_bars(workdir, pairs)]
+            tables = [(view.title, comparison.language_table(view, moments[0])) for view in pairs]
+            parts += [part for name, table in tables for part in (f"### {name}", table)]
+            if len(moments) > 2:
+                parts += ["### Every evaluation", comparison.means_table(shown, moments)]
+        metrics = read_metrics(workdir)
         if plot_curves(workdir / "curves.png", metrics, panels, title="Training"):
             parts += ["## Training", "![Training curves](curves.png)"]
         if sources:
-            parts += ["## Data", sources.strip()]
-        if notes:
-            parts += ["## Notes", notes.strip()]
-        path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return path
+            parts += ["## Data", sources]
+        return _write_text(workdir, parts), tables
 
 
-@contextlib.contextmanager
-def writing_report(workdir: Path) -> Iterator[None]:
-    """Turns a file that cannot be written within it into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{workdir}: cannot write the report: {error.strerror or error}; free some space or give another --workdir"
-        ) from error
+def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str], facts: Facts) -> tuple[Path, str]:
+    """The report of models side by side.
+
+    Args:
+      workdir: created if absent.
+      models: in the order shown.
+      baselines: the models with which the others are compared; the first is the one of the tables by language.
+      facts: as in `write_training`.
+
+    Returns:
+      The path of report.md; the table of the means, in Markdown.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        shown = _write_scores(workdir, models, baselines)
+        parts = ["# Comparison", *_facts(facts), _models(models, baselines), comparison.LEGEND]
+        headline = [view for view in shown if comparison.means(view)]
+        table = comparison.means_table(headline, list(models)) if headline else ""
+        if headline:
+            plot_models(workdir / "models.png", comparison.model_panels(headline), title="Models side by side")
+            parts += ["## Means over the languages", table, "![Models side by side](models.png)"]
+            for baseline in baselines if len(models) > 1 else ():
+                text = comparison.differences_table(headline, list(models), baseline)
+                parts += [f"### Differences to {baseline}", text]
+        if curves := comparison.layer_curves(models):
+            plot_layers(workdir / "layers.png", curves, title="Mean over the languages, by layer")
+            parts += ["## By layer", "![Curves by layer](layers.png)"]
+        parts += ["## By language"]
+        if len(models) > comparison.WIDE:
+            parts += [f"In bold: what differs from **{baselines[0]}**."]
+        parts += _bars(workdir, shown)
+        for view in shown:
+            parts += [f"### {view.title}", comparison.language_table(view, baselines[0])]
+        return _write_text(workdir, parts), table
 
 
-def write_records(path: Path, records: Records) -> None:
+def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes a JSON list of records, scores or differences; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".tmp")
@@ -103,60 +120,56 @@ def write_records(path: Path, records: Records) -> None:
     beside.replace(path)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table: text to the left, columns of numbers to the right; floats with two decimals, None empty."""
-
-    def cell(value: Any) -> str:
-        text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-        return " ".join(text.replace("|", "\\|").split())
-
-    def is_number(column: int) -> bool:
-        values = [row[column] for row in rows if row[column] is not None]
-        return bool(values) and all(isinstance(value, (int, float)) or _is_signed(value) for value in values)
-
-    marks = ["---:" if is_number(i) else "---" for i in range(len(header))]
-    lines = [map(cell, header), marks, *(map(cell, row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{workdir}: cannot write the report: {error.strerror or error}; free some space or give another --workdir"
+        ) from error
 
 
-def score_tables(records: Records, before: str, after: str) -> list[tuple[str, str]]:
-    """(title, Markdown table) for each task, layer and pooling: both directions averaged, per language and the mean.
-
-    With one model alone the table has its scores in each direction.
-    """
-    tables = []
-    for key in _settings(records):
-        task, layer, pooling, metric = key
-        chosen = [record for record in records if _setting(record) == key]
-        value = {(record["model"], record["language"], record["direction"]): record for record in chosen}
-        languages = [x for x in dict.fromkeys(record["language"] for record in chosen) if x != "mean"]
-        columns = ("en→xx", "xx→en", "both") if before == after else (before, after, "gain")
-        rows = []
-        for language in [*languages, "mean"]:
-            old, new = (value.get((model, language, "both")) for model in (before, after))
-            if new is None:
-                continue
-            if before == after:
-                foreign = "xx" if language == "mean" else language
-                ways = [value.get((after, language, f"{a}-{b}")) for a, b in (("en", foreign), (foreign, "en"))]
-                shown = [None if way is None else float(way["value"]) for way in ways] + [float(new["value"])]
-            else:
-                gain = None if old is None else f"{new['value'] - old['value']:+.2f}"
-                shown = [None if old is None else float(old["value"]), float(new["value"]), gain]
-            name = f"**{language}**" if language == "mean" else language
-            rows.append((name, *shown, new["count"]))
-        if rows:
-            table = markdown_table(("language", *columns, "queries"), rows)
-            tables.append((_setting_title(task, layer, pooling, metric), table))
-    return tables
+def _write_scores(workdir: Path, models: Models, baselines: Sequence[str]) -> list[View]:
+    write_records(workdir / "scores.json", comparison.records_of(models))
+    shown = comparison.views(models, baselines)
+    differences = [record | {"role": view.role} for view in shown for record in view.differences.values()]
+    write_records(workdir / "differences.json", differences)
+    return shown
 
 
-def _facts(facts: Mapping[str, str]) -> list[str]:
+def _write_text(workdir: Path, parts: Sequence[str]) -> Path:
+    path = workdir / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _bars(workdir: Path, shown: Sequence[View]) -> list[str]:
+    labels, panels = comparison.retrieval_bars(shown)
+    if not panels:
+        return []
+    plot_bars(workdir / "bars.png", labels, panels, title=BARS, ylabel="accuracy (%)")
+    return [f"![{BARS}](bars.png)"]
+
+
+def _models(models: Models, baselines: Sequence[str]) -> str:
+    def place(request: tuple[int, str] | None) -> str:
+        return "not said" if request is None else f"layer {request[0]}, {request[1].replace('_', ' ')}"
+
+    rows = [
+        (f"{name} (baseline)" if name in baselines else name, m.source, max(1, len(m.runs)), m.depth, place(m.main),
+         place(m.own))
+        for name, m in models.items()
+    ]  # fmt: skip
+    return markdown.table(("model", "source", "trainings", "layers", "main", "as trained"), rows)
+
+
+def _facts(facts: Facts) -> list[str]:
     parts = []
     if "command" in facts:
         parts.append(f"```\n{_wrap_command(facts['command'])}\n```")
     rows = [(name, value) for name, value in facts.items() if name != "command"]
-    return [*parts, markdown_table(("setting", "value"), rows)] if rows else parts
+    return [*parts, markdown.table(("setting", "value"), rows)] if rows else parts
 
 
 def _wrap_command(command: str) -> str:
@@ -171,64 +184,3 @@ def _wrap_command(command: str) -> str:
             lines.append("   ")
         lines[-1] += f" {word}" if lines[-1] else word
     return " \\\n".join(lines)
-
-
-def _scores(workdir: Path, records: Records, models: list[str], compare: tuple[str, str]) -> list[str]:
-    before, after = compare
-    parts = [LEGEND + (ONE_MODEL if before == after else TWO_MODELS)]
-    for name, table in score_tables(records, before, after):
-        parts += [f"### {name}", table]
-    labels, panels = _bars(records, [before] if before == after else [before, after])
-    if panels:
-        plot_bars(workdir / "bars.png", labels, panels, title="Retrieval by language, both directions averaged",
-                  ylabel="accuracy (%)")  # fmt: skip
-        parts.append("![Scores by language](bars.png)")
-    if len(models) > 2:
-        settings = _settings(records)
-        mean = {(r["model"], _setting(r)): float(r["value"]) for r in records
-                if r["language"] == "mean" and r["direction"] == "both"}  # fmt: skip
-        rows = [(model, *(mean.get((model, key)) for key in settings)) for model in models]
-        header = ("model", *(f"{task}, layer {layer}, {pooling}" for task, layer, pooling, _ in settings))
-        parts += ["### Mean over the languages, every evaluation", markdown_table(header, rows)]
-    return parts
-
-
-def _bars(records: Records, models: list[str]) -> tuple[list[str], list[Bars]]:
-    """Labels and panels for `plot_bars`: languages and their mean, a panel for each setting."""
-    both = [record for record in records if record["direction"] == "both" and record["model"] in models]
-    languages = [x for x in dict.fromkeys(record["language"] for record in both) if x != "mean"]
-    labels = [*languages, "mean"]
-    value = {(_setting(record), record["model"], record["language"]): record["value"] for record in both}
-    panels = []
-    for key in _settings(both):
-        series = {model: [float(value.get((key, model, label), np.nan)) for label in labels] for model in models}
-        panels.append(Bars(_setting_title(*key), series))
-    return labels, panels
-
-
-Setting = tuple[str, Any, Any, str]
-
-
-def _setting(record: Mapping[str, Any]) -> Setting:
-    return record["task"], record["layer"], record["pooling"], record["metric"]
-
-
-def _settings(records: Records) -> list[Setting]:
-    return list(dict.fromkeys(_setting(record) for record in records))
-
-
-def _setting_title(task: str, layer: Any, pooling: Any, metric: str) -> str:
-    return f"{task}: {metric}, layer {layer}, {str(pooling).replace('_', ' ')} pooling"
-
-
-def _is_signed(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return str(value)[:1] in "+-"
-
-
-def _read_metrics(path: str | Path) -> Records:
-    path = Path(path)
-    return read_metrics(path.parent if path.suffix else path)

@@ -3,17 +3,24 @@
 Every measure here is a ratio of two sums over items: accuracy is hits over queries, F1 is 2 * right over found + gold,
 the alignment error rate likewise. So one bootstrap serves all: items are drawn with replacement, a thousand times, and
 the interval holds the middle 95% of the ratios. Two models are compared on the same draws (paired bootstrap; Koehn
-2004, Berg-Kirkpatrick et al. 2012).
+2004, Berg-Kirkpatrick et al. 2012). A measure of a few large batches (CKA) has too few items to draw from: its interval
+is Student's, of the batches or of their paired differences.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.stats
+
+from ppa_jax.errors import UserError
 
 DRAWS = 1000
 MIDDLE = (2.5, 97.5)  # percentiles: an interval of 95%
@@ -22,7 +29,10 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One score. Its items fall into one or several groups; the value is the mean over the groups, as for languages."""
+    """One score. Its items fall into one or several groups; the value is the mean over the groups, as for languages.
+
+    Of a model that was trained several times, the groups of all runs stand one after the other.
+    """
 
     task: str  # "tatoeba", "bucc", ...
     language: str  # of the other side, or "mean"
@@ -34,31 +44,47 @@ class Score:
     count: int  # items, as a reader would count them: queries, sentence pairs, batches
     scale: float = 100.0
     shared_items: bool = False  # item i of every group is the same sentence (n-way text): it is drawn in all or in none
+    batches: bool = False  # the items are batches: few, each with a value of its own
+    runs: int = 1  # trainings: groups i, i + len(groups) / runs, ... are the same items
 
     @property
     def value(self) -> float:
         """Mean over the groups of sum(numerators) / sum(denominators), times the scale."""
-        return self.scale * float(np.mean([_ratio(top.sum(), bottom.sum()) for top, bottom in self.groups]))
+        return float(np.mean(self.by_run))
 
-    def draws(self, seed: int = 0) -> np.ndarray:
-        """The value in each of the bootstrap's samples, [DRAWS]. The same draws of items for every model."""
-        values = []
+    @property
+    def by_run(self) -> np.ndarray:
+        """The value of each training, [runs]."""
+        values = [_ratio(top.sum(), bottom.sum()) for top, bottom in self.groups]
+        return self.scale * np.mean(np.reshape(values, (self.runs, -1)), axis=1)
+
+    @property
+    def by_batch(self) -> np.ndarray:
+        """The value of each batch, [N]; only of `batches`, which are the same sentences in all groups."""
+        return self.scale * np.mean([_ratio(top, bottom) for top, bottom in self.groups], axis=0)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Items of each group of one training. Two models are compared only when these agree."""
+        return [len(top) for top, _ in self.groups[: len(self.groups) // self.runs]]
+
+    @functools.cached_property
+    def draws(self) -> np.ndarray:
+        """The value in each of the bootstrap's samples, [DRAWS]. The same draws of items for every model and run."""
+        values, distinct = [], len(self.sizes)
         for group, (top, bottom) in enumerate(self.groups):
-            weights = _weights(len(top), 0 if self.shared_items else group, seed)
+            weights = _weights(len(top), 0 if self.shared_items else group % distinct)
             values.append(_ratio(weights @ top, weights @ bottom))
         return self.scale * np.mean(values, axis=0)
 
     @functools.cached_property
     def interval(self) -> tuple[float, float]:
         """Bounds of the 95% confidence interval. A single item says nothing: then both are NaN."""
-        if min(len(top) for top, _ in self.groups) < 2:
-            return float("nan"), float("nan")
-        low, high = np.percentile(self.draws(), MIDDLE)
-        return float(low), float(high)
+        return _interval(self)
 
     def record(self, model: str) -> Record:
         """The record of scores.json: fixed names, `low` and `high` None without an interval."""
-        low, high = (None if np.isnan(x) else round(x, 4) for x in self.interval)
+        low, high = _rounded(self.interval)
         return {
             "model": model,
             "task": self.task,
@@ -93,30 +119,77 @@ def mean_over_languages(scores: Sequence[Score], direction: str) -> Score:
 FIELDS = ("task", "language", "direction", "layer", "pooling", "metric")
 
 
-def differences(
-    scores: Mapping[str, Sequence[Score]], baseline: str, by: Sequence[str] = FIELDS, seed: int = 0
-) -> Iterator[Record]:
-    """Every model against `baseline`, by paired bootstrap, for what was measured on the same items with both.
+def difference(score: Score, baseline: Score, model: str, baseline_model: str) -> Record | None:
+    """A model's score minus the baseline's, paired; None unless both were measured on the same items.
 
-    Scores that agree in the fields `by` are compared. Yields records as in scores.json with `baseline` beside `model`;
-    `value` is the model's score minus the baseline's.
+    As a record of scores.json, with `baseline` beside `model`.
     """
+    if baseline.sizes != score.sizes:
+        return None
+    low, high = _rounded(_interval(score, baseline))
+    value = round(score.value - baseline.value, 4)
+    return score.record(model) | {"baseline": baseline_model, "value": value, "low": low, "high": high}
 
-    def key(score: Score) -> tuple[Any, ...]:
-        return tuple(getattr(score, name) for name in by)
 
-    old = {key(score): score for score in scores.get(baseline, ())}
-    for model, new in scores.items():
-        for score in new if model != baseline else ():
-            before = old.get(key(score))
-            if before is None or [len(g[0]) for g in before.groups] != [len(g[0]) for g in score.groups]:
-                continue
-            low = high = None
-            if min(len(top) for top, _ in score.groups) > 1:
-                bounds = np.percentile(score.draws(seed) - before.draws(seed), MIDDLE)
-                low, high = (round(float(x), 4) for x in bounds)
-            value = round(score.value - before.value, 4)
-            yield score.record(model) | {"baseline": baseline, "value": value, "low": low, "high": high}
+def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
+    """The mean over several trainings of one model, of what was measured in all of them on the same items."""
+    if len(runs) == 1:
+        return list(runs[0])
+    by_key = [{tuple(getattr(score, name) for name in FIELDS): score for score in run} for run in runs]
+    means = []
+    for key, first in by_key[0].items():
+        same = [scores[key] for scores in by_key if key in scores and scores[key].sizes == first.sizes]
+        if len(same) == len(runs):
+            groups = tuple(group for score in same for group in score.groups)
+            means.append(dataclasses.replace(first, groups=groups, runs=len(runs)))
+    return means
+
+
+def keep(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
+    """Keeps scores with their items in an .npz, so that what is measured later can be compared with them."""
+    arrays, facts = {}, []
+    for model, scores in models.items():
+        for score in scores:
+            fields = {f.name: getattr(score, f.name) for f in dataclasses.fields(Score) if f.name != "groups"}
+            for number, group in enumerate(score.groups):
+                arrays[f"{len(facts)}.{number}"] = np.stack(group)
+            facts.append({"of": model, "groups": len(score.groups)} | fields)
+    beside = path.with_name(f"{path.stem}.tmp.npz")
+    np.savez_compressed(beside, facts=np.array(json.dumps(facts)), **arrays)
+    beside.replace(path)
+
+
+def kept(path: Path) -> dict[str, list[Score]]:
+    """What `keep` wrote, by model; nothing if there is no such file. Raises UserError for a damaged one."""
+    if not path.is_file():
+        return {}
+    models: dict[str, list[Score]] = {}
+    try:
+        with np.load(path) as arrays:
+            for i, fields in enumerate(json.loads(str(arrays["facts"]))):
+                groups = [arrays[f"{i}.{number}"] for number in range(fields.pop("groups"))]
+                scores = models.setdefault(fields.pop("of"), [])
+                scores.append(Score(groups=tuple((top, bottom) for top, bottom in groups), **fields))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it, and the scores in it are measured again") from error
+    return models
+
+
+def _interval(score: Score, baseline: Score | None = None) -> tuple[float, float]:
+    """Of the score, or of its difference to the baseline's."""
+    if min(score.sizes) < 2:
+        return float("nan"), float("nan")
+    if score.batches:
+        values = score.by_batch - (0 if baseline is None else baseline.by_batch)
+        half = scipy.stats.t.ppf(MIDDLE[1] / 100, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+        return float(np.mean(values) - half), float(np.mean(values) + half)
+    low, high = np.percentile(score.draws - (0 if baseline is None else baseline.draws), MIDDLE)
+    return float(low), float(high)
+
+
+def _rounded(interval: tuple[float, float]) -> tuple[float | None, float | None]:
+    low, high = (None if np.isnan(x) else round(float(x), 4) for x in interval)
+    return low, high
 
 
 def _ratio(top: Any, bottom: Any) -> Any:
@@ -125,9 +198,9 @@ def _ratio(top: Any, bottom: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=128)
-def _weights(items: int, group: int, seed: int) -> np.ndarray:
+def _weights(items: int, group: int) -> np.ndarray:
     """How often each item is drawn in each sample, [DRAWS, items]."""
-    rng = np.random.default_rng((seed, group, items))
+    rng = np.random.default_rng((0, group, items))
     weights = np.empty((DRAWS, items), np.uint8)
     for row in weights:
         row[:] = np.bincount(rng.integers(items, size=items), minlength=items)

@@ -16,6 +16,7 @@ Axes: N sentences of a batch, D width (X and Y may differ in it).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -280,18 +281,8 @@ def evaluate_cka(
             items = per_item(np.array(values[language, layer, kind]))
             direction, metric = f"{PIVOT}-{language}", f"cka_{kind}"
             count = len(items[0])
-            group.append(
-                Score(task, language, direction, layer, pooling, metric, (items,), count, 1.0, shared_items=True)
-            )
+            score = Score(task, language, direction, layer, pooling, metric, (items,), count, scale=1.0)
+            group.append(dataclasses.replace(score, shared_items=True, batches=True))
         scores += group
         means.append(mean_over_languages(group, f"{PIVOT}-xx"))
     return scores + means
-
-
-def spread(score: Score) -> float:
-    """Standard deviation over the batches (N - 1 in the denominator) of a score of `evaluate_cka`, in its own unit.
-
-    For a mean over languages that of the batches' means: a batch has the same sentences in all. NaN for a single batch.
-    """
-    items = np.mean([top / bottom for top, bottom in score.groups], axis=0)
-    return score.scale * float(np.std(items, ddof=1)) if len(items) > 1 else float("nan")

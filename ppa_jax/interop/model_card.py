@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ppa_jax import markdown
 from ppa_jax.interop import weight_files
 
 TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual", "cross-lingual", "ppa"]
@@ -34,7 +35,7 @@ def write_card(
         languages: codes, in any order.
         sources: as in `data.pairs`, one each: "en-de=SOURCE".
         settings: name -> value, nested dictionaries allowed; None and empty values are left out.
-        scores: one dictionary for each row, the keys being the columns; may be empty.
+        scores: one dictionary for each row, all with the same keys, the columns; may be empty.
     """
     base = _base_name(base_model)
     rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
@@ -65,11 +66,13 @@ def write_card(
         "",
         "## Scores",
         "",
-        _table(scores) if scores else "Not measured in this run.",
+        markdown.table(list(scores[0]), [list(score.values()) for score in scores])
+        if scores
+        else "Not measured in this run.",
         "",
         "## Settings",
         "",
-        _table([{"setting": f"`{name}`", "value": value} for name, value in rows]),
+        markdown.table(["setting", "value"], [(f"`{name}`", value) for name, value in rows]),
         "",
     ]
     path = Path(directory) / "README.md"
@@ -133,14 +136,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, An
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-
-    def cell(value: Any) -> str:
-        text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
-
-    lines = [columns, ["---"] * len(columns), *([cell(row.get(key)) for key in columns] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,6 +25,7 @@ from ppa_jax.data.plan import Plan
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
+from ppa_jax.evaluation.comparison import main_place
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
@@ -103,7 +104,7 @@ class Run:
     def requests(self) -> list[tuple[int, str]]:
         """(layer, pooling) that are measured: the trained one, the last layer's [CLS], the mean at two thirds."""
         layers = self.pretrained.config.num_layers
-        asked = [(self.method.layer, self.method.pooling), (layers, "cls"), (round(layers * 2 / 3), "mean")]
+        asked = [(self.method.layer, self.method.pooling), (layers, "cls"), main_place(layers)]
         return list(dict.fromkeys(asked))
 
     @functools.cached_property

@@ -1,14 +1,14 @@
 """The main job from files to files: trains, measures before and after, exports, reports.
 
 What it leaves in the workdir: config.json, base/ (what the export needs besides the weights), metrics.jsonl,
-tensorboard/, checkpoints/, scores.json, report.md with its pictures, export/.
+tensorboard/, checkpoints/, scores.json and differences.json (with scores.npz, the single hits behind them), report.md
+with its pictures, export/.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ import jax
 import numpy as np
 from absl import logging
 
+from ppa_jax import markdown
 from ppa_jax.config import Config
 from ppa_jax.data import corpora
 from ppa_jax.data.pairs import Batch
-from ppa_jax.evaluation import report, retrieval
+from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model
 from ppa_jax.training import loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
+
+KEPT = "scores.npz"
 
 
 def run(config: Config, workdir: str) -> int:
@@ -55,7 +58,10 @@ def align_model(config: Config, workdir: Path) -> None:
       UserError: something does not fit, the devices' memory included; the loss is not finite.
       Stopped: by a signal, with the state saved.
     """
-    train(align_inputs.open_run(config, workdir))
+    run = align_inputs.open_run(config, workdir)
+    # Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32.
+    with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
+        train(run)
 
 
 def train(run: align_inputs.Run) -> None:
@@ -146,28 +152,33 @@ def evaluate(run: align_inputs.Run, params: Any, step: int) -> None:
         return
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
-    scores = read_scores(run.workdir)
-    if any(record["model"] == moment and record["task"] == task for record in scores):
+    models = scores.kept(run.workdir / KEPT)
+    if any(score.task == task for score in models.get(moment, ())):
         return
     measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, run.requests, task=task)
-    records = [score.record(moment) for score in measured]
+    models[moment] = models.get(moment, []) + measured
     if jax.process_index() == 0:
-        report.write_records(run.workdir / "scores.json", scores + records)
-    for record in records:
-        if record["language"] == "mean" and record["direction"] == "both":
+        scores.keep(run.workdir / KEPT, models)
+        report.write_records(run.workdir / "scores.json", comparison.records_of(measured_by(run, models)))
+    for score in measured:
+        if score.language == "mean" and score.direction == "both":
             logging.info(
                 "%s: retrieval, mean of the languages, both directions, layer %d, %s: %.2f%%",
                 moment,
-                record["layer"],
-                record["pooling"],
-                record["value"],
+                score.layer,
+                score.pooling,
+                score.value,
             )
 
 
-def read_scores(workdir: Path) -> list[dict[str, Any]]:
-    """The records of scores.json; none if there is no such file."""
-    path = workdir / "scores.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+def measured_by(run: align_inputs.Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
+    """The model at its moments, as the report compares them."""
+    depth = run.pretrained.config.num_layers
+    own = (run.method.layer, run.method.pooling) if run.method.contrastive_weight else None
+    return {
+        moment: comparison.Measured(run.config.init, depth, comparison.main_place(depth), own, found)
+        for moment, found in models.items()
+    }
 
 
 def finish(run: align_inputs.Run, params: Any) -> None:
@@ -175,13 +186,14 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     if jax.process_index() != 0:
         return
     config, workdir = run.config, run.workdir
-    scores = read_scores(workdir)
+    models = measured_by(run, scores.kept(workdir / KEPT))
     export = workdir / "export"
     trained = huggingface.load_base(workdir / "base", params)
     huggingface.write(export, trained, files_from=workdir / "base")
-    sentence_transformers.write_modules(
-        export, trained, layer=run.method.layer, pooling=run.method.pooling, max_length=config.data.max_length
-    )
+    if run.method.contrastive_weight:  # else no sentence vector was trained, and the export names none
+        sentence_transformers.write_modules(
+            export, trained, layer=run.method.layer, pooling=run.method.pooling, max_length=config.data.max_length
+        )
     languages = sorted({language for pair in run.pairs for language in pair.languages})
     model_card.write_card(
         export,
@@ -189,10 +201,11 @@ def finish(run: align_inputs.Run, params: Any) -> None:
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm")},
-        scores=[record for record in scores if record["model"] == "after"],
+        scores=[score.record("after") for score in models["after"].scores] if models else [],
     )
-    path = report.write_report(
+    path, tables = report.write_training(
         workdir,
+        models,
         title="Alignment of a new model"
         if "new_model" in Path(config.init).parts
         else f"Alignment of {Path(config.init).name}",
@@ -206,11 +219,9 @@ def finish(run: align_inputs.Run, params: Any) -> None:
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
-        records=scores,
-        metrics_path=workdir,
-        sources=report.markdown_table(*sources_table(run.pairs)),
+        sources=markdown.table(*sources_table(run.pairs)),
     )
-    for title, table in report.score_tables(scores, "before", "after") if scores else []:
+    for title, table in tables:
         print(f"\n{title}\n\n{table}")
     print(f"\nreport: {path}\nexport: {export}")
 

@@ -1,26 +1,29 @@
 """Measures models side by side: retrieval, bitext mining, word alignment, lexicon induction, CKA.
 
-All data is read, and every setting checked, before the first model is opened. Each model is open alone.
+All data is read, every setting checked and every tokenizer opened before the first model's weights are read. Each model
+is open alone. A model of several trainings is measured by the mean over them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import logging
 
 from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
+from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder, resolve
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, similarity, word_alignment
 from ppa_jax.evaluation.embed import Request
-from ppa_jax.evaluation.scores import Score
+from ppa_jax.evaluation.scores import Score, over_runs
 from ppa_jax.interop import huggingface
-from ppa_jax.interop.sentence_transformers import encoder_directory
+from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
 from ppa_jax.interop.weight_files import read_json
+from ppa_jax.training import identity
 from ppa_jax.training.memory import device_memory
 
 CKA = ("linear", "rbf", "linear_debiased")  # the first two grow as batches shrink, the last does not
@@ -28,109 +31,165 @@ DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", 
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Model:
+    """What is known of a model before its weights are read."""
+
+    sources: tuple[str, ...]  # its trainings, with different seeds; as a rule one
+    depth: int  # blocks
+    own: Request | None  # layer and pooling that it was trained with; None: nothing says so
+    longest: int  # word pieces of a sentence that it can number
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
     """At which layers and with which pooling a model is measured."""
 
     main: Request  # the same depth in every model, mean
-    own: Request  # what the model was trained with
+    owns: list[Request]  # what any of the models was trained with: all are measured there, to be compared
     retrieval: list[Request]
     layers: list[int]
 
     @classmethod
-    def of(cls, encoder: Encoder, config: Config) -> Settings:
-        """Those of one model."""
-        depth = encoder.config.num_layers
-        layer = round(depth * 2 / 3) if config.layer == -1 else config.layer
-        main, own = (layer, "mean"), (encoder.layer, encoder.pooling)
-        every = list(range(depth + 1)) if config.every_layer else [layer]  # `layer` is among them in any case
-        asked = [main, own, (depth, "cls"), *((x, "mean") for x in every)]
-        return cls(main, own, list(dict.fromkeys(asked)), every)
+    def of(cls, model: Model, models: Iterable[Model], config: Config) -> Places:
+        """Those of one model among all."""
+        main = comparison.main_place(model.depth) if config.layer == -1 else (config.layer, "mean")
+        owns = list(dict.fromkeys(m.own for m in models if m.own is not None and m.own[0] <= model.depth))
+        every = list(range(model.depth + 1)) if config.every_layer else [main[0]]  # `main` is among them in any case
+        asked = [main, *owns, (model.depth, "cls"), *((x, "mean") for x in every)]
+        return cls(main, owns, list(dict.fromkeys(asked)), every)
 
 
-Part = Callable[[Encoder, Settings], list[Score]]
+Part = Callable[[Encoder, Places], list[Score]]
 
 
 def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
-    models = validate(config)
+    names, baselines = validate(config)
     directory = Path(workdir)
     if (directory / "checkpoints").exists() or (directory / "base").exists():
         raise UserError(f"workdir: {workdir} holds a training run, whose report would be lost; give another --workdir")
     directory.mkdir(parents=True, exist_ok=True)
-    for source in models.values():
-        check_model(source, config)
+    models = {name: look_at(name, sources, config) for name, sources in names.items()}
+    # The same sentences, cut at the same place, for all.
+    max_length = config.max_length or min(model.longest for model in models.values())
+    identity.write_identity(directory, config.to_dict())
     parts = open_parts(config)
     measured: dict[str, comparison.Measured] = {}
-    for name, source in models.items():
-        measured[name] = measure(name, source, parts, config)
+    for name, model in models.items():
+        places = Places.of(model, models.values(), config)
+        runs = [measure(name, source, places, parts, max_length, config) for source in model.sources]
+        measured[name] = comparison.Measured(
+            " | ".join(model.sources), model.depth, places.main, model.own, over_runs(runs), runs if runs[1:] else ()
+        )
         # What is measured is kept, whatever the next model does.
         report.write_records(directory / "scores.json", comparison.records_of(measured))
-    path, table = comparison.write(directory, measured, baseline=config.baseline or next(iter(models)))
+    path, table = report.write_comparison(directory, measured, baselines=baselines, facts=facts(config, max_length))
     print(f"\n{table}\n\nreport: {path}")
     return 0
 
 
 @device_memory("lower config.batch_size or config.max_length")
-def measure(name: str, source: str, parts: list[Part], config: Config) -> comparison.Measured:
+def measure(name: str, source: str, places: Places, parts: list[Part], max_length: int, config: Config) -> list[Score]:
     """Opens one model and measures all parts with it."""
+    layer, pooling = places.main
     encoder = Encoder.from_pretrained(
-        source, max_length=config.max_length or None, batch_size=config.batch_size, dtype=config.dtype
+        source, layer=layer, pooling=pooling, max_length=max_length, batch_size=config.batch_size, dtype=config.dtype
     )
-    settings = Settings.of(encoder, config)
-    logging.info(
-        "%s: %s, %d layers; as trained: layer %d, %s pooling; main scores: layer %d, mean pooling",
-        name,
-        source,
-        encoder.config.num_layers,
-        *settings.own,
-        settings.main[0],
-    )
+    logging.info("%s: %s, main scores at layer %d of %d, %s", name, source, layer, encoder.config.num_layers, pooling)
     scores: list[Score] = []
     for part in parts:
-        found = part(encoder, settings)
+        found = part(encoder, places)
         logging.info("%s: %s measured", name, ", ".join(dict.fromkeys(score.task for score in found)))
         scores += found
-    return comparison.Measured(source, encoder.config.num_layers, settings.main, settings.own, scores)
+    return scores
 
 
-def validate(config: Config) -> dict[str, str]:
-    """Checks every field before anything is opened; returns the models: name -> source.
+def facts(config: Config, max_length: int) -> dict[str, str]:
+    """What the scores depend on besides the models: for the report."""
+    shown = {f"config.{field}": str(config[field]) for field in DATA_FIELDS if config[field]}
+    shown |= {"longest sentence": f"{max_length} word pieces, special tokens included", "computed in": config.dtype}
+    if config.parallel:
+        shown["CKA"] = f"batches of {config.cka_batch} sentences"
+    if config.word_alignment:
+        shown["word alignment"] = config.word_alignment_method
+    if config.dictionaries:
+        shown["dictionaries"] = (
+            f"the {config.dictionary_words:,} most frequent words" if config.dictionary_words else "all"
+        )
+    return shown
+
+
+def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """Checks every field before anything is opened; returns the models, name -> sources, and the baselines.
 
     Raises:
       UserError: naming the field.
     """
-    models: dict[str, str] = {}
+    models: dict[str, tuple[str, ...]] = {}
     for entry in filter(None, map(str.strip, config.models.split(","))):
         name, equals, source = entry.partition("=")
-        name, source = (name, source) if equals else (short_name(entry), entry)
-        if not name or not source:
-            raise UserError(f"config.models: {entry!r} is not of the form DIR or NAME=DIR")
+        if not equals or "/" in name:  # a path may hold the sign as well
+            name, source = short_name(entry), entry
+        sources = tuple(filter(None, source.split("|")))
+        if not name or not sources:
+            raise UserError(f"config.models: {entry!r} is not of the form DIR, NAME=DIR or NAME=DIR|DIR (trainings)")
         if name in models:
             raise UserError(f"config.models: two models are called {name}; write NAME=DIR,OTHER=DIR")
-        models[name] = source
+        models[name] = sources
     if not models:
         raise UserError("config.models is empty: give directories, --config.models=DIR1,DIR2")
-    if config.baseline and config.baseline not in models:
-        raise UserError(f"config.baseline={config.baseline}: must be one of {', '.join(models)}")
+    baselines = [name.strip() for name in config.baseline.split(",") if name.strip()] or [next(iter(models))]
+    for name in baselines:
+        if name not in models:
+            raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
     if not any(config[field] for field in DATA_FIELDS):
         raise UserError(f"no data: give one or more of {', '.join('config.' + field for field in DATA_FIELDS)}")
     require(config, "layer", lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1")
-    require(config, "max_length", lambda n: n == 0 or n >= 3, "0 (each model's own) or at least 3")
+    require(config, "max_length", lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3")
     require(config, "sample", lambda n: 0 <= n <= world.size(), f"at most {world.size()}, all of the built-in sample")
     require(config, "cka_batch", lambda n: n >= 4, "at least 4")
     require(config, "batch_size", lambda n: n >= 1, "at least 1")
     require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")
-    one_of(config, "word_alignment_method", word_alignment.METHODS)
+    for field in ("word_base", "sentence_base"):
+        require(config, field, lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
+    for method in word_alignment_methods(config):
+        if method not in word_alignment.METHODS:
+            allowed = ", ".join(word_alignment.METHODS)
+            raise UserError(f"config.word_alignment_method={method}: must be one of {allowed}, or several with commas")
     one_of(config, "dtype", DTYPES)
-    return models
+    return models, baselines
 
 
-def check_model(source: str, config: Config) -> None:
-    """Raises UserError if there is no such model, or not the layer asked for in it; reads no weights."""
-    path = encoder_directory(resolve(source)) / "config.json"
-    depth = huggingface.config_from_hf(read_json(path), str(path)).num_layers
-    if config.layer > depth:
-        raise UserError(f"config.layer={config.layer}: {source} has {depth} layers")
+def word_alignment_methods(config: Config) -> list[str]:
+    """The entries of the list."""
+    return [method.strip() for method in config.word_alignment_method.split(",")]
+
+
+def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
+    """What a model says of itself; reads no weights.
+
+    Raises:
+      UserError: there is no such model, its tokenizer does not fit, it has not the layer that is asked for, its
+        trainings are of different models.
+    """
+    found = []
+    for source in sources:
+        directory = resolve(source)
+        path = encoder_directory(directory) / "config.json"
+        sizes = huggingface.config_from_hf(read_json(path), str(path))
+        check_vocabulary(load_tokenizer(path.parent), sizes.vocab_size)
+        if config.layer > sizes.num_layers:
+            raise UserError(f"config.layer={config.layer}: {source} has {sizes.num_layers} layers")
+        try:
+            settings = read_settings(directory)
+        except UserError as error:
+            logging.warning("%s: its own sentence vectors are not measured: %s", name, error)
+            settings = None
+        own = None if settings is None else (settings["layer"], settings["pooling"])
+        found.append(Model(sources, sizes.num_layers, own, sizes.max_length))
+    if len(set(found)) > 1:
+        raise UserError(f"config.models: the trainings of {name} differ in layers, pooling or length; give them apart")
+    return found[0]
 
 
 def short_name(source: str) -> str:
@@ -144,8 +203,8 @@ def open_parts(config: Config) -> list[Part]:
     parts: list[Part] = []
 
     def retrieve(sets: retrieval.Sets, task: str) -> Part:
-        return lambda encoder, settings: retrieval.evaluate_retrieval(
-            encoder.embedder, encoder.params, sets, settings.retrieval, task=task
+        return lambda encoder, places: retrieval.evaluate_retrieval(
+            encoder.embedder, encoder.params, sets, places.retrieval, task=task
         )
 
     if config.tatoeba:
@@ -170,31 +229,37 @@ def open_parts(config: Config) -> list[Part]:
     if config.mining:
         bitext = mining.read_bucc(config.mining, field="config.mining")
         parts.append(
-            lambda encoder, settings: mining.evaluate_mining(
-                encoder.embedder, encoder.params, bitext, list(dict.fromkeys([settings.main, settings.own]))
+            lambda encoder, places: mining.evaluate_mining(
+                encoder.embedder, encoder.params, bitext, list(dict.fromkeys([places.main, *places.owns]))
             )
         )
     if config.word_alignment:
-        gold = word_alignment.read_gold(config.word_alignment, field="config.word_alignment")
-        method = config.word_alignment_method
-        parts.append(
-            lambda encoder, settings: word_alignment.evaluate_word_alignment(
-                encoder.embedder, encoder.params, gold, settings.layers, method=method
-            )
+        gold = word_alignment.read_gold(
+            config.word_alignment,
+            field="config.word_alignment",
+            word_base=None if config.word_base == -1 else config.word_base,
+            sentence_base=None if config.sentence_base == -1 else config.sentence_base,
         )
+
+        def align(method: str) -> Part:
+            return lambda encoder, places: word_alignment.evaluate_word_alignment(
+                encoder.embedder, encoder.params, gold, places.layers, method=method
+            )
+
+        parts += map(align, word_alignment_methods(config))
     if config.dictionaries:
         dictionaries = lexicon.read_dictionaries(
             config.dictionaries, field="config.dictionaries", max_words=config.dictionary_words or None
         )
         parts.append(
-            lambda encoder, settings: lexicon.evaluate_lexicon(
-                encoder.embedder, encoder.params, dictionaries, [(settings.main[0], "mean_without_special")]
+            lambda encoder, places: lexicon.evaluate_lexicon(
+                encoder.embedder, encoder.params, dictionaries, [(places.main[0], "mean_without_special")]
             )
         )
     return parts
 
 
 def _cka(texts: similarity.Texts, task: str, batch: int) -> Part:
-    return lambda encoder, settings: similarity.evaluate_cka(
-        encoder.embedder, encoder.params, texts, settings.layers, batch=batch, kinds=CKA, task=task
+    return lambda encoder, places: similarity.evaluate_cka(
+        encoder.embedder, encoder.params, texts, places.layers, batch=batch, kinds=CKA, task=task
     )

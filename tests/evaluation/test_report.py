@@ -1,5 +1,6 @@
-"""The report says what the records say, and its pictures are pictures."""
+"""The report says what the scores say, and its pictures are pictures."""
 
+import dataclasses
 import json
 import shlex
 import struct
@@ -9,29 +10,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppa_jax import markdown
 from ppa_jax.errors import UserError
+from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation.comparison import Measured
 from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
-from ppa_jax.evaluation.report import markdown_table, score_tables, write_report
+from ppa_jax.evaluation.report import write_training
+from ppa_jax.evaluation.scores import Score, mean_over_languages, over_runs, per_item
 
 
-def record(model, language, direction, value, layer=6, pooling="cls", count=2000):
-    return {
-        "model": model, "task": "tatoeba", "language": language, "direction": direction, "layer": layer,
-        "pooling": pooling, "metric": "accuracy", "value": value, "count": count,
-    }  # fmt: skip
+def score(language, hits, direction="both", layer=6, pooling="cls", **changes):
+    groups = (per_item(np.array(hits)),)
+    return dataclasses.replace(
+        Score("tatoeba", language, direction, layer, pooling, "accuracy", groups, len(hits)), **changes
+    )
 
 
-RECORDS = [
-    record("before", "de", "en-de", 10.0, count=1000),
-    record("before", "de", "de-en", 20.0, count=1000),
-    record("before", "de", "both", 15.0),
-    record("before", "sw", "both", 8.25),
-    record("before", "mean", "both", 11.625),
-    record("step 5", "mean", "both", 12.0),
-    record("after", "de", "both", 22.5),
-    record("after", "sw", "both", 8.0),
-    record("after", "mean", "both", 15.25),
-]
+def measured(*scores, main=(4, "mean"), own=(6, "cls")):
+    return Measured("model", 6, main, own, list(scores))
+
+
+def moment(german, swahili):
+    both = [score("de", german), score("sw", swahili)]
+    return measured(*both, score("de", german, direction="en-de"), mean_over_languages(both, "both"))
+
+
+MODELS = {
+    "before": moment([0, 0, 0, 1] * 50, [0, 0, 1, 1] * 50),
+    "step 5": moment([0, 0, 1, 1] * 50, [0, 0, 1, 1] * 50),
+    "after": moment([0, 1, 1, 1] * 50, [0, 0, 1, 1] * 49 + [0, 0, 0, 1]),
+}
 
 
 def pixels(path: Path) -> tuple[int, int, int]:
@@ -60,53 +68,94 @@ def write_metrics(directory: Path, steps: int) -> Path:
     return path
 
 
-def test_gains_have_their_sign_and_their_place():
-    ((title, table),) = score_tables(RECORDS, "before", "after")
-    assert title == "tatoeba: accuracy, layer 6, cls pooling"
-    assert table.splitlines() == [
-        "| language | before | after | gain | queries |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        "| de | 15.00 | 22.50 | +7.50 | 2000 |",
-        "| sw | 8.25 | 8.00 | -0.25 | 2000 |",
-        "| **mean** | 11.62 | 15.25 | +3.62 | 2000 |",
-    ]
+def cells(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-def test_one_model_is_shown_by_direction():
-    ((_, table),) = score_tables(RECORDS[:3], "before", "before")
-    assert table.splitlines()[2:] == ["| de | 10.00 | 20.00 | 15.00 | 2000 |"]
+def test_gains_have_their_sign_their_place_and_their_weight():
+    (view,) = comparison.views({name: MODELS[name] for name in ("before", "after")}, ["before"])
+    assert view.title == "tatoeba: accuracy, layer 6, cls"
+    header, marks, german, swahili, mean = cells(comparison.language_table(view, "before"))
+    assert header == ["language", "direction", "before", "after", "difference", "items"]
+    assert marks == ["---", "---", "---:", "---:", "---:", "---:"]
+    assert german[:2] == ["de", "both"] and german[2].startswith("25.00 (") and german[3].startswith("75.00 (")
+    assert german[4].startswith("**+50.00 (+4") and german[4].endswith(")**"), "half of the sentences"
+    assert swahili[4].startswith("-0.50 (-1.50…+0.00)"), "a single sentence: nothing to speak of"
+    assert mean[0] == "**mean**" and mean[4].startswith("**+24.75") and mean[5] == "400"
+    assert not any("en-de" in line for line in comparison.language_table(view, "before").splitlines())
 
 
-def test_a_table_for_each_request_and_a_language_without_a_before():
-    records = [*RECORDS, record("after", "de", "both", 3.0, layer=4, pooling="mean")]
-    tables = dict(score_tables(records, "before", "after"))
-    assert tables["tatoeba: accuracy, layer 4, mean pooling"].splitlines()[2:] == ["| de |  | 3.00 |  | 2000 |"]
-    assert len(tables) == 2
+def test_many_models_have_no_column_for_each_difference():
+    models = {f"m{i}": MODELS["after" if i == 3 else "before"] for i in range(5)}
+    (view,) = comparison.views(models, ["m0"])
+    header, _, german, *_ = cells(comparison.language_table(view, "m0"))
+    assert header == ["language", "direction", "m0", "m1", "m2", "m3", "m4", "items"]
+    assert [cell.startswith("**") for cell in german[2:7]] == [False, False, False, True, False]
+
+
+def test_what_was_trained_is_compared_at_its_own_place():
+    """A model that says nothing is no other pooling's victim: same weights, no difference."""
+    hits = [0, 1] * 100
+    better = [1, 1] * 100
+    plain = measured(score("mean", hits), score("mean", better, layer=4, pooling="mean"), own=None)
+    same = measured(score("mean", hits), score("mean", better, layer=4, pooling="mean"))
+    main, own = sorted(comparison.views({"plain": plain, "same": same}, ["plain"]), key=lambda view: view.role)
+    assert (main.role, own.role, own.title) == ("main", "own", "tatoeba: accuracy, layer 6, cls")
+    for view in (main, own):
+        assert view.differences["plain", "same", "mean", "both"]["value"] == 0
+    # With several kinds of training, the baseline is taken at the place of the model that is compared with it.
+    other = measured(score("mean", hits), score("mean", better, layer=4, pooling="mean"), own=(4, "mean"))
+    shown = comparison.views({"plain": plain, "same": same, "other": other}, ["plain"])
+    (own,) = (view for view in shown if view.role == "own")
+    assert own.title == "tatoeba: accuracy, as trained" and set(own.scores) == {"same", "other"}
+    assert {key[1]: record["value"] for key, record in own.differences.items()} == {"same": 0, "other": 0}
+    assert "[layer 4, mean]" in comparison.language_table(own, "plain")
+
+
+def test_every_baseline_has_its_differences():
+    shown = comparison.views(MODELS, ["before", "step 5"])
+    table = cells(comparison.differences_table(shown, list(MODELS), "step 5"))
+    assert table[0] == ["measure", "direction", "before", "after"]
+    assert [cell.split(" ")[0] for cell in table[2][2:]] == ["**-12.50", "**+12.25"]
+
+
+def test_several_trainings_show_their_spread():
+    runs = [[score("mean", [1, 0] * 50)], [score("mean", [1, 1] * 50)]]
+    models = {"one": measured(score("mean", [1, 0] * 50)),
+              "two": dataclasses.replace(measured(*over_runs(runs)), runs=runs)}  # fmt: skip
+    (view,) = comparison.views(models, ["one"])
+    assert " ±35.36 " in comparison.means_table([view], list(models)).replace("|", " ")
+    records = comparison.records_of(models)
+    assert [(r["model"], r["value"]) for r in records] == [("one", 50), ("two", 75), ("two/1", 50), ("two/2", 100)]
 
 
 def test_cells_cannot_break_a_table():
-    table = markdown_table(("a", "b"), [("x|y\nz", 1)])
+    table = markdown.table(("a", "b"), [("x|y\nz", 1)])
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y z | 1 |"]
 
 
 def test_the_whole_report(tmp_path):
-    metrics = write_metrics(tmp_path, 60)
     command = "python -m ppa_jax.main --config=configs/ppa.py --workdir='runs/my run' " + " ".join(
         f"--config.data.option_{i}=value" for i in range(12)
     )
     arguments = {
         "title": "Alignment",
         "facts": {"command": command, "steps": "60"},
-        "records": RECORDS,
-        "metrics_path": metrics,
         "sources": "| source | pairs |\n| --- | ---: |\n| en-de=x.tsv | 12 |",
     }
-    path = write_report(tmp_path / "run", **arguments)
+    for name in ("run", "again"):
+        (tmp_path / name).mkdir()
+        write_metrics(tmp_path / name, 60)
+        path, tables = write_training(tmp_path / name, MODELS, **arguments)
     text = path.read_text()
-    assert json.loads((tmp_path / "run/scores.json").read_text()) == RECORDS
-    for part in ("# Alignment\n", "| steps | 60 |", "+7.50", "-0.25", "(curves.png)", "(bars.png)", "en-de=x.tsv | 12"):
+    assert json.loads((tmp_path / "run/scores.json").read_text()) == comparison.records_of(MODELS)
+    differences = json.loads((tmp_path / "run/differences.json").read_text())
+    assert {(d["model"], d["baseline"]) for d in differences} == {("step 5", "before"), ("after", "before")}
+    for part in ("# Alignment\n", "| steps | 60 |", "+50.00", "(curves.png)", "(bars.png)", "en-de=x.tsv | 12"):
         assert part in text
-    assert "| step 5 | 12.00 |" in text  # evaluations in between
+    ((title, table),) = tables
+    assert title in text and table in text
+    assert "| measure | direction | before | step 5 | after | items |" in text  # evaluations in between
     shown = text.split("```")[1]
     assert max(map(len, shown.splitlines())) < 150
     assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)  # wrapped, and still the command
@@ -115,16 +164,15 @@ def test_the_whole_report(tmp_path):
         assert width > 600
         assert height > 300
         assert values > 20
-    write_report(tmp_path / "again", **arguments)
-    for name in ("report.md", "scores.json", "curves.png", "bars.png"):
+    for name in ("report.md", "scores.json", "differences.json", "curves.png", "bars.png"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
 
 
 def test_without_scores_and_without_curves(tmp_path):
-    text = write_report(tmp_path, title="T", facts={"a": "b"}, records=[], metrics_path=tmp_path / "none").read_text()
-    assert "png" not in text
+    path, tables = write_training(tmp_path, {}, title="T", facts={"a": "b"})
+    assert "png" not in path.read_text() and tables == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["differences.json", "report.md", "scores.json"]
     assert json.loads((tmp_path / "scores.json").read_text()) == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.md", "scores.json"]
 
 
 def test_curves_leave_out_what_was_not_measured(tmp_path):
@@ -152,4 +200,4 @@ def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file: cannot write the report: .*--workdir"):
-        write_report(tmp_path / "file", title="T", facts={}, records=[])
+        write_training(tmp_path / "file", MODELS, title="T", facts={})

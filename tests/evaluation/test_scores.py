@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ppa_jax.evaluation.scores import Score, differences, mean_over_languages, per_item
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation.scores import Score, difference, keep, kept, mean_over_languages, over_runs, per_item
 
 
 def score(*groups, **changes):
@@ -68,17 +69,70 @@ def test_a_single_item_has_no_interval():
 
 def test_paired_differences_are_sharper_than_the_intervals():
     rng = np.random.default_rng(0)
-    old = rng.random(500) < 0.4
-    new = old | (rng.random(500) < 0.05)  # right wherever the old one was, and a little more
-    scores = {"old": [score(per_item(old))], "new": [score(per_item(new))]}
-    (record,) = differences(scores, "old")
+    before = rng.random(500) < 0.4
+    after = before | (rng.random(500) < 0.05)  # right wherever the old one was, and a little more
+    old, new = score(per_item(before)), score(per_item(after))
+    record = difference(new, old, "new", "old")
     assert (record["model"], record["baseline"]) == ("new", "old")
-    assert record["value"] == pytest.approx(100 * (new.mean() - old.mean()), abs=1e-3)
+    assert record["value"] == pytest.approx(100 * (after.mean() - before.mean()), abs=1e-3)
     assert 0 < record["low"] < record["value"] < record["high"]
-    assert scores["new"][0].interval[0] < scores["old"][0].interval[1], "unpaired, they overlap"
+    assert new.interval[0] < old.interval[1], "unpaired, they overlap"
 
 
 def test_only_the_same_items_are_compared():
-    old = [score(per_item(np.ones(5))), score(per_item(np.ones(5)), layer=2)]
-    new = [score(per_item(np.ones(4))), score(per_item(np.zeros(5)), layer=2), score(per_item(np.ones(5)), layer=3)]
-    assert [r["layer"] for r in differences({"old": old, "new": new}, "old")] == [2]
+    old = score(per_item(np.ones(5)))
+    assert difference(score(per_item(np.ones(4))), old, "new", "old") is None
+    assert difference(score(per_item(np.ones(5)), runs=1), old, "new", "old")["value"] == 0
+
+
+def test_few_batches_have_the_interval_of_student():
+    rng = np.random.default_rng(0)
+    values = rng.random(7)
+    cka = score(per_item(values), per_item(values + 0.1), batches=True, shared_items=True, scale=1.0)
+    expected = scipy.stats.t.interval(0.95, 6, values.mean() + 0.05, scipy.stats.sem(values))
+    assert cka.interval == pytest.approx(expected)
+    # Of differences that are nothing but noise, one in twenty is taken for something; the bootstrap takes one in four.
+    found = 0
+    for _ in range(1000):
+        a, b = (score(per_item(x), batches=True, scale=1.0) for x in rng.normal(size=(2, 3)))
+        record = difference(a, b, "a", "b")
+        found += record["low"] > 0 or record["high"] < 0
+    assert 25 < found < 80
+
+
+def test_several_trainings_are_one_model_with_a_spread():
+    rng = np.random.default_rng(0)
+    german, french = rng.random((2, 300)) < 0.3, rng.random((2, 200)) < 0.6  # [runs, sentences]
+    runs = [[score(per_item(german[i]), per_item(french[i]), language="mean")] for i in range(2)]
+    (mean,) = over_runs(runs)
+    assert mean.by_run.tolist() == [runs[0][0].value, runs[1][0].value] and mean.count == runs[0][0].count
+    assert mean.value == pytest.approx(100 * (german.mean() + french.mean()) / 2)
+    # The items are the sentences, not the sentences of each run.
+    joined = score(per_item(german.mean(0)), per_item(french.mean(0)))
+    assert mean.interval == pytest.approx(joined.interval)
+    record = difference(mean, runs[0][0], "all", "first")
+    assert record["value"] == pytest.approx(mean.value - runs[0][0].value, abs=1e-3) and record["low"] is not None
+    assert over_runs([runs[0], [score(per_item(np.ones(3)), language="mean")]]) == [], "not of the same items"
+
+
+def test_kept_scores_come_back_with_their_items(tmp_path):
+    path = tmp_path / "scores.npz"
+    assert kept(path) == {}
+    models = {
+        "before": [
+            score(per_item(np.array([0, 1, 1]))),
+            score(per_item(np.ones(4)), layer=None, scale=1.0, batches=True),
+        ],
+        "after": [score(per_item(np.array([1, 1, 1])), per_item(np.zeros(2)), language="mean", shared_items=True)],
+    }
+    keep(path, models)
+    again = kept(path)
+    assert list(again) == ["before", "after"]
+    for name, scores in models.items():
+        assert [s.record(name) for s in again[name]] == [s.record(name) for s in scores]
+        assert [dataclasses.replace(s, groups=()) for s in again[name]] == [
+            dataclasses.replace(s, groups=()) for s in scores
+        ]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"scores.npz: damaged .*; delete it"):
+        kept(path)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.similarity import KINDS, cka_linear, cka_rbf, evaluate_cka, read_parallel, spread
+from ppa_jax.evaluation.similarity import KINDS, cka_linear, cka_rbf, evaluate_cka, read_parallel
 
 
 def test_linear_by_hand():
@@ -122,20 +122,20 @@ def test_scores_have_an_item_for_each_batch():
     assert {s.pooling for s in scores} == {"mean_without_special"}
     for layer in (0, 2):
         assert by["de", "en-de", layer, "cka_linear"].groups[0][0] == pytest.approx([1] * 4)
-        assert spread(by["de", "en-de", layer, "cka_linear"]) == pytest.approx(0, abs=1e-9)
+        assert by["de", "en-de", layer, "cka_linear"].by_batch.std() == pytest.approx(0, abs=1e-9)
         assert by["fr", "en-fr", layer, "cka_rbf_debiased"].value < 0.3
     french, mean = by["fr", "en-fr", 2, "cka_linear"], by["mean", "en-xx", 2, "cka_linear"]
     items = french.groups[0][0]
     assert (french.count, len(set(items))) == (4, 4)
     assert french.value == pytest.approx(items.mean())
-    assert spread(french) == pytest.approx(math.sqrt(((items - items.mean()) ** 2).sum() / 3))
+    assert french.by_batch.tolist() == items.tolist()
     assert mean.value == pytest.approx((1 + items.mean()) / 2)
-    assert spread(mean) == pytest.approx(spread(french) / 2)
+    assert mean.by_batch == pytest.approx((1 + items) / 2), "a batch has the same sentences in all languages"
     # Disjoint batches: each sentence once for each layer; the rest of 3 is left out; not in the order of the file.
     seen = embedder.seen["en"]
     assert sorted(seen[:100]) == sorted(set(seen)) and seen[:100] != sorted(seen[:100])
     assert embedder.seen["de"] == seen
-    assert math.isnan(spread(evaluate_cka(Random(), None, texts, [0], batch=103, kinds=["linear"])[0]))
+    assert math.isnan(evaluate_cka(Random(), None, texts, [0], batch=103, kinds=["linear"])[0].interval[0])
 
 
 def test_more_sentences_than_are_embedded_at_once(monkeypatch):

@@ -17,7 +17,10 @@ def write(directory: Path, **changes) -> str:
             "eval": {"tatoeba": "../secret/tatoeba"},
             "dtype": "float32",
         },
-        "scores": [{"language": "de", "before": 12.3456, "after": 67.0}, {"language": "a|b", "after": 1.5}],
+        "scores": [
+            {"language": "de", "before": 12.3456, "after": 67.0},
+            {"language": "a|b", "before": None, "after": 1.5},
+        ],
     }
     model_card.write_card(directory, **(fields | changes))
     return (directory / "README.md").read_text()
@@ -35,7 +38,7 @@ def test_front_matter_is_what_the_hub_expects(tmp_path: Path) -> None:
 
 def test_tables(tmp_path: Path) -> None:
     text = write(tmp_path)
-    assert "| language | before | after |\n| --- | --- | --- |\n| de | 12.35 | 67 |\n| a\\|b |  | 1.5 |" in text
+    assert "| language | before | after |\n| --- | ---: | ---: |\n| de | 12.35 | 67.00 |\n| a\\|b |  | 1.50 |" in text
     assert "| `train.learning_rate` | 3e-05 |" in text and "| `data.max_length` | 64 |" in text
     assert "data.cache" not in text and "train.epochs" not in text
 

@@ -256,7 +256,7 @@ def test_another_run_is_refused(whole, command, error_line):
 def test_a_wrong_workdir(whole, command, tmp_path, error_line):
     (tmp_path / "file").touch()
     assert main(command(tmp_path / "file")) == 2
-    assert "give a writable --workdir" in error_line()
+    assert "file: is a file; give a directory" in error_line()
     workdir = shutil.copytree(whole.workdir, tmp_path / "run")
     (workdir / "config.json").write_text("{")
     assert main(command(workdir)) == 2

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation import comparison, report
 from ppa_jax.evaluation.scores import Score, per_item
-from ppa_jax.interop import huggingface
+from ppa_jax.interop import huggingface, sentence_transformers
 from ppa_jax.main import main
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/evaluate.py"
@@ -95,11 +95,13 @@ def test_every_part_leaves_scores_differences_report_and_pictures(shelf, other, 
             key = tuple(record[name] for name in ("task", "language", "direction", "layer", "pooling", "metric"))
             assert record["value"] == pytest.approx(value["noisy", *key] - value["plain", *key], abs=2e-4)
 
-    report = (tmp_path / "report.md").read_text()
+    text = (tmp_path / "report.md").read_text()
     for picture in ("models.png", "layers.png", "bars.png"):
-        assert f"({picture})" in report and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
-    for said in ("tatoeba: accuracy, layer 1, mean", "aer", "p at 1 csls", "cka linear", "plain (baseline)"):
-        assert said in report, said
+        assert f"({picture})" in text and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+    for said in ("tatoeba: accuracy, layer 1, mean", "aer", "p at 1 csls", "cka linear", "plain (baseline)",
+                 "batches of 5 sentences", "word pieces", str(data / "tatoeba")):  # fmt: skip
+        assert said in text, said
+    assert json.loads((tmp_path / "config.json").read_text())["cka_batch"] == 5
 
 
 def score(values, layer=4, pooling="mean", **changes):
@@ -115,23 +117,65 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         "small": comparison.Measured("s", 6, (4, "mean"), (6, "cls"), [score(hits < 0.2), score(hits < 0.1, 6, "cls")]),
         "large": comparison.Measured("l", 12, (8, "mean"), (8, "mean"), [score(hits < 0.5, 8), score(hits < 0.9, 4)]),
     }
-    path, table = comparison.write(tmp_path, models, baseline="small")
-    report = path.read_text()
-    assert table in report
-    assert "two thirds of the depth" in report
+    path, table = report.write_comparison(tmp_path, models, baselines=["small"], facts={"a": "b"})
+    text = path.read_text()
+    assert table in text
+    assert "two thirds of the depth" in text and "[layer 8, mean]" in text
     (record,) = [r for r in json.loads((tmp_path / "differences.json").read_text()) if r["role"] == "main"]
     assert record["value"] == pytest.approx(100 * (np.mean(hits < 0.5) - np.mean(hits < 0.2)), abs=1e-3)
     assert record["low"] > 0
-    assert f"**{record['value']:+.2f}" in report
+    assert f"**{record['value']:+.2f}" in text
+
+
+def test_trainings_of_one_model_and_several_baselines(shelf, other, data, tmp_path, capsys):
+    models = f"plain={shelf / 'model'},both={shelf / 'model'}|{other}"
+    fields = dict(models=models, baseline="plain,both", tatoeba=data / "tatoeba", every_layer=False)
+    assert main(arguments(tmp_path, **fields)) == 0
+    capsys.readouterr()
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    value = {r["model"]: r["value"] for r in scores
+             if (r["language"], r["direction"], r["pooling"]) == ("mean", "both", "mean")}  # fmt: skip
+    assert list(value) == ["plain", "both", "both/1", "both/2"]
+    assert value["both/1"] == value["plain"] and value["both"] == pytest.approx((value["both/1"] + value["both/2"]) / 2)
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    assert {(r["model"], r["baseline"]) for r in differences} == {("both", "plain"), ("plain", "both")}
+    text = (tmp_path / "report.md").read_text()
+    assert "### Differences to plain" in text and "### Differences to both" in text and " ±" in text
+
+
+def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):
+    """The same weights, one exported as trained on short sentences with [CLS]: nothing differs."""
+    short = tmp_path / "short"
+    pretrained = huggingface.read(shelf / "model")
+    huggingface.write(short, pretrained, files_from=shelf / "model")
+    sentence_transformers.write_modules(short, pretrained, layer=1, pooling="cls", max_length=4)
+    fields = dict(models=f"long={shelf / 'model'},{short}", tatoeba=data / "tatoeba", mining=data / "bucc")
+    assert main(arguments(tmp_path / "run", **fields)) == 0
+    differences = json.loads((tmp_path / "run/differences.json").read_text())
+    assert {r["role"] for r in differences} == {"main", "own"} and {r["value"] for r in differences} == {0}
+    assert {r["task"] for r in differences if r["role"] == "own"} == {"tatoeba", "bucc"}
+    assert "512 word pieces" in (tmp_path / "run/report.md").read_text()
+
+
+def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(shelf, data, tmp_path, capsys):
+    dense = tmp_path / "dense"
+    pretrained = huggingface.read(shelf / "model")
+    huggingface.write(dense, pretrained, files_from=shelf / "model")
+    (dense / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]))
+    assert main(arguments(tmp_path / "run", models=dense, tatoeba=data / "tatoeba")) == 0
+    assert "dense: its own sentence vectors are not measured" in capsys.readouterr().err
+    assert "not said" in (tmp_path / "run/report.md").read_text()
 
 
 @pytest.mark.parametrize(
     "fields, said",
     [
         ({"models": ""}, "config.models is empty"),
-        ({"models": "a=,b"}, "config.models: 'a=' is not of the form DIR or NAME=DIR"),
+        ({"models": "a=,b"}, "config.models: 'a=' is not of the form DIR, NAME=DIR or"),
+        ({"models": "lr=1e-4"}, "1e-4: no such directory"),
+        ({"models": "/x/lr=1e-4/export"}, "/x/lr=1e-4/export: no such directory"),
         ({"models": "x/m,y/m"}, "config.models: two models are called m; write NAME=DIR"),
-        ({"baseline": "b"}, "config.baseline=b: must be one of model"),
+        ({"baseline": "b"}, "config.baseline=b: must be of model"),
         ({"sample": 0}, "no data: give one or more of config.tatoeba"),
         ({"layer": 0}, "config.layer=0: must be -1"),
         ({"layer": 5}, "config.layer=5: .* has 1 layers"),
@@ -149,7 +193,8 @@ def test_models_of_different_depth_meet_at_the_same_share_of_it(tmp_path):
         ({"mining": "nowhere"}, "config.mining: .*nowhere"),
         ({"word_alignment": "nowhere"}, "config.word_alignment: .*nowhere"),
         ({"dictionaries": "nowhere"}, "config.dictionaries: .*nowhere"),
-        ({"word_alignment_method": "x"}, "config.word_alignment_method=x: must be one of softmax, argmax"),
+        ({"word_alignment_method": "argmax,x"}, "config.word_alignment_method=x: must be one of softmax, argmax"),
+        ({"word_base": 2}, "config.word_base=2: must be -1"),
     ],
 )
 def test_mistakes(shelf, data, tmp_path, monkeypatch, error_line, fields, said):
@@ -177,8 +222,10 @@ def test_a_model_with_a_vocabulary_of_another(shelf, data, tmp_path, error_line)
     shutil.copytree(shelf / "model", broken)
     vocabulary = broken / "vocab.txt"
     vocabulary.write_text(vocabulary.read_text() + "\n".join(f"extra{i}" for i in range(900)) + "\n")
-    assert main(arguments(tmp_path / "run", models=broken, tatoeba=data / "tatoeba")) == 2
+    run = tmp_path / "run"
+    assert main(arguments(run, models=f"{shelf / 'model'},{broken}", tatoeba=data / "tatoeba")) == 2
     assert "vocab" in error_line()
+    assert not (run / "scores.json").exists(), "found before the first model was measured"
 
 
 def test_the_workdir_of_a_training_run_is_left_alone(shelf, tmp_path, error_line):
