@@ -296,3 +296,17 @@ class Embedder:
             return jax.device_put(leaf, NamedSharding(self.mesh, P()))
 
         return jax.tree.map(place, params)
+
+
+class Remembered:
+    """Vectors of some sentences, computed once for several measures; stands for the embedder that computed them."""
+
+    def __init__(self, embedder: Embedder, params: Any, sentences: Iterable[str], requests: Sequence[Request]) -> None:
+        """Embeds all `sentences` at all `requests`. Memory: distinct sentences x requests x width x 4 bytes."""
+        self._row = {text: i for i, text in enumerate(dict.fromkeys(sentences))}
+        self._vectors = embedder.embed(params, list(self._row), requests)
+
+    def embed(self, params: Any, sentences: Sequence[str], requests: Sequence[Request]) -> Vectors:
+        """As `Embedder.embed`, with the parameters of the beginning, whatever `params` are."""
+        rows = [self._row[text] for text in sentences]
+        return {request: self._vectors[request][rows] for request in requests}

@@ -20,7 +20,7 @@ from absl import logging
 
 from ppa_jax.data import text_files, world
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.embed import Embedder, Request, Vectors
+from ppa_jax.evaluation.embed import Embedder, Remembered, Request, Vectors
 from ppa_jax.evaluation.neighbours import distinct, nearest
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
@@ -91,7 +91,7 @@ def _read(path: Path, field: str) -> list[str]:
 
 
 def evaluate_retrieval(
-    embedder: Embedder,
+    embedder: Embedder | Remembered,
     params: Any,
     sets: str | Path | Sets,
     requests: Sequence[Request],

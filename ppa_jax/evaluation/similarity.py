@@ -29,7 +29,7 @@ from absl import logging
 
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.evaluation.embed import Embedder, Remembered
 from ppa_jax.evaluation.retrieval import LANGUAGES
 from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
 
@@ -218,7 +218,7 @@ def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
 
 
 def evaluate_cka(
-    embedder: Embedder,
+    embedder: Embedder | Remembered,
     params: Any,
     texts: Texts,
     layers: Sequence[int],

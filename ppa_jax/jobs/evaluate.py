@@ -18,7 +18,7 @@ from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder, resolve
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, similarity, word_alignment
-from ppa_jax.evaluation.embed import Request
+from ppa_jax.evaluation.embed import Remembered, Request
 from ppa_jax.evaluation.scores import Score, over_runs
 from ppa_jax.interop import huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
@@ -27,6 +27,7 @@ from ppa_jax.training import identity
 from ppa_jax.training.memory import device_memory
 
 CKA = ("linear", "rbf", "linear_debiased")  # the first two grow as batches shrink, the last does not
+MEMORY = 8 << 30  # of the host, for vectors that two measures share; where they need more, they are computed twice
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
 
 
@@ -224,8 +225,7 @@ def open_parts(config: Config) -> list[Part]:
         english = texts[similarity.PIVOT]
         if config.cka_batch > len(english):
             raise UserError(f"config.cka_batch={config.cka_batch}: {directory} has {len(english)} sentences; give less")
-        sets = {language: (english, text) for language, text in texts.items() if language != similarity.PIVOT}
-        parts += [retrieve(sets, name), _cka(texts, f"cka, {name}", config.cka_batch)]
+        parts.append(_parallel(texts, name, config.cka_batch))
     if config.mining:
         bitext = mining.read_bucc(config.mining, field="config.mining")
         parts.append(
@@ -259,7 +259,21 @@ def open_parts(config: Config) -> list[Part]:
     return parts
 
 
-def _cka(texts: similarity.Texts, task: str, batch: int) -> Part:
-    return lambda encoder, places: similarity.evaluate_cka(
-        encoder.embedder, encoder.params, texts, places.layers, batch=batch, kinds=CKA, task=task
-    )
+def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
+    """Retrieval and CKA on n-way text, from the same vectors."""
+    sets = {x: (texts[similarity.PIVOT], text) for x, text in texts.items() if x != similarity.PIVOT}
+    sentences = [sentence for text in texts.values() for sentence in text]
+
+    def part(encoder: Encoder, places: Places) -> list[Score]:
+        pooling = "mean_without_special"
+        requests = [*places.retrieval, *((layer, pooling) for layer in places.layers)]
+        embedder = encoder.embedder
+        if len(sentences) * len(requests) * encoder.config.hidden_size * 4 <= MEMORY:
+            embedder = Remembered(embedder, encoder.params, sentences, requests)
+        return retrieval.evaluate_retrieval(
+            embedder, encoder.params, sets, places.retrieval, task=name
+        ) + similarity.evaluate_cka(
+            embedder, encoder.params, texts, places.layers, batch=batch, kinds=CKA, pooling=pooling, task=f"cka, {name}"
+        )
+
+    return part

@@ -208,3 +208,15 @@ def test_requests_the_encoder_cannot_serve(params, request_, said):
 def test_lengths_the_encoder_cannot_number(max_length, said):
     with pytest.raises(UserError, match=said):
         Embedder(CONFIG, Words(), max_length=max_length)
+
+
+def test_remembered_vectors_are_those_of_the_embedder(params):
+    embedder, texts = Embedder(CONFIG, Words(), max_length=16), sentences(40)
+    once = embed.Remembered(embedder, params, texts, REQUESTS)
+    asked = texts[30:] + texts[:5]
+    expected = embedder.embed(params, asked, REQUESTS[:2])
+    embedder.embed = None  # not asked again
+    found = once.embed(None, asked, REQUESTS[:2])
+    assert list(found) == REQUESTS[:2]
+    for request in found:
+        np.testing.assert_allclose(found[request], expected[request], rtol=1e-4, atol=1e-5)
