@@ -22,8 +22,9 @@ declare -A CHANGES=(
   [ppa]=""
   [ppa_unshuffled]="--config.data.shuffle_sides=false"
 )
+NAMES=(ppa mlm tlm contrast ppa_unshuffled)
 for seed in $SEEDS; do
-  for name in ppa mlm tlm contrast ppa_unshuffled; do
+  for name in "${NAMES[@]}"; do
     if [[ -f $W/$name-$seed/report.md ]]; then continue; fi
     # shellcheck disable=SC2086 # several words
     $PYTHON -m ppa_jax.main --config=configs/ppa.py --workdir="$W/$name-$seed" --config.init="$MODEL" \
@@ -32,10 +33,14 @@ for seed in $SEEDS; do
       --config.train.batch_size=64 --config.train.learning_rate=1e-4 --config.contrastive.queue_size=8192 \
       --config.contrastive.momentum=0.99 --config.seed="$seed" ${CHANGES[$name]}
   done
-  MODELS="before=$MODEL"
-  for name in mlm tlm contrast ppa ppa_unshuffled; do MODELS+=",$name=$W/$name-$seed"; done
-  $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured-$seed" --config.models="$MODELS" \
-    --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" --config.parallel="$D/ntrex,$D/ud" \
-    --config.word_alignment="$D/word_alignment" --config.word_alignment_method=argmax \
-    --config.dictionaries="$D/dictionaries"
 done
+MODELS="before=$MODEL"
+for name in mlm tlm contrast ppa ppa_unshuffled; do
+  RUNS=""
+  for seed in $SEEDS; do RUNS+="|$W/$name-$seed"; done
+  MODELS+=",$name=${RUNS#|}"
+done
+$PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured" --config.models="$MODELS" \
+  --config.baseline=before,mlm,ppa --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \
+  --config.parallel="$D/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" \
+  --config.word_alignment_method=softmax,argmax --config.dictionaries="$D/dictionaries"
