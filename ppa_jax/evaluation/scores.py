@@ -155,7 +155,7 @@ def keep(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
                 arrays[f"{len(facts)}.{number}"] = np.stack(group)
             facts.append({"of": model, "groups": len(score.groups)} | fields)
     beside = path.with_name(f"{path.stem}.tmp.npz")
-    np.savez_compressed(beside, facts=np.array(json.dumps(facts)), **arrays)
+    np.savez_compressed(beside, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: of numpy's
     beside.replace(path)
 
 

@@ -1,12 +1,15 @@
 """Measures models side by side: retrieval, bitext mining, word alignment, lexicon induction, CKA.
 
 All data is read, every setting checked and every tokenizer opened before the first model's weights are read. Each model
-is open alone. A model of several trainings is measured by the mean over them.
+is open alone. A model of several trainings is measured by the mean over them. What was measured is kept in the workdir,
+and the same command goes on after it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,9 +20,9 @@ from ppa_jax.data import world
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder, resolve
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, similarity, word_alignment
+from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, scores, similarity, word_alignment
 from ppa_jax.evaluation.embed import Remembered, Request
-from ppa_jax.evaluation.scores import Score, over_runs
+from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
 from ppa_jax.interop.weight_files import read_json
@@ -78,11 +81,21 @@ def run(config: Config, workdir: str) -> int:
     measured: dict[str, comparison.Measured] = {}
     for name, model in models.items():
         places = Places.of(model, models.values(), config)
-        runs = [measure(name, source, places, parts, max_length, config) for source in model.sources]
+        runs = []
+        for source in model.sources:
+            path = directory / "measured" / f"{digest(source, places, max_length, config)}.npz"
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True)
+                scores.keep(path, {source: measure(name, source, places, parts, max_length, config)})
+            runs += scores.kept(path).values()
         measured[name] = comparison.Measured(
-            " | ".join(model.sources), model.depth, places.main, model.own, over_runs(runs), runs if runs[1:] else ()
+            " | ".join(model.sources),
+            model.depth,
+            places.main,
+            model.own,
+            scores.over_runs(runs),
+            runs if runs[1:] else (),
         )
-        # What is measured is kept, whatever the next model does.
         report.write_records(directory / "scores.json", comparison.records_of(measured))
     path, table = report.write_comparison(directory, measured, baselines=baselines, facts=facts(config, max_length))
     print(f"\n{table}\n\nreport: {path}")
@@ -97,12 +110,26 @@ def measure(name: str, source: str, places: Places, parts: list[Part], max_lengt
         source, layer=layer, pooling=pooling, max_length=max_length, batch_size=config.batch_size, dtype=config.dtype
     )
     logging.info("%s: %s, main scores at layer %d of %d, %s", name, source, layer, encoder.config.num_layers, pooling)
-    scores: list[Score] = []
+    measured: list[Score] = []
     for part in parts:
         found = part(encoder, places)
         logging.info("%s: %s measured", name, ", ".join(dict.fromkeys(score.task for score in found)))
-        scores += found
-    return scores
+        measured += found
+    return measured
+
+
+def digest(source: str, places: Places, max_length: int, config: Config) -> str:
+    """Of all that the scores of a model depend on; files count by name, size and time."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
+    given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
+    files = [
+        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        for path in map(Path, [str(resolve(source)), *given])
+        for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
+        if file.is_file()
+    ]
+    facts = [settings, dataclasses.astuple(places), max_length, files]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def facts(config: Config, max_length: int) -> dict[str, str]:

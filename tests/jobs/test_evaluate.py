@@ -13,6 +13,7 @@ import pytest
 from ppa_jax.evaluation import comparison, report
 from ppa_jax.evaluation.scores import Score, per_item
 from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.jobs import evaluate
 from ppa_jax.main import main
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/evaluate.py"
@@ -141,6 +142,31 @@ def test_trainings_of_one_model_and_several_baselines(shelf, other, data, tmp_pa
     assert {(r["model"], r["baseline"]) for r in differences} == {("both", "plain"), ("plain", "both")}
     text = (tmp_path / "report.md").read_text()
     assert "### Differences to plain" in text and "### Differences to both" in text and " ±" in text
+
+
+def test_the_same_command_goes_on_and_measures_what_has_changed(shelf, other, data, tmp_path, monkeypatch, capsys):
+    measured, tatoeba, run = [], tmp_path / "tatoeba", tmp_path / "run"
+    shutil.copytree(data / "tatoeba", tatoeba)
+    measure = evaluate.measure
+    monkeypatch.setattr(evaluate, "measure", lambda name, *args: measured.append(name) or measure(name, *args))
+
+    def again(**fields):
+        measured.clear()
+        assert (
+            main(arguments(run, **dict(models=f"a={shelf / 'model'}", tatoeba=tatoeba, every_layer=False) | fields))
+            == 0
+        )
+        return list(measured)
+
+    assert again() == ["a"]
+    text = (run / "report.md").read_text()
+    assert again() == [] and (run / "report.md").read_text() == text
+    assert again(models=f"a={shelf / 'model'},b={other}", baseline="b") == ["b"]
+    assert again(layer=1, max_length=9) == ["a"]
+    with (tatoeba / "tatoeba.deu-eng.deu").open("a") as file, (tatoeba / "tatoeba.deu-eng.eng").open("a") as english:
+        file.write("mehr\n")
+        english.write("more\n")
+    assert again() == ["a"]
 
 
 def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):
