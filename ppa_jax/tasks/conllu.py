@@ -1,0 +1,114 @@
+"""CoNLL-U, read and written without loss; and how the readers of tasks tell which rows they left out.
+
+Format: https://universaldependencies.org/format.html.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import logging
+
+from ppa_jax.data.text_files import read_lines
+from ppa_jax.errors import UserError
+
+ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8  # columns
+COLUMNS = 10
+EXPECTED = "CoNLL-U has ten columns with tabs between, words numbered 1, 2, ... and a blank line after each sentence"
+_NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1-2) and empty nodes (1.1)
+
+
+class Problem(NamedTuple):
+    """A row or sentence that cannot be used."""
+
+    line: int
+    reason: str
+
+
+class Sentence(NamedTuple):
+    """A sentence as it stands in the file."""
+
+    line: int  # of its first line in the file
+    comments: list[str]  # with their "#"; sent_id is one of them
+    rows: list[list[str]]  # ten columns each; multiword tokens and empty nodes too
+    words: list[int]  # the rows that are words, in their order: word 1 is rows[words[0]]
+
+    def column(self, column: int) -> list[str]:
+        """One column of the words."""
+        return [self.rows[i][column] for i in self.words]
+
+
+def blocks(path: Path, *, field: str) -> Iterator[tuple[int, list[str]]]:
+    """(line number of the first, lines) of what blank lines separate. Raises UserError as `read_lines` does."""
+    block: list[str] = []
+    start = 1
+    for number, line in enumerate([*read_lines(path, field=field), ""], 1):
+        if line.strip():
+            start = start if block else number
+            block.append(line)
+        elif block:
+            yield start, block
+            block = []
+
+
+def tell_skipped(path: Path, problems: Sequence[Problem], used: int, *, field: str, expected: str) -> None:
+    """Logs in one line what was skipped and why.
+
+    Raises UserError, with the first problem's line, if more is skipped than used: then the format is another.
+    """
+    total = len(problems) + used
+    if len(problems) > used or not total:
+        line, reason = min(problems) if problems else Problem(1, "nothing is here")
+        raise UserError(f"{field}: {path}:{line}: {reason}; {len(problems)} of {total} unusable; {expected}")
+    if problems:
+        reasons = [
+            f"{reason}: {count} (first at line {min(p.line for p in problems if p.reason == reason)})"
+            for reason, count in Counter(problem.reason for problem in problems).most_common()
+        ]
+        logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
+
+
+def read(path: Path, *, field: str) -> tuple[list[Sentence], list[Problem]]:
+    """The sentences of a file, and those that are not CoNLL-U, which `tell_skipped` takes with the caller's own.
+
+    Raises UserError as `read_lines` does.
+    """
+    sentences: list[Sentence] = []
+    problems: list[Problem] = []
+    for start, block in blocks(path, field=field):
+        comments = [line for line in block if line.startswith("#")]
+        rows = [line.split("\t") for line in block if not line.startswith("#")]
+        words = [i for i, row in enumerate(rows) if not _NO_WORD.fullmatch(row[ID])]
+        if not rows:
+            continue  # comments alone: no sentence was lost
+        problem = _problem(rows, words)
+        if problem is None:
+            sentences.append(Sentence(start, comments, rows, words))
+        else:
+            problems.append(Problem(start, problem))
+    return sentences, problems
+
+
+def _problem(rows: list[list[str]], words: list[int]) -> str | None:
+    if any(len(row) != COLUMNS for row in rows):
+        return "a row without ten columns"
+    if [rows[i][ID] for i in words] != [str(number) for number in range(1, len(words) + 1)]:
+        return "words not numbered 1, 2, ..."
+    return None if words else "a sentence without words"
+
+
+def write(path: Path, sentences: Sequence[Sentence], trees: Sequence[tuple[Sequence[int], Sequence[str]]]) -> None:
+    """Writes the sentences with other trees: heads (0 is the root) and relations of the words.
+
+    All else stays as it was read, but for the enhanced dependencies of words: they would be those of another tree.
+    """
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for sentence, (heads, relations) in zip(sentences, trees, strict=True):
+            rows = [list(row) for row in sentence.rows]
+            for i, head, relation in zip(sentence.words, heads, relations, strict=True):
+                rows[i][HEAD], rows[i][DEPREL], rows[i][DEPS] = str(head), relation, "_"
+            file.writelines(f"{line}\n" for line in [*sentence.comments, *("\t".join(row) for row in rows), ""])

@@ -1,0 +1,291 @@
+"""Natural language inference: does the premise entail the hypothesis, contradict it, or neither?
+
+XNLI (Conneau et al. 2018), MultiNLI, SNLI and what is laid out like them; the classifier is that of BERT (Devlin et
+al. 2019) and of XTREME (Hu et al. 2020).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ppa_jax.data.text_files import read_lines
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.model import dropout as drop
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.tasks.conllu import Problem, tell_skipped
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+
+METRICS = ("accuracy",)
+LABELS = ("entailment", "neutral", "contradiction")
+
+_SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi_nli and xnli
+    **{label: label for label in LABELS},
+    **{str(number): label for number, label in enumerate(LABELS)},
+    "contradictions": "contradiction",
+    "contradictory": "contradiction",
+}
+_NO_GOLD = ("-", "-1")  # the annotators did not agree
+_COLUMNS = {  # in small letters; the first that a file has counts
+    "premise": ("premise", "prem", "sentence1", "sentence_a"),
+    "hypothesis": ("hypothesis", "hyp", "hypo", "sentence2", "sentence_b"),
+    "label": ("gold_label", "label", "entailment_judgment"),
+    "id": ("pairid", "pair_id"),
+    "language": ("language",),
+}
+_EXPECTED = (
+    "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL that name "
+    "sentence1, sentence2, gold_label (or premise, hypothesis, label); labels: " + ", ".join(LABELS)
+)
+
+
+class Example(NamedTuple):
+    """A pair of sentences."""
+
+    premise: str
+    hypothesis: str
+    label: str | None  # one of LABELS; None in a file without labels
+    language: str
+    id: str  # the file's own, or the number of the line
+
+
+def read(path: Path, *, language: str, field: str) -> list[Example]:
+    """The pairs of a TSV or JSONL file; of a file of several languages (XNLI's own), those of `language`.
+
+    Rows without a gold label ("-"), with an unknown one or without text are skipped and counted in the log.
+
+    Raises:
+      UserError: `read_lines`'; neither header nor known layout; the file has no such language; most rows are unusable.
+    """
+    examples: list[Example] = []
+    problems: list[Problem] = []
+    others: set[str] = set()
+    for number, row in _rows(path, field):
+        if isinstance(row, str):
+            problems.append(Problem(number, row))
+            continue
+        if row.get("language", language) != language:
+            others.add(row["language"])
+            continue
+        premise, hypothesis, label = row.get("premise", ""), row.get("hypothesis", ""), row.get("label")
+        known = _SPELLINGS.get(label.strip().lower()) if label is not None else None
+        if not premise.strip() or not hypothesis.strip():
+            problems.append(Problem(number, "premise or hypothesis is missing"))
+        elif label is not None and label.strip() in _NO_GOLD:
+            problems.append(Problem(number, f"no gold label ({label.strip()})"))
+        elif label is not None and known is None:
+            problems.append(Problem(number, f"unknown label {label[:40]!r}"))
+        else:
+            examples.append(Example(premise, hypothesis, known, language, row.get("id", str(number))))
+    if others and not examples and not problems:
+        raise UserError(f"{field}: {path}: no row of language {language!r}; it has {', '.join(sorted(others))}")
+    tell_skipped(path, problems, len(examples), field=field, expected=_EXPECTED)
+    return examples
+
+
+def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """(line number, the columns of _COLUMNS that the row has, or what is wrong with it)."""
+    lines = [(number, line) for number, line in enumerate(read_lines(path, field=field), 1) if line.strip()]
+    if lines and lines[0][1].lstrip().startswith("{"):
+        for number, line in lines:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                values = None
+            if isinstance(values, dict):
+                found = _find_columns([str(name) for name in values])
+                texts = [None if value is None else str(value) for value in values.values()]
+                yield number, {name: text for name, i in found.items() if (text := texts[i]) is not None}
+            else:
+                yield number, "not a JSON object"
+        return
+    rows = [(number, line.split("\t")) for number, line in lines]
+    columns = _find_columns(rows[0][1]) if rows else {}
+    if "premise" in columns and "hypothesis" in columns:
+        rows = rows[1:]
+    elif rows and len(rows[0][1]) == 3:
+        columns = {"premise": 0, "hypothesis": 1, "label": 2}
+    else:
+        raise UserError(f"{field}: {path}:1: no header and not three columns; {_EXPECTED}")
+    last = max(columns.values())
+    for number, row in rows:
+        if len(row) <= last:
+            yield number, f"fewer than {last + 1} columns"
+        else:
+            yield number, {name: row[i] for name, i in columns.items()}
+
+
+def _find_columns(header: Sequence[str]) -> dict[str, int]:
+    places = {name.strip().lower(): i for i, name in reversed(list(enumerate(header)))}
+    found = {}
+    for name, spellings in _COLUMNS.items():
+        present = [places[spelling] for spelling in spellings if spelling in places]
+        if present:
+            found[name] = present[0]
+    return found
+
+
+def labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The three labels, in the same order whatever the data.
+
+    Raises UserError if no example has a label: there is nothing to train on.
+    """
+    if all(example.label is None for example in examples):
+        raise UserError("the training data has no labels; name its column gold_label or label")
+    return LABELS
+
+
+def separates_twice(tokenizer: Tokenizer) -> bool:
+    """Whether a pair is written as XLM-R does, <s> A </s></s> B </s> without token types, and not as BERT does."""
+    return tokenizer.backend.id_to_token(tokenizer.cls_id) == "<s>"
+
+
+def features(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
+) -> list[Feature]:
+    """[CLS] premise [SEP] hypothesis [SEP] for each pair, the longer of the two cut where they are too long.
+
+    Both are cut as transformers' "longest_first" does it in its fast tokenizers.
+
+    Raises UserError if `max_length` leaves no room for a piece of each.
+    """
+    doubled = separates_twice(tokenizer)
+    room = max_length - (4 if doubled else 3)
+    if room < 2:
+        raise UserError(f"max_length {max_length} leaves no room for two sentences; 128 is usual")
+    pieces = zip(
+        tokenizer.encode([example.premise for example in examples]),
+        tokenizer.encode([example.hypothesis for example in examples]),
+        strict=True,
+    )
+    found = []
+    for i, (premise, hypothesis) in enumerate(pieces):
+        kept_premise, kept_hypothesis = _cut(len(premise), len(hypothesis), room)
+        first = [tokenizer.cls_id, *premise[:kept_premise], tokenizer.sep_id]
+        second = [*([tokenizer.sep_id] if doubled else []), *hypothesis[:kept_hypothesis], tokenizer.sep_id]
+        types = [0] * len(first) + [0 if doubled else 1] * len(second)
+        label = examples[i].label
+        values = {"label": IGNORE if label is None else labels.index(label)}
+        found.append(Feature(i, first + second, types, {}, values))
+    return found
+
+
+def _cut(first: int, second: int, room: int) -> tuple[int, int]:
+    """The lengths to keep. The shorter is cut only if it does not fit into half of the room."""
+    if first + second <= room:
+        return first, second
+    short = min(first, second, room // 2)
+    return (short, room - short) if first <= second else (room - short, short)
+
+
+class Head(nn.Module):
+    """The pooler and the classifier of transformers' BertForSequenceClassification.
+
+    `pooler` is bert.pooler.dense (in XLM-R: classifier.dense), `classifier` is classifier (classifier.out_proj).
+    """
+
+    config: EncoderConfig
+    labels: Sequence[str]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
+        """{"logits": [B, T]} in float32, from the states [B, L, D]."""
+        c = self.config
+        init = nn.initializers.normal(c.initializer_range)
+        first_Bx1xD = hidden[:, :1]  # the axis stays for the dropout, which goes by token
+        pooled = jnp.tanh(nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")(first_Bx1xD))
+        if seeds is not None and c.hidden_dropout > 0:
+            site = 1 + 3 * c.num_layers  # the first behind the encoder's
+            pooled = drop.drop_features(pooled, drop.at_site(seeds[:, :1], site), c.hidden_dropout)
+        classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
+        return {"logits": classifier(pooled.astype(jnp.float32))[:, 0]}
+
+
+def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy, summed over the pairs with a label, and their number."""
+    label_B = batch["label"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], jnp.maximum(label_B, 0))
+    keep = (label_B != IGNORE).astype(jnp.float32)
+    return jnp.sum(losses * keep), jnp.sum(keep)
+
+
+def decode(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    labels: Sequence[str],
+) -> list[str]:
+    """The likeliest label of each pair."""
+    return [labels[int(np.argmax(output["logits"]))] for output in outputs]
+
+
+def score(examples: Sequence[Example], predictions: Sequence[str], language: str) -> dict[str, Score]:
+    """Accuracy over the pairs that have a label; empty if none has."""
+    hits = [example.label == label for example, label in zip(examples, predictions, strict=True) if example.label]
+    return {"accuracy": Score(100 * sum(hits) / len(hits), len(hits))} if hits else {}
+
+
+def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
+    """id<TAB>label for each pair."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{e.id}\t{label}\n" for e, label in zip(examples, predictions, strict=True))
+
+
+def code_switch(
+    parallel: Mapping[str, Sequence[Example]], probabilities: Mapping[str, float], rng: np.random.Generator
+) -> list[Example]:
+    """Pairs whose premise and hypothesis come from languages drawn one by one (sentence-level code-switching, PPA).
+
+    Pan et al. (2021) train on translations so that the two sentences of a pair need not share a language. Here the
+    two languages are drawn independently of each other, both from `probabilities`.
+
+    Args:
+      parallel: language -> its examples. They are matched by id, and what a language lacks is left out; where the
+        languages share no ids, or one has an id twice, by row.
+      probabilities: language -> probability; 1 together.
+
+    Returns:
+      The examples in the order of the first language; `language` is "en" or, where the two differ, "en-de" (premise
+      first).
+
+    Raises:
+      UserError: probabilities that are none or of languages that are not there; no common rows; rows whose labels
+        differ, which are no translations of each other.
+    """
+    names = list(probabilities)
+    missing = [name for name in names if name not in parallel]
+    if missing:
+        raise UserError(f"code-switching: no translated training data for {', '.join(missing)}")
+    weights = np.array([probabilities[name] for name in names])
+    if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+        raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
+    by_id = [{example.id: example for example in parallel[name]} for name in names]
+    common = set(by_id[0]).intersection(*by_id)
+    unique = all(len(found) == len(parallel[name]) for name, found in zip(names, by_id, strict=True))
+    if common and unique:
+        rows = [tuple(found[id] for found in by_id) for id in by_id[0] if id in common]
+    elif len({len(parallel[name]) for name in names}) == 1:
+        rows = list(zip(*(parallel[name] for name in names), strict=True))
+    else:
+        sizes = ", ".join(f"{name} {len(parallel[name])}" for name in names)
+        raise UserError(f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files")
+    for row in rows:
+        if len({example.label for example in row}) > 1:
+            told = ", ".join(f"{example.language} id {example.id}: {example.label}" for example in row)
+            raise UserError(f"code-switching: the labels of a row differ ({told}); give aligned files")
+    drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
+    switched = []
+    for row, (a, b) in zip(rows, drawn, strict=True):
+        language = names[a] if a == b else f"{names[a]}-{names[b]}"
+        switched.append(row[a]._replace(hypothesis=row[b].hypothesis, language=language))
+    return switched
