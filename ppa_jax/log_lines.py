@@ -29,11 +29,18 @@ def log_to_stderr() -> Iterator[None]:
     # Its play-by-play of every dataset that is opened comes through absl, too, at the level of this project's facts.
     handler.addFilter(lambda record: record.levelno > logging.INFO or "tensorflow_datasets" not in record.pathname)
     absl.logging.set_verbosity(absl.logging.INFO)
-    logging.getLogger().addHandler(handler)
+    root = logging.getLogger()
+    # absl sets one up that shows every line a second time, when it is asked to log before anyone has done so.
+    others = [other for other in root.handlers if type(other) is logging.StreamHandler and other.stream is sys.stderr]
+    for other in others:
+        root.removeHandler(other)
+    root.addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger().removeHandler(handler)
+        root.removeHandler(handler)
+        for other in others:
+            root.addHandler(other)
 
 
 def answer(work: Callable[[], int]) -> int:

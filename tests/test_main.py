@@ -93,6 +93,9 @@ def test_log_lines(monkeypatch, capsys):
         raise UserError("a mistake\nin two lines")
 
     for _ in range(2):
+        another = logging.StreamHandler()  # as absl makes one by itself
+        monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, another])
         assert run_instead(monkeypatch, log) == 2
+        assert another in logging.getLogger().handlers
         expected = "a fact of 5 words\nwarning: mind this\nerror: a mistake in two lines\n"
         assert capsys.readouterr().err == expected
