@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,14 +72,11 @@ def tell_skipped(path: Path, problems: Sequence[Problem], used: int, *, field: s
         logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
 
 
-def read(path: Path, *, field: str) -> tuple[list[Sentence], list[Problem]]:
-    """The sentences of a file, and those that are not CoNLL-U, which `tell_skipped` takes with the caller's own.
-
-    Raises UserError as `read_lines` does.
-    """
+def parse(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[Sentence], list[Problem]]:
+    """The sentences among `blocks`, and those that are no CoNLL-U, which `tell_skipped` takes with the caller's own."""
     sentences: list[Sentence] = []
     problems: list[Problem] = []
-    for start, block in blocks(path, field=field):
+    for start, block in blocks:
         comments = [line for line in block if line.startswith("#")]
         rows = [line.split("\t") for line in block if not line.startswith("#")]
         words = [i for i, row in enumerate(rows) if not _NO_WORD.fullmatch(row[ID])]

@@ -27,6 +27,10 @@ from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
 
 METRICS = ("accuracy",)
 LABELS = ("entailment", "neutral", "contradiction")
+TRANSFORMERS = {
+    "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
+    "xlm-roberta": ("ForSequenceClassification", {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}),
+}
 
 _SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi_nli and xnli
     **{label: label for label in LABELS},
@@ -144,11 +148,6 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     return LABELS
 
 
-def separates_twice(tokenizer: Tokenizer) -> bool:
-    """Whether a pair is written as XLM-R does, <s> A </s></s> B </s> without token types, and not as BERT does."""
-    return tokenizer.backend.id_to_token(tokenizer.cls_id) == "<s>"
-
-
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
 ) -> list[Feature]:
@@ -158,7 +157,9 @@ def features(
 
     Raises UserError if `max_length` leaves no room for a piece of each.
     """
-    doubled = separates_twice(tokenizer)
+    # XLM-R joins two texts as <s> A </s></s> B </s>, without token types; the tokenizer is asked how it does.
+    joined = tokenizer.backend.encode("", "", add_special_tokens=True).ids
+    doubled = joined.count(tokenizer.sep_id) == 3
     room = max_length - (4 if doubled else 3)
     if room < 2:
         raise UserError(f"max_length {max_length} leaves no room for two sentences; 128 is usual")
@@ -188,9 +189,9 @@ def _cut(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 class Head(nn.Module):
-    """The pooler and the classifier of transformers' BertForSequenceClassification.
+    """The pooler, dropout and the classifier of transformers' BertForSequenceClassification.
 
-    `pooler` is bert.pooler.dense (in XLM-R: classifier.dense), `classifier` is classifier (classifier.out_proj).
+    XLM-R's computes the same by other names, with one more dropout on what goes into the pooler, which is left out.
     """
 
     config: EncoderConfig

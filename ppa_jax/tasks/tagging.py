@@ -1,0 +1,195 @@
+"""Tagging: a label for each word. Parts of speech, or entities as IOB2.
+
+Read are CoNLL-U (the UPOS column), XTREME's word<TAB>tag, WikiANN's (Pan et al. 2017; Rahimi et al. 2019) with the
+language before each word ("en:word"), and the columns of CoNLL-2003 (word first, tag last). The classifier is that of
+BERT (Devlin et al. 2019), the label on each word's first piece, as there and in XTREME (Hu et al. 2020).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.model import dropout as drop
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.tasks import conllu
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.words import windows
+
+# What `score` gives depends on the tags: of entities it gives ENTITY_METRICS instead. The first of what it gives is the
+# one to go by.
+METRICS = ("accuracy",)
+ENTITY_METRICS = ("f1", "precision", "recall")
+TRANSFORMERS = {
+    "bert": ("ForTokenClassification", {"classifier": "classifier"}),
+    "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),
+}
+_UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
+UPOS = tuple(_UPOS.split(" "))
+
+_EXPECTED = "tagging files are CoNLL-U, or one word and its tag a line with a blank line after each sentence"
+
+
+class Example(NamedTuple):
+    """A sentence."""
+
+    words: Sequence[str]
+    tags: Sequence[str]  # as many
+    language: str
+
+
+def read(path: Path, *, language: str, field: str) -> list[Example]:
+    """The sentences of a file, whose layout is found out.
+
+    Sentences with a word that has no tag are skipped and counted in the log.
+
+    Raises UserError: `read_lines`'; most sentences are unusable.
+    """
+    blocks = list(conllu.blocks(path, field=field))
+    first = next((line for _, block in blocks for line in block if not line.startswith("#")), "")
+    is_conllu = first.count("\t") == conllu.COLUMNS - 1
+    found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
+    conllu.tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
+    return [Example(words, tags, language) for words, tags in found]
+
+
+_Tagged = tuple[list[str], list[str]]  # words, tags
+
+
+def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[conllu.Problem]]:
+    sentences, problems = conllu.parse(blocks)
+    found = []
+    for sentence in sentences:
+        tags = sentence.column(conllu.UPOS)
+        if "_" in tags:
+            problems.append(conllu.Problem(sentence.line, "a word without UPOS"))
+        else:
+            found.append((sentence.column(conllu.FORM), tags))
+    return found, problems
+
+
+def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[conllu.Problem]]:
+    found: list[_Tagged] = []
+    problems = []
+    for start, block in blocks:
+        # A tab separates where there is one: words may hold spaces. A line that begins with "#" is a word here.
+        rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block]
+        bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
+        if bad is not None:
+            problems.append(conllu.Problem(start + bad, "a row that is not a word and its tag"))
+        elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
+            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
+    # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
+    prefixes = {word.partition(":")[0] if ":" in word else "" for words, _ in found for word in words}
+    if len(prefixes) == 1 and re.fullmatch("[a-z][a-z-]*", prefix := prefixes.pop()):
+        found = [([word[len(prefix) + 1 :] for word in words], tags) for words, tags in found]
+    return found, problems
+
+
+def labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The 17 universal parts of speech if there are no other tags; else the tags of the training data, sorted."""
+    tags = {tag for example in examples for tag in example.tags}
+    return UPOS if tags <= set(UPOS) else tuple(sorted(tags))
+
+
+def features(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
+) -> list[Feature]:
+    """Windows of the sentences (see `words.windows`), with each word's label once, on its first piece.
+
+    The other pieces, the words that another window decides, and tags that training did not have carry IGNORE.
+    """
+    numbers = {label: i for i, label in enumerate(labels)}
+    found = []
+    for i, window in windows([example.words for example in examples], tokenizer, max_length):
+        row = [IGNORE] * len(window.ids)
+        for word in window.own:
+            row[window.place(word)] = numbers.get(examples[i].tags[word], IGNORE)
+        found.append(Feature(i, window.ids, [0] * len(window.ids), {"labels": row}, {}, window))
+    return found
+
+
+class Head(nn.Module):
+    """Dropout and the classifier of transformers' BertForTokenClassification."""
+
+    config: EncoderConfig
+    labels: Sequence[str]
+    dtype: Any = jnp.float32  # of the encoder; the classifier computes in float32 whatever it is
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
+        """{"logits": [B, L, T]} in float32, from the states [B, L, D]."""
+        c = self.config
+        if seeds is not None and c.hidden_dropout > 0:
+            site = 1 + 3 * c.num_layers  # the first behind the encoder's
+            hidden = drop.drop_features(hidden, drop.at_site(seeds, site), c.hidden_dropout)
+        init = nn.initializers.normal(c.initializer_range)
+        classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
+        return {"logits": classifier(hidden.astype(jnp.float32))}
+
+
+def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy, summed over the words with a label, and their number."""
+    label_BxL = batch["labels"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], jnp.maximum(label_BxL, 0))
+    keep = (label_BxL != IGNORE).astype(jnp.float32)
+    return jnp.sum(losses * keep), jnp.sum(keep)
+
+
+def decode(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    labels: Sequence[str],
+) -> list[list[str]]:
+    """The likeliest tag of each word, by the window that decides it."""
+    predictions = [[""] * len(example.words) for example in examples]
+    for feature, output in zip(features, outputs, strict=True):
+        best = np.argmax(output["logits"], axis=-1)
+        for word in feature.context.own:
+            predictions[feature.example][word] = labels[int(best[feature.context.place(word)])]
+    return predictions
+
+
+def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], language: str) -> dict[str, Score]:
+    """Accuracy over words; for entities seqeval's F1, precision and recall, as conlleval counts them.
+
+    An entity is right if its first word, its last and its type are. A lone I- begins an entity. The count is that of
+    the gold entities, for precision that of the predicted.
+    """
+    gold = [list(example.tags) for example in examples]
+    predicted = [list(tags) for tags in predictions]
+    pairs = list(zip(chain(*gold), chain(*predicted), strict=True))
+    if not all(_is_entity_tag(tag) for pair in pairs for tag in pair):
+        return {"accuracy": Score(100 * sum(a == b for a, b in pairs) / len(pairs), len(pairs))}
+    from seqeval.metrics import sequence_labeling  # slow to import, and for entities alone
+
+    seqeval: Any = sequence_labeling  # its annotations know neither numbers for zero_division nor single results
+    precision, recall, f1, _ = seqeval.precision_recall_fscore_support(
+        gold, predicted, average="micro", zero_division=0
+    )
+    expected, found = len(seqeval.get_entities(gold)), len(seqeval.get_entities(predicted))
+    values = ((f1, expected), (precision, found), (recall, expected))
+    return {name: Score(100 * float(value), n) for name, (value, n) in zip(ENTITY_METRICS, values, strict=True)}
+
+
+def _is_entity_tag(tag: str) -> bool:
+    return tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-")
+
+
+def write(path: Path, examples: Sequence[Example], predictions: Sequence[Sequence[str]]) -> None:
+    """word<TAB>gold<TAB>predicted, a blank line after each sentence: what conlleval reads, with tabs (-d)."""
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for example, tags in zip(examples, predictions, strict=True):
+            rows = zip(example.words, example.tags, tags, strict=True)
+            file.writelines(f"{line}\n" for line in [*("\t".join(row) for row in rows), ""])
