@@ -1,0 +1,318 @@
+"""Dependency parsing with a biaffine graph parser (Dozat and Manning 2017, "Deep biaffine attention") on the encoder.
+
+A word is its first piece, the root is [CLS]. Every word scores every other as its head; of these scores the best tree
+with one root is taken (Universal Dependencies have exactly one). Relations are scored for the pairs.
+
+Axes: B windows, L tokens, D width, A width for arcs, R width for relations, T relations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.model import dropout as drop
+from ppa_jax.model.bert import MASKED, EncoderConfig
+from ppa_jax.tasks import conllu
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.words import windows
+
+METRICS = ("las", "uas", "las_no_punct", "uas_no_punct")
+TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
+
+ARC_SIZE = 500  # these and the dropout are the paper's
+RELATION_SIZE = 100
+DROPOUT = 0.33
+NO_RELATION = "dep"  # Universal Dependencies' relation where no better one is known
+
+
+class Example(NamedTuple):
+    """A sentence and its tree."""
+
+    words: Sequence[str]
+    upos: Sequence[str]
+    heads: Sequence[int]  # from 1; 0 is the root
+    relations: Sequence[str]
+    language: str
+    sentence: conllu.Sentence  # as it was read, to be written again
+
+
+class Tree(NamedTuple):
+    """A prediction."""
+
+    heads: list[int]
+    relations: list[str]
+
+
+def read(path: Path, *, language: str, field: str, subtypes: bool = False) -> list[Example]:
+    """The sentences of a CoNLL-U file, with universal relations ("nmod" for "nmod:poss") unless `subtypes`.
+
+    Sentences whose heads are no tree with one root are skipped and counted in the log.
+
+    Raises UserError: `read_lines`'; most sentences are unusable.
+    """
+    sentences, problems = conllu.parse(conllu.blocks(path, field=field))
+    examples = []
+    for sentence in sentences:
+        heads = [int(head) if head.isdecimal() else -1 for head in sentence.column(conllu.HEAD)]
+        relations = sentence.column(conllu.DEPREL)
+        if not is_tree(heads):
+            problems.append(conllu.Problem(sentence.line, "the heads are no tree with one root"))
+            continue
+        if not subtypes:
+            relations = [relation.partition(":")[0] for relation in relations]
+        words, upos = sentence.column(conllu.FORM), sentence.column(conllu.UPOS)
+        examples.append(Example(words, upos, heads, relations, language, sentence))
+    conllu.tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
+    return examples
+
+
+def is_tree(heads: Sequence[int]) -> bool:
+    """Whether the heads of words 1, 2, ... are a tree in which one word hangs on the root, 0."""
+    if sum(head == 0 for head in heads) != 1 or not all(0 <= head <= len(heads) for head in heads):
+        return False
+    reached = {0}
+    for word in range(1, len(heads) + 1):
+        path = []
+        while word not in reached and len(path) <= len(heads):
+            path.append(word)
+            word = heads[word - 1]
+        if word not in reached:
+            return False  # a circle
+        reached.update(path)
+    return True
+
+
+def labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """The relations of the training data, sorted."""
+    return tuple(sorted({relation for example in examples for relation in example.relations}))
+
+
+def features(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
+) -> list[Feature]:
+    """Windows of the sentences (see `words.windows`). The arrays:
+
+    - `words`: 0 at [CLS], 1, 2, ... at the first pieces of the window's words, IGNORE elsewhere.
+    - `heads`: at the first piece of a word that the window decides, the token of its head (0, [CLS], for the root);
+      IGNORE elsewhere, and for a head outside of the window, which cannot be trained.
+    - `relations`: there, the number of the relation; IGNORE also for one that training did not have.
+    """
+    numbers = {label: i for i, label in enumerate(labels)}
+    found = []
+    for i, window in windows([example.words for example in examples], tokenizer, max_length):
+        L = len(window.ids)
+        words, heads, relations = [IGNORE] * L, [IGNORE] * L, [IGNORE] * L
+        words[0] = 0
+        for number, place in enumerate(window.places, 1):
+            words[place] = number
+        for word in window.own:
+            head = examples[i].heads[word] - 1  # numbered as `own` is, from 0
+            if head == -1 or 0 <= head - window.start < len(window.places):
+                heads[window.place(word)] = 0 if head == -1 else window.place(head)
+                relations[window.place(word)] = numbers.get(examples[i].relations[word], IGNORE)
+        arrays = {"words": words, "heads": heads, "relations": relations}
+        found.append(Feature(i, window.ids, [0] * L, arrays, {}, window))
+    return found
+
+
+class Head(nn.Module):
+    """Two pairs of layers and the two biaffine maps.
+
+    Dropout is drawn for each token by itself; the paper's masks are shared along a sentence.
+    """
+
+    config: EncoderConfig
+    labels: Sequence[str]
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
+        """From the states [B, L, D], with `words` and `heads` of `features` in `batch`:
+
+        - `arcs` [B, L, L] float32: how well token j is the head of token i; MASKED where j is neither word nor root.
+        - `relations` [B, L, T] float32: scores of the relations to the gold head. For the loss alone.
+        - `best` [B, L, L] int16: the relation with the highest score for the pair. Scores of all relations for all
+          pairs are never held at once. A loss does not use it, and a compiled training step does not compute it.
+        """
+        T = len(self.labels)
+        site = 1 + 3 * self.config.num_layers  # the first behind the encoder's
+
+        def dropped(x: jax.Array, k: int) -> jax.Array:
+            return x if seeds is None else drop.drop_features(x, drop.at_site(seeds, site + k), DROPOUT)
+
+        def layer(name: str, size: int, k: int) -> jax.Array:
+            dense = nn.Dense(size, dtype=self.dtype, kernel_init=nn.initializers.orthogonal(), name=name)
+            return dropped(nn.leaky_relu(dense(hidden), 0.1), k)
+
+        def with_one(x: jax.Array) -> jax.Array:
+            return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)  # for the terms that are not products
+
+        hidden = dropped(hidden, 0)
+        dependent_BxLxA = with_one(layer("arc_dependent", ARC_SIZE, 1))
+        head_BxLxA = layer("arc_head", ARC_SIZE, 2)
+        child_BxLxR = with_one(layer("relation_dependent", RELATION_SIZE, 3))
+        parent_BxLxR = with_one(layer("relation_head", RELATION_SIZE, 4))
+        # From zeros all heads, and all relations, start out equally likely.
+        arc = self.param("arc", nn.initializers.zeros, (ARC_SIZE + 1, ARC_SIZE)).astype(self.dtype)
+        relation = self.param("relation", nn.initializers.zeros, (T, RELATION_SIZE + 1, RELATION_SIZE + 1))
+        relation = relation.astype(self.dtype)
+
+        product = jnp.einsum("bia,ac->bic", dependent_BxLxA, arc)
+        arcs = jnp.einsum("bic,bjc->bij", product, head_BxLxA, preferred_element_type=jnp.float32)
+        arcs = jnp.where((batch["words"] != IGNORE)[:, None, :], arcs, MASKED)
+
+        gold = jnp.maximum(batch["heads"], 0)[:, :, None]
+        gold_parent_BxLxR = jnp.take_along_axis(parent_BxLxR, gold, axis=1)
+        products = jnp.einsum("bir,trs->btis", child_BxLxR, relation)
+        relations = jnp.einsum("btis,bis->bit", products, gold_parent_BxLxR, preferred_element_type=jnp.float32)
+        best = _best_relations(*map(jax.lax.stop_gradient, (child_BxLxR, parent_BxLxR, relation)))
+        return {"arcs": arcs, "relations": relations, "best": best}
+
+
+def _best_relations(child_BxLxR: jax.Array, parent_BxLxR: jax.Array, relation_TxRxR: jax.Array) -> jax.Array:
+    """[B, L, L] int16: for tokens i and j the number of the relation that scores highest with j as the head of i."""
+
+    def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        highest, best = carry
+        number, matrix = numbered
+        product = jnp.einsum("bir,rs->bis", child_BxLxR, matrix)
+        score = jnp.einsum("bis,bjs->bij", product, parent_BxLxR, preferred_element_type=jnp.float32)
+        return (jnp.maximum(score, highest), jnp.where(score > highest, number, best)), None
+
+    B, L, _ = child_BxLxR.shape
+    start = jnp.full((B, L, L), -jnp.inf), jnp.zeros((B, L, L), jnp.int16)
+    numbers = jnp.arange(relation_TxRxR.shape[0], dtype=jnp.int16)
+    return jax.lax.scan(step, start, (numbers, relation_TxRxR))[0][1]
+
+
+def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the heads and that of the relations to the gold heads, summed over words; number of words."""
+    head_BxL, relation_BxL = batch["heads"], batch["relations"]
+    entropy = optax.softmax_cross_entropy_with_integer_labels
+    keep = (head_BxL != IGNORE).astype(jnp.float32)
+    arcs = entropy(outputs["arcs"], jnp.maximum(head_BxL, 0)) * keep
+    relations = entropy(outputs["relations"], jnp.maximum(relation_BxL, 0)) * (relation_BxL != IGNORE)
+    return jnp.sum(arcs + relations), jnp.sum(keep)
+
+
+def decode(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    labels: Sequence[str],
+) -> list[Tree]:
+    """The best tree of each sentence.
+
+    A word's scores come from the one window that decides it. Heads outside of that window come after all others: they
+    are taken only where there is no tree with one root without them, and with them the relation "dep".
+    """
+    scores = [np.full((len(e.words) + 1, len(e.words) + 1), -np.inf) for e in examples]  # [dependent, head]
+    best = [np.full(table.shape, -1) for table in scores]
+    for feature, output in zip(features, outputs, strict=True):
+        window = feature.context
+        places = [0, *window.places]
+        heads = [0, *range(window.start + 1, window.start + 1 + len(window.places))]
+        for word in window.own:
+            place = window.place(word)
+            scores[feature.example][word + 1, heads] = output["arcs"][place, places]
+            best[feature.example][word + 1, heads] = output["best"][place, places]
+    trees = []
+    for table, relation in zip(scores, best, strict=True):
+        heads = best_tree(_with_floor(table))
+        chosen = [int(relation[word, head]) for word, head in enumerate(heads, 1)]
+        trees.append(Tree(heads, [NO_RELATION if number < 0 else labels[number] for number in chosen]))
+    return trees
+
+
+def _with_floor(scores: np.ndarray) -> np.ndarray:
+    """-inf replaced by a number so low that any tree without it scores higher."""
+    known = scores[np.isfinite(scores)]
+    floor = known.min() - 1 - len(scores) * (known.max() - known.min())
+    return np.where(np.isfinite(scores), scores, floor)
+
+
+def best_tree(scores: np.ndarray) -> list[int]:
+    """The heads of words 1, 2, ... in the tree of the highest sum of scores among those with one child of the root.
+
+    The algorithm of Chu and Liu (1965) and Edmonds (1967). Every tree needs a child of the root; these are made so dear
+    that more than one never pays.
+
+    Args:
+      scores: [n + 1, n + 1] of dependent and head, 0 being the root; row 0 and the diagonal do not count. Finite.
+    """
+    scores = scores.astype(np.float64)
+    np.fill_diagonal(scores, -np.inf)
+    scores[0] = -np.inf
+    n = len(scores) - 1
+    known = scores[np.isfinite(scores)]
+    scores[1:, 0] -= 1 + n * (known.max() - known.min())
+
+    merged = []  # of each circle that became one node: its nodes, where arcs enter and leave it, the other nodes
+    while circle := _circle(heads := _highest(scores)):
+        others = [node for node in range(len(scores)) if node not in set(circle)]  # the root, 0, stays the first
+        # An arc into the circle replaces one within it, so it counts by what it gains over that one.
+        gains = scores[np.ix_(circle, others)] - scores[circle, heads[circle]][:, None]
+        leaving = scores[np.ix_(others, circle)]
+        smaller = np.full((len(others) + 1, len(others) + 1), -np.inf)
+        smaller[:-1, :-1] = scores[np.ix_(others, others)]
+        smaller[-1, :-1], smaller[:-1, -1] = gains.max(0), leaving.max(1)
+        merged.append((circle, heads[circle], gains.argmax(0), leaving.argmax(1), others))
+        scores = smaller
+    for circle, within, entered, left, others in reversed(merged):
+        whole = np.zeros(len(others) + len(circle), int)
+        whole[circle] = within
+        for i, head in enumerate(heads[:-1]):
+            whole[others[i]] = circle[left[i]] if head == len(others) else others[head]
+        whole[circle[entered[heads[-1]]]] = others[heads[-1]]
+        heads = whole
+    return heads[1:].tolist()
+
+
+def _highest(scores: np.ndarray) -> np.ndarray:
+    heads = scores.argmax(1)
+    heads[0] = 0
+    return heads
+
+
+def _circle(heads: np.ndarray) -> list[int]:
+    """The nodes of a circle in a graph in which each node but 0 has one head; none if it is a tree."""
+    seen = np.zeros(len(heads), int)  # the node from which a node was first reached
+    for start in range(1, len(heads)):
+        node = start
+        while node and not seen[node]:
+            seen[node] = start
+            node = heads[node]
+        if node and seen[node] == start:
+            circle = [int(node)]
+            while (node := heads[node]) != circle[0]:
+                circle.append(int(node))
+            return circle
+    return []
+
+
+def score(examples: Sequence[Example], predictions: Sequence[Tree], language: str) -> dict[str, Score]:
+    """Words with the right head (UAS), and with the right relation too (LAS); of all words and without UPOS PUNCT."""
+    rows = [
+        (head == gold, head == gold and relation == gold_relation, upos != "PUNCT")
+        for example, tree in zip(examples, predictions, strict=True)
+        for head, relation, gold, gold_relation, upos in zip(
+            *tree, example.heads, example.relations, example.upos, strict=True
+        )
+    ]
+    uas, las, counts = np.array(rows).T
+    tables = {"las": las, "uas": uas, "las_no_punct": las[counts], "uas_no_punct": uas[counts]}
+    return {name: Score(100 * float(hits.mean()) if len(hits) else 0.0, len(hits)) for name, hits in tables.items()}
+
+
+def write(path: Path, examples: Sequence[Example], predictions: Sequence[Tree]) -> None:
+    """CoNLL-U as it was read, with the predicted trees (see `conllu.write`)."""
+    conllu.write(path, [example.sentence for example in examples], predictions)
