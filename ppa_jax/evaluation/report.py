@@ -53,8 +53,8 @@ def write_training(
       UserError: a file cannot be written.
     """
     moments = list(models)
-    parts, tables = [f"# {title}", *_facts(facts)], []
-    with _writing(workdir):
+    parts, tables = [f"# {title}", *facts_table(facts)], []
+    with writing(workdir):
         shown = _write_scores(workdir, models, moments[:1])
         if models:
             ends = {name: models[name] for name in (moments[0], moments[-1])}
@@ -69,7 +69,7 @@ def write_training(
             parts += ["## Training", "![Training curves](curves.png)"]
         if sources:
             parts += ["## Data", sources]
-        return _write_text(workdir, parts), tables
+        return write_text(workdir, parts), tables
 
 
 def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str], facts: Facts) -> tuple[Path, str]:
@@ -87,10 +87,10 @@ def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str],
     Raises:
       UserError: a file cannot be written.
     """
-    with _writing(workdir):
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         shown = _write_scores(workdir, models, baselines)
-        parts = ["# Comparison", *_facts(facts), _models(models, baselines), comparison.LEGEND]
+        parts = ["# Comparison", *facts_table(facts), _models(models, baselines), comparison.LEGEND]
         headline = [view for view in shown if comparison.means(view)]
         table = comparison.means_table(headline, list(models)) if headline else ""
         if headline:
@@ -108,7 +108,7 @@ def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str],
         parts += _bars(workdir, shown)
         for view in shown:
             parts += [f"### {view.title}", comparison.language_table(view, baselines[0])]
-        return _write_text(workdir, parts), table
+        return write_text(workdir, parts), table
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -121,7 +121,8 @@ def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
+def writing(workdir: Path) -> Iterator[None]:
+    """Turns a file that cannot be written within it into a UserError."""
     try:
         yield
     except OSError as error:
@@ -138,7 +139,8 @@ def _write_scores(workdir: Path, models: Models, baselines: Sequence[str]) -> li
     return shown
 
 
-def _write_text(workdir: Path, parts: Sequence[str]) -> Path:
+def write_text(workdir: Path, parts: Sequence[str]) -> Path:
+    """Writes report.md from its parts and returns its path."""
     path = workdir / "report.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -164,7 +166,8 @@ def _models(models: Models, baselines: Sequence[str]) -> str:
     return markdown.table(("model", "source", "trainings", "layers", "main", "as trained"), rows)
 
 
-def _facts(facts: Facts) -> list[str]:
+def facts_table(facts: Facts) -> list[str]:
+    """The settings at the head of a report, as Markdown."""
     parts = []
     if "command" in facts:
         parts.append(f"```\n{_wrap_command(facts['command'])}\n```")

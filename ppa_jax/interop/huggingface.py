@@ -11,7 +11,7 @@ came along. Copies that transformers makes again by itself (a tied decoder, posi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ __all__ = [
     "save_base",
     "tensor_names",
     "write",
+    "write_task",
     "write_truncated",
 ]
 
@@ -291,6 +292,46 @@ def write_truncated(directory: str | Path, pretrained: Pretrained, *, layers: in
     _write_weights(directory / "model.safetensors", dataclasses.replace(pretrained, untouched={}), table)
     values = config_to_hf(config, pretrained.hf_config)
     values["architectures"] = [ARCHITECTURES[values["model_type"]][1]]
+    _write_side_files(directory, values, files_from)
+
+
+def write_task(
+    directory: str | Path,
+    pretrained: Pretrained,
+    head: Any,
+    *,
+    architecture: str,
+    modules: dict[str, str],
+    labels: Sequence[str],
+    files_from: str | Path,
+) -> None:
+    """Writes a fine-tuned model that transformers loads (AutoModelForSequenceClassification and its like).
+
+    Args:
+        directory: made if absent.
+        pretrained: the encoder, in `params`; its heads are not written.
+        head: the task's parameters: dense layers, {"kernel", "bias"} each.
+        architecture: the class after the model's name, "ForTokenClassification" for example.
+        modules: the path of a dense layer in `head` -> its name in transformers, "bert." and the like included.
+        labels: their names in the order of the outputs; empty for a task without labels.
+        files_from: a directory whose tokenizer files are copied.
+
+    Raises:
+        UserError: the operating system refuses (a full disk, say).
+    """
+    directory = Path(directory)
+    table = {name: path for name, path in tensor_names(pretrained.config).items() if path[0] == "encoder"}
+    extra: dict[str, np.ndarray] = {}
+    for path, module in modules.items():
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
+            at = (*path.split("/"), ours)
+            extra[f"{module}.{theirs}"] = np.ascontiguousarray(_to_torch(at, _get(head, at)))
+    _write_weights(directory / "model.safetensors", dataclasses.replace(pretrained, untouched=extra), table)
+    values = config_to_hf(pretrained.config, pretrained.hf_config)
+    values["architectures"] = [ARCHITECTURES[values["model_type"]][1].removesuffix("Model") + architecture]
+    if labels:
+        values["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        values["label2id"] = {label: i for i, label in enumerate(labels)}
     _write_side_files(directory, values, files_from)
 
 

@@ -46,7 +46,10 @@ class Score(NamedTuple):
 class Task(Protocol):
     """The functions and names of a task's module."""
 
-    METRICS: tuple[str, ...]  # what `score` gives; the first is what early stopping and pictures go by
+    METRICS: tuple[str, ...]  # what `score` gives; stopping early goes by the first
+    # How transformers calls the model and the head's dense layers: model_type -> (class after the model's name,
+    # {path in the head's parameters: module}); empty where it has no such model.
+    TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]]
 
     def read(self, path: Path, *, language: str, field: str) -> list[Any]:
         """The examples of a file. Each has an attribute `language`.

@@ -80,7 +80,7 @@ class Loop:
       batches: (start, stop) -> iterator of host batches.
       put: host batch -> device batch, without waiting.
       count: host batch -> (real tokens, places for tokens) of this process.
-      evaluate: (state, step) -> None; called every `evaluate_every` steps, not at the end.
+      evaluate: (state, step) -> whether to end here; called every `evaluate_every` steps, not at the end.
       metrics: names that every record has, null where the step does not compute them.
       profile_to: a directory for a trace of a few steps.
     """
@@ -92,13 +92,13 @@ class Loop:
     checkpoints: Checkpoints
     writer: MetricWriter
     schedule: Callable[[int], Any]
-    evaluate: Callable[[Any, int], None] | None = None
+    evaluate: Callable[[Any, int], bool | None] | None = None
     evaluate_every: int = 0
     metrics: tuple[str, ...] = ()
     profile_to: str | None = None
 
     def run(self, state: Any, start: int, stop: int) -> Any:
-        """Trains from step `start` to `stop` and returns the last state, saved.
+        """Trains from step `start` to `stop`, or until `evaluate` has enough, and returns the last state, saved.
 
         Raises:
           UserError: the loss is not finite; says at which step, and which checkpoint is good.
@@ -148,8 +148,11 @@ class Loop:
                 self.checkpoints.wait()
                 raise Stopped(signum, done)
             if evaluate and self.evaluate is not None:
-                self.evaluate(state, done)
+                enough = self.evaluate(state, done)
                 self._read_at = time.perf_counter()
+                if enough:
+                    self.checkpoints.save(done, state, force=True)
+                    break
         return state
 
     def _next(self, batches: Iterator[Any]) -> tuple[Any, tuple[int, int]]:

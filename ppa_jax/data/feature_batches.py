@@ -1,0 +1,85 @@
+"""Batches of features for fine-tuning and prediction: which rows stand in batch t, padded to one of a few lengths.
+
+The plan is a pure function of (seed, step): every epoch walks all features once, in a new order; within windows of it
+rows of like length come together, so little is padded, and the batches of a window are shuffled again.
+
+Axes: N features, B rows of a batch, L tokens of a row.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ppa_jax.tasks.task import IGNORE, Feature
+
+WINDOW = 32  # batches whose rows are sorted by length together
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of rows: a program is compiled for each that occurs
+
+
+def padded_length(longest: int) -> int:
+    """The static shape for rows of at most `longest` tokens; past the last of LENGTHS, a multiple of 128."""
+    return next((length for length in LENGTHS if length >= longest), -(-longest // 128) * 128)
+
+
+def stack(features: Sequence[Feature], pad_id: int) -> dict[str, np.ndarray]:
+    """One batch: ids, types, mask and the features' arrays [B, L], the features' values [B]; int32."""
+    L = padded_length(max(len(feature.ids) for feature in features))
+    shape = len(features), L
+    batch = {"ids": np.full(shape, pad_id, np.int32), "types": np.zeros(shape, np.int32)}
+    batch |= {"mask": np.zeros(shape, np.int32)}
+    batch |= {name: np.full(shape, IGNORE, np.int32) for name in features[0].arrays}
+    for i, feature in enumerate(features):
+        n = len(feature.ids)
+        batch["ids"][i, :n], batch["types"][i, :n], batch["mask"][i, :n] = feature.ids, feature.types, 1
+        for name, values in feature.arrays.items():
+            batch[name][i, :n] = values
+    for name in features[0].values:
+        batch[name] = np.array([feature.values[name] for feature in features], np.int32)
+    return batch
+
+
+class FeatureBatches:
+    """The batches of a training run."""
+
+    def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int) -> None:
+        """`features`: at least one; with fewer than a batch, some stand in it twice."""
+        self.features, self.batch_size, self.seed, self.pad_id = features, batch_size, seed, pad_id
+        self._lengths = np.array([len(feature.ids) for feature in features])
+
+    def rows(self, step: int) -> np.ndarray:
+        """The features of a batch, [B]."""
+        window, number = divmod(step, WINDOW)
+        return self._window(window)[number]
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - as long as the run
+    def _window(self, window: int) -> np.ndarray:
+        """[WINDOW, B]: places in the endless sequence of epochs, put in order of length, shuffled by batch."""
+        N, size = len(self.features), WINDOW * self.batch_size
+        places = np.arange(window * size, (window + 1) * size)
+        epochs, within = np.divmod(places, N)
+        rows = np.concatenate([self._epoch(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
+        rows = rows[np.argsort(self._lengths[rows], kind="stable")].reshape(WINDOW, self.batch_size)
+        return np.random.default_rng((self.seed, 1, window)).permutation(rows)
+
+    @functools.lru_cache(maxsize=4)  # noqa: B019
+    def _epoch(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.features))
+
+    def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+        """Batches `start` to `stop` - 1."""
+        for step in range(start, stop):
+            yield stack([self.features[row] for row in self.rows(step)], self.pad_id)
+
+
+def in_order_of_length(
+    features: Sequence[Feature], batch_size: int, pad_id: int
+) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
+    """(numbers of the features, their batch) until each was there once; the last batch is filled with its last row."""
+    order = sorted(range(len(features)), key=lambda i: len(features[i].ids))
+    for begin in range(0, len(order), batch_size):
+        rows = order[begin : begin + batch_size]
+        filled = rows + rows[-1:] * (batch_size - len(rows))
+        yield rows, stack([features[i] for i in filled], pad_id)

@@ -1,0 +1,95 @@
+"""Fine-tuning: an encoder and a task's head, trained together by AdamW.
+
+One step: a batch of features through the encoder, its last states through the task's head, the mean of the task's loss,
+a step of the optimizer. Dropout hangs on the step and on the row's number in the global batch, as in the alignment.
+
+Axes: B features of a batch, L tokens of a row, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax.model import dropout as drop
+from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
+from ppa_jax.tasks.task import Batch, Outputs, Task
+
+HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
+
+
+class State(struct.PyTreeNode):
+    """All that changes from step to step, and the seed that does not."""
+
+    step: jax.Array
+    rng: jax.Array  # uint32 key data, folded with the step
+    params: Any  # encoder, head
+    opt_state: Any
+
+
+class Network:
+    """The encoder with a task's head, as one function of parameters and batch."""
+
+    def __init__(self, task: Task, config: EncoderConfig, labels: Sequence[str], dtype: Any) -> None:
+        self._encoder = Encoder(config, dtype)
+        self._head = task.Head(config, tuple(labels), dtype)
+        self._config, self._dtype = config, dtype
+
+    def init_head(self, seed: int, batch: Batch) -> Any:
+        """Parameters of the head, drawn as BERT draws a new layer; `batch` is for its shapes."""
+        B, L = batch["ids"].shape
+        hidden = jnp.zeros((B, L, self._config.hidden_size), self._dtype)
+        return self._head.init(jax.random.key(seed), hidden, batch, None)["params"]
+
+    def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None) -> Outputs:
+        """The head's outputs; `seed` switches dropout on."""
+        positions, segments = rows_from_mask(batch["mask"])
+        hidden = self._encoder.apply(
+            {"params": params["encoder"]}, batch["ids"], positions, segments, batch["types"], dropout_seed=seed
+        )
+        seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments, positions), HEAD_SITE)
+        return self._head.apply({"params": params["head"]}, hidden, batch, seeds)
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> State:
+    """The state before the first step; `params` are of the encoder and the head."""
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        rng=jax.random.key_data(jax.random.key(seed)),
+        params=params,
+        opt_state=optimizer.init(params),
+    )
+
+
+def make_step(
+    network: Network, task: Task, optimizer: Any, mesh: Mesh, shardings: State, *, dropout: bool
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    """The jitted step: (state, batch) -> (state, metrics). The state is donated."""
+
+    def mean_loss(params, batch, seed):
+        total, count = task.loss(network.apply(params, batch, seed), batch)
+        return total / jnp.maximum(count, 1)
+
+    def step(state: State, batch: Batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        loss, grads = jax.value_and_grad(mean_loss)(state.params, batch, jax.random.bits(key) if dropout else None)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    rows = NamedSharding(mesh, P("data"))
+    whole = NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))
+
+
+def make_predict(network: Network, mesh: Mesh) -> Callable[[Any, Batch], Outputs]:
+    """The jitted forward pass: (params, batch) -> the head's outputs, whole on every process."""
+    return jax.jit(network.apply, out_shardings=NamedSharding(mesh, P()))

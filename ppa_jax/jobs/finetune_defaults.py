@@ -1,0 +1,44 @@
+"""The settings that all recipes of fine-tuning share: configs/xnli.py, mlqa.py, tagging.py, parsing.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def defaults(task: str) -> Any:
+    """A configuration of the job `finetune`, to be changed by the recipe of a task."""
+    return config_dict.create(
+        job="finetune",
+        task=task,  # nli, qa, tagging or parsing
+        init="",  # Hugging Face directory or hub name, a run's export for example
+        seeds="0,1,2",  # one training each
+        dtype="bfloat16",  # of the matmuls; on a CPU float32
+        data=dict(
+            train="",  # LANGUAGE=FILE,..., LANGUAGE=FILE|FILE, a path with {lang}, or LANGUAGE=world:A-B
+            dev="",  # likewise; for stopping early
+            test="",  # likewise: every language is tested
+            max_length=128,  # tokens of a row, special ones included
+            code_switch="",  # languages of the two sides, drawn one by one: "uniform", or en=0.5,de=0.5; empty: off
+        ),
+        train=dict(
+            steps=0,  # optimizer steps, or
+            epochs=3.0,  # passes over the features
+            batch_size=32,
+            learning_rate=2e-5,  # peak
+            warmup=0.1,  # share of the steps; from 1 on: steps
+            weight_decay=0.01,  # not on biases and LayerNorm
+            clip=1.0,  # global norm of the gradient; 0: none
+            dropout=-1.0,  # -1: as the model was pretrained
+        ),
+        eval=dict(
+            every=0,  # steps between scores of the dev set; 0: none
+            patience=0,  # stop after so many without a better one, and take the best; 0: train to the end
+        ),
+        test_batch_size=64,
+        mesh=dict(data=-1, model=1, rules="replicated", distributed=False),  # as in configs/ppa.py
+        checkpoint=dict(every=500, keep=1),
+        log=dict(tensorboard=True, wandb=""),
+        profile=False,
+    )

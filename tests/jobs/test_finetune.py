@@ -1,0 +1,301 @@
+"""Fine-tuning on a tiny model: equal to PyTorch, the same after a kill, loadable by transformers, clear in mistakes."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppa_jax.data.feature_batches import LENGTHS, FeatureBatches, in_order_of_length, stack
+from ppa_jax.interop import huggingface
+from ppa_jax.jobs import finetune, finetune_run
+from ppa_jax.main import main
+from ppa_jax.tasks import nli
+from ppa_jax.tasks.task import IGNORE, Feature
+from ppa_jax.training import mesh as meshes
+from ppa_jax.training import optimizer
+from ppa_jax.training.metrics import read_metrics
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/xnli.py"
+WORDS = ["cat", "dog", "bird", "fish", "horse"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilation(compilation):
+    return compilation
+
+
+def rows(language, count, seed=0):
+    """Entailed when the animal is the same, contradicted when it is not, neutral when there is none."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        label, word, other = rng.integers(3), *rng.permutation(WORDS)[:2]
+        hypothesis = [f"a {word}", "it rains", f"no {other}"][label]
+        found.append(f"The {word} sleeps in {language}\t{hypothesis}\t{nli.LABELS[label]}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nli")
+    for language in ("en", "de", "es"):
+        (path / f"train.{language}.tsv").write_text("\n".join(rows(language, 60)) + "\n")
+        (path / f"test.{language}.tsv").write_text("\n".join(rows(language, 10, seed=1)) + "\n")
+    return path
+
+
+def arguments(workdir, shelf, files, **fields):
+    given = {
+        "init": shelf / "model", "dtype": "float32", "seeds": "0,1", "data.train": f"en={files}/train.en.tsv",
+        "data.test": f"{files}/test.{{lang}}.tsv", "data.max_length": 32, "train.batch_size": 8, "train.epochs": 0,
+        "train.steps": 6, "train.warmup": 0.1, "train.learning_rate": 1e-3, "test_batch_size": 8,
+        "checkpoint.every": 2,
+    } | fields  # fmt: skip
+    return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+
+
+def test_the_same_loss_curve_as_pytorch(shelf, files):
+    """20 steps of AdamW from the same weights on the same batches, no dropout."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from ppa_jax.data.tokenizer import load_tokenizer
+
+    pretrained = huggingface.read(shelf / "model")
+    tokenizer = load_tokenizer(shelf / "model")
+    examples = nli.read(files / "train.en.tsv", language="en", field="f")[:16]  # few, to be learned by heart
+    batches = FeatureBatches(nli.features(examples, tokenizer, 32, nli.LABELS), 8, 0, tokenizer.pad_id)
+    network = finetune.Network(nli, pretrained.config, nli.LABELS, jnp.float32)  # pyright: ignore
+    schedule = optimizer.schedule(4e-3, 0.1, 20)
+    adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
+    first: Any = next(batches.iterate(0, 1))
+    params = {"encoder": pretrained.params["encoder"], "head": network.init_head(0, first)}
+    state = jax.jit(lambda p: finetune.init_state(p, adamw, 0))(params)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    shardings = meshes.tree_shardings(jax.eval_shape(lambda: state), meshes.RULES["replicated"], mesh)
+    step = finetune.make_step(network, nli, adamw, mesh, shardings, dropout=False)  # pyright: ignore
+
+    theirs = AutoModelForSequenceClassification.from_pretrained(shelf / "model", num_labels=3).eval()
+    head = jax.tree.map(np.asarray, params["head"])
+    with torch.no_grad():
+        for module, name in ((theirs.bert.pooler.dense, "pooler"), (theirs.classifier, "classifier")):
+            module.weight.copy_(torch.tensor(head[name]["kernel"].T.copy()))
+            module.bias.copy_(torch.tensor(head[name]["bias"].copy()))
+    decay = [p for n, p in theirs.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
+    rest = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    torch_adamw = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=4e-3, eps=1e-8
+    )
+    ours, curve = [], []
+    for t, batch in enumerate(batches.iterate(0, 20)):
+        state, metrics = step(state, {name: jnp.asarray(x) for name, x in batch.items()})
+        ours.append(float(metrics["loss"]))
+        for group in torch_adamw.param_groups:
+            group["lr"] = float(np.asarray(schedule(t)))
+        tensors = {name: torch.tensor(x, dtype=torch.long) for name, x in batch.items()}
+        loss = theirs(
+            input_ids=tensors["ids"], attention_mask=tensors["mask"], token_type_ids=tensors["types"],
+            labels=tensors["label"],
+        ).loss  # fmt: skip
+        torch_adamw.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        torch_adamw.step()
+        curve.append(loss.item())
+    np.testing.assert_allclose(ours, curve, atol=1e-3)
+    assert curve[-1] < curve[0] - 0.05, "nothing was learned: the curves say little"
+    assert AutoTokenizer.from_pretrained(shelf / "model").pad_token_id == tokenizer.pad_id
+
+
+@pytest.fixture(scope="module")
+def whole(shelf, files, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    assert main(arguments(workdir, shelf, files)) == 0
+    return workdir
+
+
+def test_what_a_run_leaves(whole, files):
+    scores = json.loads((whole / "scores.json").read_text())
+    assert all(list(record) == ["task", "seed", "language", "metric", "value", "count"] for record in scores)
+    assert {(r["seed"], r["language"]) for r in scores} == {(s, x) for s in (0, 1) for x in ("en", "de", "es")}
+    assert all(r["count"] == 10 and 0 <= r["value"] <= 100 for r in scores)
+    report = (whole / "report.md").read_text()
+    assert "| **mean** |" in report and "±" in report and (whole / "bars.png").stat().st_size > 1000
+    predicted = [line.split("\t")[1] for line in (whole / "seed-1/predictions/de").read_text().splitlines()]
+    gold = [line.split("\t")[2] for line in (files / "test.de.tsv").read_text().splitlines()]
+    (value,) = (r["value"] for r in scores if (r["seed"], r["language"]) == (1, "de"))
+    assert value == 100 * np.mean([a == b for a, b in zip(predicted, gold, strict=True)])
+
+
+def test_transformers_gives_the_same_logits(whole, files):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    export = whole / "seed-0/export"
+    model, info = AutoModelForSequenceClassification.from_pretrained(export, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert model.config.id2label == dict(enumerate(nli.LABELS))
+    lines = [line.split("\t") for line in (files / "test.en.tsv").read_text().splitlines()]
+    inputs = AutoTokenizer.from_pretrained(export)(
+        [x[0] for x in lines], [x[1] for x in lines], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        theirs = model.eval()(**inputs).logits.numpy()
+    params = finetune_run.load_params(whole / "seed-0/trained")
+    config = huggingface.read(export).config
+    network = finetune.Network(nli, config, nli.LABELS, jnp.float32)  # pyright: ignore
+    batch = {"ids": inputs["input_ids"], "types": inputs["token_type_ids"], "mask": inputs["attention_mask"]}
+    ours = network.apply(params, {name: jnp.asarray(x.numpy()) for name, x in batch.items()})["logits"]
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    make_step, calls = finetune.make_step, []
+
+    def dying(*args, **kwargs):
+        step = make_step(*args, **kwargs)
+
+        def one(state, batch):
+            calls.append(1)
+            if len(calls) == 6 + 4:  # the second seed, its fifth step
+                raise Killed
+            return step(state, batch)
+
+        return one
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(finetune, "make_step", dying)
+        main(arguments(tmp_path, shelf, files))
+    assert not (tmp_path / "seed-1/trained").exists() and (tmp_path / "seed-0/export/model.safetensors").exists()
+    before = (tmp_path / "seed-0/trained/done.json").stat().st_mtime_ns
+    assert main(arguments(tmp_path, shelf, files)) == 0
+    assert (tmp_path / "seed-0/trained/done.json").stat().st_mtime_ns == before, "a seed that was done began again"
+    for seed in (0, 1):
+        one, other = (finetune_run.load_params(path / f"seed-{seed}/trained") for path in (whole, tmp_path))
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert (tmp_path / "scores.json").read_text() == (whole / "scores.json").read_text()
+    assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
+
+
+def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
+    values = iter([50.0, 70.0, 60.0, 65.0, 10.0, 10.0, 10.0])
+    seen = []
+
+    def score(run, params, test):
+        if test.language != "en":
+            return {"accuracy": nli.Score(1.0, 1)}, ["neutral"] * len(test.examples)
+        seen.append(jax.tree.map(np.array, jax.device_get(params)))
+        return {"accuracy": nli.Score(next(values), 1)}, ["neutral"] * len(test.examples)
+
+    monkeypatch.setattr(finetune_run, "score", score)
+    fields = {"data.dev": f"en={files}/test.en.tsv", "data.test": f"de={files}/test.de.tsv", "eval.every": 2,
+              "eval.patience": 2, "train.steps": 20, "seeds": "0"}  # fmt: skip
+    assert main(arguments(tmp_path, shelf, files, **fields)) == 0
+    assert json.loads((tmp_path / "seed-0/dev.json").read_text()) == [[2, 50.0], [4, 70.0], [6, 60.0], [8, 65.0]]
+    assert [r["step"] for r in read_metrics(tmp_path / "seed-0")] == list(range(8))
+    jax.tree.map(np.testing.assert_array_equal, finetune_run.load_params(tmp_path / "seed-0/trained"), seen[1])
+    assert "the best so far" in capsys.readouterr().err
+
+
+def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path):
+    run = finetune_run.open_run(
+        finetune_run_config(arguments(tmp_path, shelf, files, **{
+            "data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"
+        })), tmp_path,
+    )  # fmt: skip
+    examples = finetune_run.code_switched(run.config, run.task, run.train, 0)
+    assert len(examples) == 3 * 60
+    both = {(e.premise.split()[-1]) for e in examples}
+    assert both == {"en", "de"}
+    share = np.mean([e.language in ("en-de", "de-en") for e in examples])
+    assert 0.35 < share < 0.65
+    assert len(finetune_run.training_features(run, 0)) == 180
+    first = [f.ids for f in finetune_run.training_features(run, 0)]
+    assert first == [f.ids for f in finetune_run.training_features(run, 0)]
+    assert first != [f.ids for f in finetune_run.training_features(run, 1)]
+
+
+def finetune_run_config(args):
+    from ppa_jax import config as configs
+    from ppa_jax.main import parse
+
+    file, _, overrides = parse(args)
+    return configs.load(file, overrides)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"task": "nl"}, "config.task=nl: must be one of nli, qa"),
+        ({"init": ""}, "config.init is empty"),
+        ({"data.train": ""}, "config.data.train is empty"),
+        ({"data.train": "train.tsv"}, "'train.tsv' is not of the form LANGUAGE=FILE"),
+        ({"data.train": "en=none.tsv"}, "config.data.train: no such file: none.tsv"),
+        ({"data.test": "none.{lang}.tsv"}, "config.data.test: no file none.{lang}.tsv"),
+        ({"seeds": "0,x"}, "config.seeds=0,x: must be numbers"),
+        ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
+        ({"train.epochs": 1}, "give one of them"),
+        ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
+        ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
+        ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
+        ({"data.test": "de=world:0-10", "task": "tagging"}, "config.data"),
+    ],
+)
+def test_mistakes(shelf, files, tmp_path, monkeypatch, error_line, fields, said):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(tmp_path / "run", shelf, files, **fields)) == 2
+    assert re.search(re.escape(said), error_line())
+
+
+def test_another_run_is_refused(whole, shelf, files, error_line):
+    assert main(arguments(whole, shelf, files, **{"train.learning_rate": 1e-4})) == 2
+    assert "train.learning_rate: 0.001 -> 0.0001" in error_line()
+
+
+def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, monkeypatch, capsys):
+    monkeypatch.setattr(finetune, "make_step", None)
+    fields = {"data.test": f"de={files}/test.de.tsv,fr={files}/test.es.tsv", "seeds": "1"}
+    assert main(arguments(whole, shelf, files, **fields)) == 0
+    scores = json.loads((whole / "scores.json").read_text())
+    assert [(r["seed"], r["language"]) for r in scores] == [(1, "de"), (1, "fr")]
+
+
+# ---- batches ----
+
+
+def feature(i, n):
+    return Feature(i, [i + 5] * n, [0] * n, {"tags": [i] * n}, {"label": i})
+
+
+def test_every_epoch_has_every_feature_once_and_little_padding():
+    rng = np.random.default_rng(0)
+    features = [feature(i, int(n)) for i, n in enumerate(rng.integers(3, 60, 1000))]
+    batches = FeatureBatches(features, 8, 3, 0)
+    seen = np.concatenate([batches.rows(t) for t in range(32 * 125)])  # whole windows, whole epochs
+    assert (np.bincount(seen) == 32).all()
+    places, real = 0, 0
+    for batch in batches.iterate(0, 200):
+        assert batch["ids"].shape[1] in LENGTHS
+        places, real = places + batch["mask"].size, real + batch["mask"].sum()
+    assert real / places > 0.75
+    again = FeatureBatches(features, 8, 3, 0)
+    np.testing.assert_array_equal(again.rows(70), batches.rows(70))
+    assert (FeatureBatches(features, 8, 4, 0).rows(70) != batches.rows(70)).any()
+
+
+def test_a_batch_is_padded_and_the_last_one_filled_up():
+    batch = stack([feature(0, 3), feature(1, 17)], pad_id=9)
+    assert batch["ids"].shape == (2, 32) and batch["ids"][0].tolist() == [5] * 3 + [9] * 29
+    assert batch["mask"].sum(1).tolist() == [3, 17] and batch["label"].tolist() == [0, 1]
+    assert batch["tags"][1].tolist() == [1] * 17 + [IGNORE] * 15
+    found = list(in_order_of_length([feature(i, 20 - i) for i in range(5)], 2, 0))
+    assert [rows for rows, _ in found] == [[4, 3], [2, 1], [0]]
+    assert found[-1][1]["label"].tolist() == [0, 0]
