@@ -24,14 +24,14 @@ from absl import logging
 
 from ppa_jax import markdown
 from ppa_jax.config import Config, one_of, require
-from ppa_jax.data import task_files
-from ppa_jax.data.feature_batches import FeatureBatches, in_order_of_length, stack
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import report, task_report
 from ppa_jax.interop import huggingface, weight_files
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import finetune
+from ppa_jax.tasks import files
+from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import Feature, Task
 from ppa_jax.training import identity, loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints, load_params, save_params
@@ -200,7 +200,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
     if config.data.max_length > (limit := pretrained.config.max_length):
         raise UserError(f"config.data.max_length={config.data.max_length}: the model's positions end at {limit}")
-    train = task_files.read(task, config.data.train, field="config.data.train")
+    train = files.read(task, config.data.train, field="config.data.train")
     labels = task.labels([example for examples in train.values() for example in examples])
     if config.data.code_switch:
         code_switched(config, task, train, seed=0)  # what is wrong with it shows here
@@ -208,7 +208,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     def sets(spec: str, field: str) -> list[TestSet]:
         return [
             TestSet(language, examples, task.features(examples, tokenizer, config.data.max_length, labels))
-            for language, examples in (task_files.read(task, spec, field=field) if spec else {}).items()
+            for language, examples in (files.read(task, spec, field=field) if spec else {}).items()
         ]
 
     dev, tests = sets(config.data.dev, "config.data.dev"), sets(config.data.test, "config.data.test")

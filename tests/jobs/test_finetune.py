@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.data.feature_batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_run
 from ppa_jax.main import main
 from ppa_jax.tasks import nli
+from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import IGNORE, Feature
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer

@@ -9,7 +9,7 @@ be said in `space`. Two different indices never share a text in any language.
 from collections.abc import Iterator
 from functools import cache
 
-from ppa_jax.data.world import chinese, english, german, russian, spanish
+from ppa_jax.data.world import chinese, english, german, inference, russian, spanish
 from ppa_jax.data.world.meaning import Meaning, Phrase
 from ppa_jax.data.world.space import SIZE, meaning
 from ppa_jax.data.world.words import Realisation
@@ -22,6 +22,8 @@ __all__ = [
     "alignments",
     "dictionary",
     "meaning",
+    "nli",
+    "nli_size",
     "pairs",
     "realise",
     "sentence",
@@ -93,3 +95,22 @@ def pairs(first: str, second: str, start: int = 0, stop: int | None = None) -> I
     for index in range(start, SIZE if stop is None else stop):
         what = meaning(index)
         yield realise(what, first).text, realise(what, second).text
+
+
+def nli_size() -> int:
+    """How many NLI pairs there are."""
+    return inference.SIZE
+
+
+def nli(index: int) -> tuple[dict[str, tuple[str, str]], str]:
+    """The NLI pair of an index: {language: (premise, hypothesis)}, and entailment, neutral or contradiction.
+
+    Three indices from a multiple of three on share their hypothesis and have the three labels in some order: cut
+    between threes, and no hypothesis is in both parts. Raises IndexError outside 0 .. nli_size()-1.
+    """
+    premise, hypothesis, label = inference.pair(index)
+    texts = {}
+    for language in LANGUAGES:
+        said = [realise(sentence, language).text for sentence in (*premise, hypothesis)]
+        texts[language] = (("" if language == "zh" else " ").join(said[:-1]), said[-1])
+    return texts, label

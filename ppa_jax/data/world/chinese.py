@@ -86,7 +86,9 @@ def give(m: Meaning) -> list[Word]:
 
 def locate(m: Meaning) -> list[Word]:
     assert m.place and m.relation
-    words = [Word("会", "AUX", "place.aux", "will")] if m.tense == "future" else []
+    words = [Word("不", "ADV", "place.neg", "not")] if m.negated else []
+    if m.tense == "future":
+        words.append(Word("会", "AUX", "place.aux", "will"))
     words += [
         Word("在", "VERB", "place.cop", "be", ("place.cop", "place.case")),
         Word(LANDMARKS[m.place]["zh"][0], "NOUN", "place", m.place),

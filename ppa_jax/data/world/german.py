@@ -135,7 +135,8 @@ def locate(m: Meaning) -> list[Word]:
     gender, noun = LANDMARKS[m.place]["de"]
     preposition, article = RELATIONS[m.relation], DETERMINERS["the"]["dat"][gender]
     case = "im" if (preposition, article) == ("in", "dem") else f"{preposition} {article}"
-    return copula(m, "place", list(_at(case, noun, m.place, m.relation)))
+    negation = [Word("nicht", "PART", "place.neg", "not")] if m.negated else []
+    return copula(m, "place", [*negation, *_at(case, noun, m.place, m.relation)])
 
 
 def describe(m: Meaning) -> list[Word]:

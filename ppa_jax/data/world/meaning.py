@@ -20,7 +20,7 @@ class Meaning:
     """One proposition. The pattern says which roles are filled.
 
     act      agent action object [place] time, may be negated     move     agent action place time, may be negated
-    give     agent action object recipient time                   locate   agent relation place time
+    give     agent action object recipient time                   locate   agent relation place time, may be negated
     describe agent quality [degree] time, may be negated          compare  agent quality [degree] other, may be negated
     like     agent object other: likes the one but not the other  want     agent action object [place]
     join     agent action link other other_action time

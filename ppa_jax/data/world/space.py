@@ -50,7 +50,7 @@ class Block:
         return replace(meaning, fronted=True) if scattered and meaning.time and not _names(meaning) else meaning
 
 
-def _block(build: Callable[..., Meaning], *options: Sequence, weight: int = 1) -> Block:
+def block(build: Callable[..., Meaning], *options: Sequence, weight: int = 1) -> Block:
     capacity = math.prod(map(len, options))
     return Block(build, options, weight, capacity, coprime_near(GOLDEN, capacity))
 
@@ -163,9 +163,9 @@ def _acts() -> list[Block]:
             where = [None] if action in ("visit", "invite") else SOMEWHERE
             if things[0].determiner == "the":  # people, who do nothing to themselves
                 pairs = distinct(agents(entry.agents), things)
-                found.append(_block(partial(act_on, action), pairs, where, EVENT_TIMES))
+                found.append(block(partial(act_on, action), pairs, where, EVENT_TIMES))
             else:
-                found.append(_block(partial(act, action), agents(entry.agents), things, where, EVENT_TIMES))
+                found.append(block(partial(act, action), agents(entry.agents), things, where, EVENT_TIMES))
     return found
 
 
@@ -186,7 +186,7 @@ def _together(pairs: list[tuple[Phrase, Phrase]]) -> list[Block]:
     done: dict[str, list[Phrase]] = {}
     for action, thing in _done("a", "this", "two", "five"):
         done.setdefault(action, []).append(thing)
-    return [_block(partial(act_together, name), pairs, things, SOMEWHERE, EVENT_TIMES) for name, things in done.items()]
+    return [block(partial(act_together, name), pairs, things, SOMEWHERE, EVENT_TIMES) for name, things in done.items()]
 
 
 def _blocks() -> list[Block]:
@@ -213,33 +213,33 @@ def _blocks() -> list[Block]:
     counted = [done for done in _done("a", "this", "two", "five", mass=False) if done[0] != "lose"]
     return [
         *_acts(),
-        _block(deny, PERSONS, _done("this"), SINGLE_TIMES, weight=4),
+        block(deny, PERSONS, _done("this"), SINGLE_TIMES, weight=4),
         *_together(pairs),
-        *(_block(partial(move, action), LIVING, list(PLACES), when) for action in moves),
-        *(_block(partial(move_together, action), pairs, list(PLACES), when) for action in moves),
-        *(_block(partial(give, name), pairs, gifts, EVENT_TIMES) for name, e in ACTIONS.items() if e.kind == "give"),
-        _block(
+        *(block(partial(move, action), LIVING, list(PLACES), when) for action in moves),
+        *(block(partial(move_together, action), pairs, list(PLACES), when) for action in moves),
+        *(block(partial(give, name), pairs, gifts, EVENT_TIMES) for name, e in ACTIONS.items() if e.kind == "give"),
+        block(
             locate,
             [Phrase(noun, owner, adjective) for noun in small for owner in OWNERS for adjective in before(noun)],
             where,
             STATE_TIMES,
             weight=3,
         ),
-        _block(locate, [Phrase(noun, owner) for noun in pets for owner in OWNERS], where, STATE_TIMES),
-        _block(locate, large, near, STATE_TIMES),
-        _block(describe, states, [(None, False), ("very", False), (None, True)], STATE_TIMES, weight=3),
-        _block(describe, conditions, [(None, False), ("very", False), (None, True)], STATE_TIMES),
-        _block(
+        block(locate, [Phrase(noun, owner) for noun in pets for owner in OWNERS], where, STATE_TIMES),
+        block(locate, large, near, STATE_TIMES),
+        block(describe, states, [(None, False), ("very", False), (None, True)], STATE_TIMES, weight=3),
+        block(describe, conditions, [(None, False), ("very", False), (None, True)], STATE_TIMES),
+        block(
             compare,
             distinct(LIVING, LIVING),
             adjectives("compare"),
             [(None, False), ("much", False), (None, True)],
             weight=5,
         ),
-        _block(like, PERSONS, liked, range(1, len(KINDS)), weight=4),
-        _block(want, PERSONS, counted, SOMEWHERE, weight=4),
-        _block(want, PERSONS, _done(mass=True), SOMEWHERE),
-        *(_block(partial(join, link), both, ongoing, weight=2) for link in ("and", "but", "because")),
+        block(like, PERSONS, liked, range(1, len(KINDS)), weight=4),
+        block(want, PERSONS, counted, SOMEWHERE, weight=4),
+        block(want, PERSONS, _done(mass=True), SOMEWHERE),
+        *(block(partial(join, link), both, ongoing, weight=2) for link in ("and", "but", "because")),
     ]
 
 
