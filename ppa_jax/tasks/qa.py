@@ -1,0 +1,362 @@
+"""Extractive question answering: the answer to a question is a span of its context (SQuAD, XQuAD, MLQA, TyDi GoldP).
+
+The recipe is that of BERT (Devlin et al. 2019, section 4.2) as transformers' run_qa.py has it: question and context in
+one row, a context that is too long in several that overlap, two logits for each token (start and end), and the best
+span of all rows. A span is chosen among the tokens and cut from the context by its characters, so an answer has the
+casing and the spaces of the text. Scores: see qa_scores.py.
+
+Axes: B features of a batch, L tokens of a row, D width, W context tokens of one row (a window).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import zlib
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jaxtyping import Array, Float, UInt
+
+from ppa_jax.data.text_files import open_text
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.model.bert import MASKED, EncoderConfig
+from ppa_jax.tasks import qa_scores
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+
+METRICS = ("f1", "em")
+TRANSFORMERS = {
+    "bert": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
+    "xlm-roberta": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
+}
+
+STRIDE = 128  # tokens that two windows share (run_qa.py's doc_stride); at most half a window
+N_BEST = 20  # starts, and as many ends, that are combined
+LONGEST_ANSWER = 30  # in tokens
+_ENCODED_AT_ONCE = 1000  # texts: the tokenizer's own records are many times larger than what is kept of them
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gold answer."""
+
+    text: str
+    start: int  # of its first character in the context; -1 if it does not stand there: scored, but not trained
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]  # none in a test set without gold
+    language: str  # of the context, and so of the answer
+    question_language: str
+
+
+class Window(NamedTuple):
+    """The part of the context that a feature has."""
+
+    first: int  # place in the row of its first token
+    spans: np.ndarray  # [W, 2]: characters of the context that each token covers, from and up to
+
+
+# ---- files
+
+
+def grid_languages(path: str | Path) -> tuple[str, str] | None:
+    """The languages of (context, question) by the file name in MLQA's grid, `...context-de-question-es.json`."""
+    found = re.search(r"context-([^\W_]+)-question-([^\W_]+)", Path(path).name)
+    return (found[1], found[2]) if found else None
+
+
+def read(path: Path, *, language: str, field: str) -> list[Example]:
+    """The questions of a SQuAD v1.1 file. Both languages are `language`, or what a file of MLQA's grid has in its name.
+
+    An answer that does not stand at its `answer_start` is looked for elsewhere in the context. No key `answers`, or
+    empty answers, are those of a test set without gold.
+
+    Raises:
+      UserError: no JSON, with its line, or not SQuAD's keys, with the place.
+    """
+    languages = grid_languages(path) or (language, language)
+    examples, counts = [], Counter()
+    for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
+        name = str(_get(question, "id", str | int, where))
+        where += f" (id {name})"
+        answers = []
+        for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else []):
+            text = _get(answer, "text", str, f"{where}.answers[{i}]")
+            start = _get(answer, "answer_start", int, f"{where}.answers[{i}]")
+            if text.strip():
+                found = _locate(context, text, start)
+                counts["answers"] += 1
+                counts["moved"] += found not in (start, -1)
+                counts["lost"] += found == -1
+                spaces = len(text) - len(text.lstrip())
+                answers.append(Answer(text.strip(), found if found == -1 else found + spaces))
+        text = _get(question, "question", str, where)
+        examples.append(Example(name, text, context, tuple(answers), *languages))
+    if counts["moved"] or counts["lost"]:
+        logging.warning(
+            "%s: %d of %d answers do not stand at their answer_start; %d were found elsewhere in the context, "
+            "%d nowhere (these are scored, but not trained)",
+            *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
+        )
+    return examples
+
+
+def _load(path: Path, field: str) -> Any:
+    try:
+        with open_text(path) as stream:
+            text = stream.read().decode("utf-8")
+        return json.loads(text)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{field}: {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); give a SQuAD v1.1 file"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{field}: {path}:{line}: not UTF-8; convert the file (iconv -t UTF-8)") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{field}: {path}: damaged or cut short ({error}); copy the file again") from None
+
+
+def _questions(content: Any, file: str) -> Iterator[tuple[str, str, Any]]:
+    """(place, context, question) of all in a file."""
+    for i, article in enumerate(_get(content, "data", list, file)):
+        at_article = f"{file}: data[{i}]"
+        for j, paragraph in enumerate(_get(article, "paragraphs", list, at_article)):
+            at_paragraph = f"{at_article}.paragraphs[{j}]"
+            context = _get(paragraph, "context", str, at_paragraph)
+            for k, question in enumerate(_get(paragraph, "qas", list, at_paragraph)):
+                yield f"{at_paragraph}.qas[{k}]", context, question
+
+
+def _get(record: Any, key: str, kind: Any, where: str) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise UserError(f"{where}: no key {key!r}; give a SQuAD v1.1 file (data, paragraphs, context, qas)")
+    if not isinstance(record[key], kind):
+        raise UserError(f"{where}: {key!r} is {str(record[key])[:40]!r}, which SQuAD v1.1 does not allow; correct it")
+    return record[key]
+
+
+def _locate(context: str, text: str, start: int) -> int:
+    """Where the text stands: at `start`, else at the place next to it, else -1."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    places = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
+    return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
+    """The predictions that the scorers of SQuAD and MLQA read: {id: answer}."""
+    answers = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
+    if len(answers) < len(examples):
+        logging.warning("%s: ids stand for two questions or more; the answer to the last is written", path)
+    path.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+
+
+# ---- what the encoder sees
+
+
+def labels(examples: Sequence[Example]) -> tuple[str, ...]:
+    """None: the choice is among tokens."""
+    return ()
+
+
+def features(
+    examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str] = ()
+) -> list[Feature]:
+    """Rows [CLS] question [SEP] window [SEP]; <s> question </s></s> window </s> for a tokenizer that joins texts so.
+
+    A question takes at most half of the room and is cut there. Windows overlap by STRIDE tokens, or by half a window
+    where that is less. The values `start` and `end` are the places in the row of the first gold answer (a token that is
+    partly in the answer is in it), both 0, the place of [CLS], where the window lacks a part of it, and IGNORE if the
+    example has no answer in its context. The array `context` is 1 on the window, IGNORE elsewhere.
+
+    Raises:
+      UserError: `max_length` has no room for a token of each.
+    """
+    separators, second = _joint(tokenizer)
+    room = max_length - separators - 2  # less [CLS] and the last [SEP]
+    if room < 2:
+        raise UserError(f"config.data.max_length={max_length}: too short for a question and a context; 384 is usual")
+    pieces = _encode(tokenizer, [text for example in examples for text in (example.question, example.context)])
+    rows = []
+    for number, example in enumerate(examples):
+        question = pieces[example.question][0][: room // 2]
+        before = [tokenizer.cls_id, *question, *[tokenizer.sep_id] * separators]
+        ids, spans = pieces[example.context]
+        gold = _gold_tokens(example, spans)
+        size = room - len(question)
+        overlap = min(STRIDE, size // 2)
+        for begin in range(0, max(1, len(ids) - overlap), size - overlap):
+            window = ids[begin : begin + size]
+            outside = len(before) - begin  # from a token's place in the context to that in the row
+            start, end = IGNORE, IGNORE
+            if gold is not None:
+                inside = begin <= gold[0] and gold[1] < begin + size
+                start, end = (gold[0] + outside, gold[1] + outside) if inside else (0, 0)
+            rows.append(
+                Feature(
+                    example=number,
+                    # Arrays: a training set is some 100,000 rows, and lists would take a gigabyte.
+                    ids=array("i", [*before, *window, tokenizer.sep_id]),
+                    types=array("b", [0] * len(before) + [second] * (len(window) + 1)),
+                    arrays={"context": array("b", [IGNORE] * len(before) + [1] * len(window) + [IGNORE])},
+                    values={"start": start, "end": end},
+                    context=Window(len(before), spans[begin : begin + size]),
+                )
+            )
+    return rows
+
+
+def _joint(tokenizer: Tokenizer) -> tuple[int, int]:
+    """(separators between two texts, token type of the second), as the tokenizer itself would join them.
+
+    XLM-R doubles the separator and has one type. A tokenizer that does not say is taken for BERT's.
+    """
+    ids = tokenizer.backend.encode("", "", add_special_tokens=True).ids
+    return (2, 0) if ids.count(tokenizer.sep_id) == 3 else (1, 1)
+
+
+def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, tuple[list[int], np.ndarray]]:
+    """text -> (ids, spans [tokens, 2]), without special tokens; several questions have the same context."""
+    known, todo = {}, list(dict.fromkeys(texts))
+    for begin in range(0, len(todo), _ENCODED_AT_ONCE):
+        some = todo[begin : begin + _ENCODED_AT_ONCE]
+        # Not `tokenizer.encode`: that one is faster, and knows no offsets.
+        for text, encoding in zip(some, tokenizer.backend.encode_batch(some, add_special_tokens=False), strict=True):
+            known[text] = encoding.ids, _spans(text, encoding.offsets)
+    return known
+
+
+def _spans(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The characters of each token, [tokens, 2], without the space that SentencePiece counts to the word behind it, and
+    with the accents behind a letter that an uncased tokenizer drops."""
+    spans = np.array(offsets, np.int32).reshape(-1, 2)
+    for i, (start, end) in enumerate(offsets):
+        while start < end and text[start].isspace():
+            start += 1
+        limit = offsets[i + 1][0] if i + 1 < len(offsets) else len(text)
+        while start < end < limit and unicodedata.category(text[end]).startswith("M"):
+            end += 1
+        spans[i] = start, end
+    return spans
+
+
+def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
+    """The first and the last token of the first answer that stands in the context."""
+    for answer in example.answers:
+        if answer.start >= 0:
+            inside = np.flatnonzero((spans[:, 1] > answer.start) & (spans[:, 0] < answer.start + len(answer.text)))
+            if inside.size:
+                return int(inside[0]), int(inside[-1])
+    return None
+
+
+# ---- the model
+
+
+class Head(nn.Module):
+    """One dense layer, without dropout: transformers' `qa_outputs`.
+
+    Its two columns cost nothing, so they are computed in float32 whatever the encoder's `dtype` is: in bfloat16 the
+    logits of neighbouring tokens would often be the same. Padding is no place to start or to end. transformers leaves
+    it in the softmax; on rows without padding the two are the same.
+    """
+
+    config: EncoderConfig
+    labels: Sequence[str] = ()
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, hidden: Float[Array, "B L D"], batch: Batch, seeds: UInt[Array, "B L"] | None = None
+    ) -> dict[str, Float[Array, "B L"]]:
+        init = nn.initializers.normal(self.config.initializer_range)
+        logits_BxLx2 = nn.Dense(2, dtype=jnp.float32, kernel_init=init, name="qa_outputs")(hidden)
+        logits_BxLx2 = jnp.where(batch["mask"][:, :, None] == 1, logits_BxLx2, MASKED)
+        return {"start": logits_BxLx2[:, :, 0], "end": logits_BxLx2[:, :, 1]}
+
+
+def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """(sum over rows of the mean cross-entropy of start and end, number of rows): rows without gold do not count."""
+    trained_B = batch["start"] != IGNORE
+
+    def cross_entropy(name: str) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(outputs[name], jnp.maximum(batch[name], 0))
+
+    losses_B = (cross_entropy("start") + cross_entropy("end")) / 2
+    return jnp.sum(jnp.where(trained_B, losses_B, 0.0)), jnp.sum(trained_B, dtype=jnp.float32)
+
+
+# ---- answers
+
+
+def decode(
+    examples: Sequence[Example],
+    features: Sequence[Feature],
+    outputs: Sequence[Mapping[str, np.ndarray]],
+    labels: Sequence[str] = (),
+) -> list[str]:
+    """An answer for each example, from the window whose best span has the greatest sum; "" where there is no span."""
+    answers = [""] * len(examples)
+    best = [-np.inf] * len(examples)
+    for feature, output in zip(features, outputs, strict=True):
+        first, spans = feature.context
+        span = best_span(*(output[name][first : first + len(spans)] for name in ("start", "end")))
+        if span is not None and span[0] > best[feature.example]:
+            best[feature.example] = span[0]
+            context = examples[feature.example].context
+            answers[feature.example] = context[spans[span[1], 0] : spans[span[2], 1]]
+    return answers
+
+
+def best_span(start_W: np.ndarray, end_W: np.ndarray) -> tuple[float, int, int] | None:
+    """(sum of the two logits, first token, last token) of the best span of a window; None if none is allowed.
+
+    The N_BEST starts are combined with the N_BEST ends; a span has 1 to LONGEST_ANSWER tokens.
+    """
+    starts, ends = (np.argsort(-logits, kind="stable")[:N_BEST] for logits in (start_W, end_W))
+    lengths = ends[None, :] - starts[:, None] + 1
+    allowed = (lengths >= 1) & (lengths <= LONGEST_ANSWER)
+    if not allowed.any():
+        return None
+    sums = np.where(allowed, start_W[starts][:, None] + end_W[ends], -np.inf)
+    i, j = np.unravel_index(np.argmax(sums), sums.shape)
+    return float(sums[i, j]), int(starts[i]), int(ends[j])
+
+
+def score(examples: Sequence[Example], predictions: Sequence[str], language: str) -> dict[str, Score]:
+    """F1 and exact match in percent, of each question the best over its gold answers.
+
+    The rules are those of the language of the context, which in MLQA's grid need not be the test set's `language`.
+    Questions without gold do not count; a test set that has none has no scores.
+    """
+    pairs = [(example, found) for example, found in zip(examples, predictions, strict=True) if example.answers]
+    if not pairs:
+        logging.warning("%s: no question has a gold answer; the predictions are written, and not scored", language)
+        return {}
+    scores = {}
+    for name, measure in (("f1", qa_scores.f1), ("em", qa_scores.exact)):
+        values = [max(measure(found, gold.text, e.language) for gold in e.answers) for e, found in pairs]
+        scores[name] = Score(100 * float(np.mean(values)), len(pairs))
+    return scores
