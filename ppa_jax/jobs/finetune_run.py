@@ -344,6 +344,8 @@ class Best:
             return self._enough()
         run = self._run
         scores = [score(run, state.params, test)[0] for test in run.dev]
+        if not all(scores):
+            raise UserError("config.data.dev: a file without gold answers cannot say when to stop")
         metric = next(iter(scores[0]))
         value = float(np.mean([found[metric].value for found in scores]))
         is_best = all(value > entry[1] for entry in self.history)
