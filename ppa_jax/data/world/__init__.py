@@ -9,9 +9,10 @@ be said in `space`. Two different indices never share a text in any language.
 from collections.abc import Iterator
 from functools import cache
 
-from ppa_jax.data.world import chinese, english, german, inference, russian, spanish
+from ppa_jax.data.world import chinese, english, german, inference, russian, spanish, trees
 from ppa_jax.data.world.meaning import Meaning, Phrase
 from ppa_jax.data.world.space import SIZE, meaning
+from ppa_jax.data.world.trees import Tree
 from ppa_jax.data.world.words import Realisation
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Meaning",
     "Phrase",
     "Realisation",
+    "Tree",
     "alignments",
     "dictionary",
     "meaning",
@@ -28,6 +30,7 @@ __all__ = [
     "realise",
     "sentence",
     "size",
+    "tree",
 ]
 
 GRAMMARS = {"en": english, "de": german, "es": spanish, "ru": russian, "zh": chinese}
@@ -52,6 +55,12 @@ def sentence(index: int) -> dict[str, Realisation]:
     """The meaning of an index in all languages. Raises IndexError outside 0 .. size()-1."""
     what = meaning(index)
     return {language: realise(what, language) for language in LANGUAGES}
+
+
+def tree(index: int) -> dict[str, Tree]:
+    """The dependency trees of `sentence(index)`, in the relations of Universal Dependencies."""
+    what = meaning(index)
+    return {language: trees.tree(what, realise(what, language), language) for language in LANGUAGES}
 
 
 def align(first: Realisation, second: Realisation) -> frozenset[tuple[int, int]]:
