@@ -4,13 +4,18 @@ Every index below `size()` is one meaning, and `sentence(index)` says it in Engl
 Chinese: grammatical, deterministic, with parts of speech and gold word alignments that are true by construction, since
 all five are made from the same roles. The words stand in TSV tables, the grammar in one file a language, and what can
 be said in `space`. Two different indices never share a text in any language.
+
+For the tasks of fine-tuning there are NLI pairs (`nli`), questions with answer spans (`question`), and the dependency
+trees of the sentences (`tree`), in all five languages alike.
 """
 
 from collections.abc import Iterator
 from functools import cache
 
-from ppa_jax.data.world import chinese, english, german, inference, russian, spanish, trees
+from ppa_jax.data.world import inference, questions, trees
+from ppa_jax.data.world.grammars import LANGUAGES, join, realise
 from ppa_jax.data.world.meaning import Meaning, Phrase
+from ppa_jax.data.world.questions import Question, question
 from ppa_jax.data.world.space import SIZE, meaning
 from ppa_jax.data.world.trees import Tree
 from ppa_jax.data.world.words import Realisation
@@ -19,6 +24,7 @@ __all__ = [
     "LANGUAGES",
     "Meaning",
     "Phrase",
+    "Question",
     "Realisation",
     "Tree",
     "alignments",
@@ -27,14 +33,14 @@ __all__ = [
     "nli",
     "nli_size",
     "pairs",
+    "question",
+    "question_size",
     "realise",
     "sentence",
     "size",
     "tree",
 ]
 
-GRAMMARS = {"en": english, "de": german, "es": spanish, "ru": russian, "zh": chinese}
-LANGUAGES = ("en", "de", "es", "ru", "zh")
 CONTENT = ("NOUN", "PROPN", "VERB", "ADJ", "ADV", "NUM")
 DICTIONARY_SAMPLE = 15_000  # sentences the dictionary is read from: enough to meet every pair of forms in use
 
@@ -42,13 +48,6 @@ DICTIONARY_SAMPLE = 15_000  # sentences the dictionary is read from: enough to m
 def size() -> int:
     """How many meanings there are."""
     return SIZE
-
-
-def realise(what: Meaning, language: str) -> Realisation:
-    """Say a meaning in one language; also for meanings that have no index."""
-    if language not in GRAMMARS:
-        raise ValueError(f"world: no language {language!r}; there are {', '.join(LANGUAGES)}")
-    return GRAMMARS[language].realise(what)
 
 
 def sentence(index: int) -> dict[str, Realisation]:
@@ -121,5 +120,10 @@ def nli(index: int) -> tuple[dict[str, tuple[str, str]], str]:
     texts = {}
     for language in LANGUAGES:
         said = [realise(sentence, language).text for sentence in (*premise, hypothesis)]
-        texts[language] = (("" if language == "zh" else " ").join(said[:-1]), said[-1])
+        texts[language] = (join(said[:-1], language), said[-1])
     return texts, label
+
+
+def question_size() -> int:
+    """How many questions there are."""
+    return questions.SIZE
