@@ -1,13 +1,68 @@
-"""Examples of the tasks from the built-in sample."""
+"""Examples of the tasks from the built-in sample, by way of the tasks' own files."""
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+from ppa_jax.data import world
 from ppa_jax.errors import UserError
 from ppa_jax.tasks.task import Task
 
+_RANGE = re.compile(r"world:(\d+)-(\d+)")
+
 
 def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
-    """The examples `world:A-B` of a language."""
-    raise UserError(f"{field}: {source}: the built-in sample has no examples of this task yet")
+    """The examples A to B - 1 of a language, from `world:A-B`.
+
+    Examples of one number are translations of each other. Raises UserError for a source of another form, a range or a
+    language that the sample has not, a task that it has no examples for.
+    """
+    kind = getattr(task, "__name__", "").rsplit(".", 1)[-1]
+    found = _RANGE.fullmatch(source)
+    if kind not in _FILES:
+        raise UserError(f"{field}: {source}: the built-in sample has examples of {', '.join(_FILES)}, not of {kind}")
+    if language not in world.LANGUAGES:
+        raise UserError(f"{field}: {source}: the built-in sample has {', '.join(world.LANGUAGES)}, not {language}")
+    start, stop = map(int, found.groups()) if found else (0, 0)
+    size, lines = _FILES[kind]
+    if not start < stop <= size():
+        raise UserError(f"{field}: {source}: write world:A-B, with numbers up to {size()}")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "sample"
+        path.write_text("".join(f"{line}\n" for line in lines(language, range(start, stop))), encoding="utf-8")
+        return task.read(path, language=language, field=field)
+
+
+def _nli(language: str, numbers: Iterable[int]) -> Iterable[str]:
+    yield "pairID\tsentence1\tsentence2\tgold_label"
+    for number in numbers:
+        texts, label = world.nli(number)
+        yield "\t".join([str(number), *texts[language], label])
+
+
+def _tagging(language: str, numbers: Iterable[int]) -> Iterable[str]:
+    for number in numbers:
+        said = world.sentence(number)[language]
+        yield from (f"{word}\t{tag}" for word, tag in zip(said.forms, said.tags, strict=True))
+        yield ""
+
+
+def _parsing(language: str, numbers: Iterable[int]) -> Iterable[str]:
+    for number in numbers:
+        tree = world.tree(number)[language]
+        yield f"# sent_id = {number}"
+        for i, row in enumerate(zip(tree.words, tree.tags, tree.heads, tree.relations, strict=True), start=1):
+            form, tag, head, relation = row
+            yield f"{i}\t{form}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_"
+        yield ""
+
+
+_FILES: dict[str, tuple[Callable[[], int], Callable[[str, Iterable[int]], Iterable[str]]]] = {
+    "nli": (world.nli_size, _nli),
+    "tagging": (world.size, _tagging),
+    "parsing": (world.size, _parsing),
+}

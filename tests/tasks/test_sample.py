@@ -1,0 +1,38 @@
+"""Examples of the built-in sample are those of its own functions, in every language."""
+
+import re
+
+import pytest
+
+from ppa_jax.data import world
+from ppa_jax.errors import UserError
+from ppa_jax.tasks import nli, parsing, qa, sample, tagging
+
+
+@pytest.mark.parametrize("language", world.LANGUAGES)
+def test_examples_are_those_of_the_world(language):
+    for number, example in enumerate(sample.read(nli, "world:7-13", language=language, field="f"), start=7):
+        texts, label = world.nli(number)
+        assert (example.premise, example.hypothesis, example.label) == (*texts[language], label)
+        assert (example.id, example.language) == (str(number), language)
+    for number, example in enumerate(sample.read(tagging, "world:3-9", language=language, field="f"), start=3):
+        said = world.sentence(number)[language]
+        assert (list(example.words), list(example.tags)) == (list(said.forms), list(said.tags))
+    for number, example in enumerate(sample.read(parsing, "world:3-9", language=language, field="f"), start=3):
+        tree = world.tree(number)[language]
+        assert (list(example.words), list(example.heads)) == (list(tree.words), list(tree.heads))
+
+
+@pytest.mark.parametrize(
+    "task, source, language, said",
+    [
+        (qa, "world:0-1", "en", "has examples of nli, tagging, parsing"),
+        (nli, "world:0-1", "fr", "has en, de, es, ru, zh, not fr"),
+        (nli, "world", "en", "write world:A-B, with numbers up to"),
+        (nli, "world:5-5", "en", "write world:A-B"),
+        (tagging, f"world:0-{world.size() + 1}", "en", f"with numbers up to {world.size()}"),
+    ],
+)
+def test_mistakes(task, source, language, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        sample.read(task, source, language=language, field="f")
