@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable
@@ -18,7 +19,8 @@ _RANGE = re.compile(r"world:(\d+)-(\d+)")
 def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
     """The examples A to B - 1 of a language, from `world:A-B`.
 
-    Examples of one number are translations of each other. Raises UserError for a source of another form, a range or a
+    Examples of one number are translations of each other. Cut at multiples of 12: neighbours share a hypothesis (NLI,
+    three of them) or a context (questions, four). Raises UserError for a source of another form, a range or a
     language that the sample has not, a task that it has no examples for.
     """
     kind = getattr(task, "__name__", "").rsplit(".", 1)[-1]
@@ -61,8 +63,19 @@ def _parsing(language: str, numbers: Iterable[int]) -> Iterable[str]:
         yield ""
 
 
+def _qa(language: str, numbers: Iterable[int]) -> Iterable[str]:
+    paragraphs = []
+    for number in numbers:
+        asked = world.question(number)[language]
+        answers = [{"text": asked.answer, "answer_start": asked.start}]
+        qas = [{"id": str(number), "question": asked.question, "answers": answers}]
+        paragraphs.append({"context": asked.context, "qas": qas})
+    yield json.dumps({"version": "1.1", "data": [{"title": "the built-in sample", "paragraphs": paragraphs}]})
+
+
 _FILES: dict[str, tuple[Callable[[], int], Callable[[str, Iterable[int]], Iterable[str]]]] = {
     "nli": (world.nli_size, _nli),
+    "qa": (world.question_size, _qa),
     "tagging": (world.size, _tagging),
     "parsing": (world.size, _parsing),
 }

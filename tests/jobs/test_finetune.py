@@ -246,7 +246,10 @@ def finetune_run_config(args):
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
         ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
         ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
-        ({"data.test": "de=world:0-10", "task": "tagging"}, "config.data"),
+        (
+            {"data.test": "fr=world:0-10"},
+            "config.data.test: world:0-10: the built-in sample has en, de, es, ru, zh, not fr",
+        ),
     ],
 )
 def test_mistakes(shelf, files, tmp_path, monkeypatch, error_line, fields, said):

@@ -6,7 +6,7 @@ import pytest
 
 from ppa_jax.data import world
 from ppa_jax.errors import UserError
-from ppa_jax.tasks import nli, parsing, qa, sample, tagging
+from ppa_jax.tasks import conllu, nli, parsing, qa, sample, tagging
 
 
 @pytest.mark.parametrize("language", world.LANGUAGES)
@@ -15,6 +15,10 @@ def test_examples_are_those_of_the_world(language):
         texts, label = world.nli(number)
         assert (example.premise, example.hypothesis, example.label) == (*texts[language], label)
         assert (example.id, example.language) == (str(number), language)
+    for number, example in enumerate(sample.read(qa, "world:4-9", language=language, field="f"), start=4):
+        asked = world.question(number)[language]
+        assert (example.question, example.context) == (asked.question, asked.context)
+        assert example.id == str(number) and [a.text for a in example.answers] == [asked.answer]
     for number, example in enumerate(sample.read(tagging, "world:3-9", language=language, field="f"), start=3):
         said = world.sentence(number)[language]
         assert (list(example.words), list(example.tags)) == (list(said.forms), list(said.tags))
@@ -26,7 +30,7 @@ def test_examples_are_those_of_the_world(language):
 @pytest.mark.parametrize(
     "task, source, language, said",
     [
-        (qa, "world:0-1", "en", "has examples of nli, tagging, parsing"),
+        (conllu, "world:0-1", "en", "has examples of nli, qa, tagging, parsing, not of conllu"),
         (nli, "world:0-1", "fr", "has en, de, es, ru, zh, not fr"),
         (nli, "world", "en", "write world:A-B, with numbers up to"),
         (nli, "world:5-5", "en", "write world:A-B"),
