@@ -19,9 +19,9 @@ from ppa_jax.log_lines import answer
 from ppa_jax.training.memory import keep_freed_memory
 
 JOBS = {
-    "finetune": "ppa_jax.jobs.finetune_run",
     "align": "ppa_jax.jobs.align_run",
     "evaluate": "ppa_jax.jobs.evaluate",
+    "finetune": "ppa_jax.jobs.finetune_run",
 }  # each module has run(config, workdir) -> exit status
 
 
