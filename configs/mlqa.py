@@ -7,9 +7,12 @@ The recipe is PPA's (arXiv 2010.12547), recalled: length 386, 3e-5. Batch 32 and
 others use with mBERT.
 """
 
+from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults
+from ppa_jax.jobs.finetune_defaults import defaults, demo
+
+ALIGN = Path(__file__).with_name("ppa.py")
 
 
 def get_config(mode: str = "") -> Any:
@@ -17,6 +20,10 @@ def get_config(mode: str = "") -> Any:
     c = defaults("qa")
     c.data.max_length = 384  # recalled: 386; rows are a multiple of 128 here
     c.train.update(epochs=2.0, batch_size=32, learning_rate=3e-5)
-    if mode:
-        raise ValueError(f"unknown mode {mode!r}")
+    if mode == "demo":
+        demo(c, ALIGN, test="world:30000-30600")
+        c.data.update(train="en=world:0-12000", max_length=64)
+        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+    elif mode:
+        raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

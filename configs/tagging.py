@@ -7,15 +7,22 @@ The recipe is XTREME's (Hu et al. 2020), recalled: batch 32, length 128, 2e-5, 1
 it is: CoNLL-U gives parts of speech and accuracy, tags with B- and I- give entities and F1.
 """
 
+from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults
+from ppa_jax.jobs.finetune_defaults import defaults, demo
+
+ALIGN = Path(__file__).with_name("ppa.py")
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
     c = defaults("tagging")
     c.train.update(epochs=10.0, batch_size=32, learning_rate=2e-5)
-    if mode:
-        raise ValueError(f"unknown mode {mode!r}")
+    if mode == "demo":
+        demo(c, ALIGN, test="world:30000-30500")
+        c.data.update(train="en=world:20000-24000", max_length=64)
+        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+    elif mode:
+        raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

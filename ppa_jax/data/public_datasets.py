@@ -1,8 +1,8 @@
-"""Rows of datasets in the forms of tensorflow-datasets (tfds:) and Hugging Face datasets (hf:), streamed as pairs.
+"""Rows of datasets in the forms of tensorflow-datasets (tfds:) and Hugging Face datasets (hf:), streamed.
 
-A row holds the two sides either as columns named by the language codes, or in a dictionary column of them (usually
-`translation`), or as parallel lists `language` and `translation` (TFDS's TranslationVariableLanguages; the first text
-of a language counts). Only the training split is read, or the one split there is.
+For alignment a row holds the two sides either as columns named by the language codes, or in a dictionary column of them
+(usually `translation`), or as parallel lists `language` and `translation` (TFDS's TranslationVariableLanguages; the
+first text of a language counts), and the training split is read, or the one split there is.
 """
 
 import json
@@ -10,25 +10,35 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppa_jax.data import text_files
 from ppa_jax.data.sources import Raw, Source, file_identity
 from ppa_jax.errors import UserError
 
 _READ_AT_ONCE = 1024  # rows
-_HELD_OUT = {"test", "validation", "valid", "val", "dev", "eval"}
+_VALIDATION = {"validation", "valid", "val", "dev", "eval"}
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+Stream = Callable[[int], Iterator[Any]]  # longest line in bytes -> rows, or the reason why one is unusable
+
+
+class Dataset(NamedTuple):
+    """A dataset that was found."""
+
+    identity: dict[str, Any]
+    stream: Stream
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A dataset that was found and whose rows hold both languages."""
+    """A dataset whose rows hold both languages."""
 
     identity: dict[str, Any]
     languages: tuple[str, str]
     column: str | None  # the dictionary column; None: the row itself
-    stream: Callable[[int], Iterator[Any]]  # longest line in bytes -> rows, or the reason why one is unusable
+    stream: Stream
 
     def read(self, limit: int) -> Iterator[Raw]:
         """Yields the raw sides of every row; `limit` bounds a line of a text format, in bytes."""
@@ -37,7 +47,7 @@ class Rows:
                 yield row
                 continue
             table = row if self.column is None else row.get(self.column)
-            sides = tuple(_side(table, language) for language in self.languages)
+            sides = tuple(side(table, language) for language in self.languages)
             if any(side is None for side in sides):
                 yield "empty"
             elif not all(isinstance(side, bytes) for side in sides):
@@ -48,27 +58,45 @@ class Rows:
 
 def open_rows(source: Source) -> Rows:
     """Finds the dataset of `source`. Raises UserError if it is not there, cannot be read or lacks a language."""
-    scheme, _, name = source.location.partition(":")
-    name = name.strip()
-    if not name:
-        raise UserError(f"data.pairs: {source}: write {scheme}:NAME, {scheme}:NAME/CONFIG or {scheme}:DIRECTORY")
-    identity, stream = _open_tfds(name, source) if scheme == "tfds" else _open_hf(name, source)
-    first = next((row for row in stream(1 << 24) if not isinstance(row, str)), None)
+    where = f"data.pairs: {source}"
+    dataset = open_dataset(source.location, where=where)
+    first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
     if not isinstance(first, Mapping):
-        raise UserError(f"data.pairs: {source}: no row that can be read; check the dataset")
+        raise UserError(f"{where}: no row that can be read; check the dataset")
     tables = {None: first, **{key: value for key, value in first.items() if isinstance(value, Mapping)}}
     for column, table in tables.items():
         if {"language", "translation"} <= table.keys() or all(code in table for code in source.languages):
-            return Rows(identity, source.languages, column, stream)
+            return Rows(dataset.identity, source.languages, column, dataset.stream)
     found = "; ".join(f"{column or 'columns'}: {', '.join(map(str, table))}" for column, table in tables.items())
     raise UserError(
-        f"data.pairs: {source}: no columns named {source.languages[0]} and {source.languages[1]} ({found}); "
+        f"{where}: no columns named {source.languages[0]} and {source.languages[1]} ({found}); "
         "use the dataset's own language codes"
     )
 
 
-def _side(table: Any, language: str) -> Any:
-    """UTF-8 bytes of one language of a row, None where there is none; any other value as it is."""
+def open_dataset(location: str, *, where: str, split: str = "train") -> Dataset:
+    """Finds a dataset that tensorflow-datasets or Hugging Face datasets wrote, here or in their catalogues.
+
+    Args:
+      location: tfds:NAME[/CONFIG] or hf:NAME[/CONFIG], or either with the directory of a prepared one.
+      where: begins every message: the setting, and what it says.
+      split: which; the one split of a dataset that has only one counts as any.
+
+    Raises:
+      UserError: it is not there, cannot be read, or has no such split.
+    """
+    scheme, _, name = location.partition(":")
+    name = name.strip()
+    if not name:
+        raise UserError(f"{where}: write {scheme}:NAME, {scheme}:NAME/CONFIG or {scheme}:DIRECTORY")
+    return (_open_tfds if scheme == "tfds" else _open_hf)(name, where, split)
+
+
+def side(table: Any, language: str) -> Any:
+    """One language of a table {language: text}, or of the parallel lists `language` and `translation`.
+
+    A text comes as UTF-8 bytes, any other value as it is; None where there is none.
+    """
     if not isinstance(table, Mapping):
         return None
     value = table.get(language)
@@ -79,38 +107,38 @@ def _side(table: Any, language: str) -> Any:
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
 
 
-def _split(splits: Iterable[str], source: Source) -> str:
+def _split(splits: Iterable[str], where: str, wanted: str) -> str:
     names = list(splits)
-    if "train" in names:
-        return "train"
+    if wanted in names:
+        return wanted
     if len(names) == 1:
         return names[0]
-    raise UserError(f"data.pairs: {source}: no split named train, but {', '.join(names) or 'none at all'}")
+    raise UserError(f"{where}: no split named {wanted}, but {', '.join(names) or 'none at all'}")
 
 
-def _open_tfds(name: str, source: Source) -> tuple[dict[str, Any], Callable[[int], Iterator[Any]]]:
+def _open_tfds(name: str, where: str, wanted: str) -> Dataset:
     import tensorflow_datasets as tfds
 
     directory = Path(name).expanduser()
     try:
         if directory.is_dir():
-            builder: Any = tfds.builder_from_directory(str(_prepared_directory(directory, source)))
+            builder: Any = tfds.builder_from_directory(str(_prepared_directory(directory, where)))
         else:
             builder = tfds.builder(name, file_format="array_record")
             builder.download_and_prepare()
-        split = _split(builder.info.splits, source)
+        split = _split(builder.info.splits, where, wanted)
         rows: Any = builder.as_data_source(split)
     except UserError:
         raise
     except NotImplementedError as error:
         raise UserError(
-            f"data.pairs: {source}: prepared in a format without random access (tfrecord); "
+            f"{where}: prepared in a format without random access (tfrecord); "
             'prepare it again with tfds.builder(NAME, file_format="array_record").download_and_prepare()'
         ) from error
     except Exception as error:  # unknown names, failed downloads, builders that need TensorFlow: each its own type
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data.pairs: {source}: not a directory here, and tensorflow-datasets cannot prepare it "
+            f"{where}: not a directory here, and tensorflow-datasets cannot prepare it "
             f"({type(error).__name__}: {reason}); prepare it elsewhere as array_record and give tfds:DIRECTORY"
         ) from error
 
@@ -121,32 +149,32 @@ def _open_tfds(name: str, source: Source) -> tuple[dict[str, Any], Callable[[int
 
     info = builder.info
     identity = {"dataset": info.full_name, "directory": str(builder.data_dir), "split": split, "rows": len(rows)}
-    return {**identity, "bytes": info.splits[split].num_bytes}, stream
+    return Dataset({**identity, "bytes": info.splits[split].num_bytes}, stream)
 
 
-def _prepared_directory(directory: Path, source: Source) -> Path:
+def _prepared_directory(directory: Path, where: str) -> Path:
     found = sorted(path.parent for path in directory.rglob("dataset_info.json"))
     if len(found) == 1:
         return found[0]
     if not found:
-        raise UserError(f"data.pairs: {source}: no dataset_info.json below; give the directory of a prepared dataset")
+        raise UserError(f"{where}: no dataset_info.json below; give the directory of a prepared dataset")
     names = ", ".join(str(path) for path in found[:4])
-    raise UserError(f"data.pairs: {source}: holds {len(found)} datasets or versions; give one of {names}")
+    raise UserError(f"{where}: holds {len(found)} datasets or versions; give one of {names}")
 
 
-def _open_hf(name: str, source: Source) -> tuple[dict[str, Any], Callable[[int], Iterator[Any]]]:
+def _open_hf(name: str, where: str, wanted: str) -> Dataset:
     path = Path(name).expanduser()
     if not path.exists():
-        return _open_hub(name, source)
-    files = [path] if path.is_file() else _training_files(path, source)
+        return _open_hub(name, where, wanted)
+    files = [path] if path.is_file() else _files(path, where, wanted)
     readers = {".parquet": _read_parquet, ".arrow": _read_arrow}
 
     def stream(limit: int) -> Iterator[Any]:
         for file in files:
             reader = readers.get(file.suffix)
-            yield from _read_json_lines(file, limit) if reader is None else reader(file)
+            yield from _read_json_lines(file, limit) if reader is None else reader(file, where)
 
-    return {"files": [file_identity(file) for file in files]}, stream
+    return Dataset({"files": [file_identity(file) for file in files]}, stream)
 
 
 def _format(path: Path) -> str:
@@ -154,25 +182,33 @@ def _format(path: Path) -> str:
     return "" if match is None else "json" if match[1].startswith("json") else match[1]
 
 
-def _training_files(directory: Path, source: Source) -> list[Path]:
+def _files(directory: Path, where: str, wanted: str) -> list[Path]:
+    """The files of a split, which their names tell; those of no other split are of the training."""
     files = sorted(
         path
         for path in directory.rglob("*")
         if _format(path) and path.is_file() and path.name not in _NOT_DATA and not path.name.startswith((".", "cache-"))
     )
-    words = {path: set(re.split(r"[^a-z]+", str(path.relative_to(directory)).lower())) for path in files}
-    chosen = [path for path in files if "train" in words[path]]
-    chosen = chosen or [path for path in files if not words[path] & _HELD_OUT]
+    words = {path: _words_of(str(path.relative_to(directory))) for path in files}
+    chosen = [path for path in files if _words_of(wanted) <= words[path]]
+    if not chosen and wanted == "validation":
+        chosen = [path for path in files if words[path] & _VALIDATION]
+    if not chosen and wanted == "train":
+        chosen = [path for path in files if not words[path] & {"test", *_VALIDATION}]
     if not chosen:
-        what = "only held-out splits" if files else "no parquet, arrow or JSON lines files"
-        raise UserError(f"data.pairs: {source}: {what} below; give the directory that holds the training split")
+        what = f"no file of a split named {wanted}" if files else "no parquet, arrow or JSON lines files"
+        raise UserError(f"{where}: {what} below; give the directory that holds the {wanted} split")
     formats = sorted({_format(path) for path in chosen})
     if len(formats) > 1:
-        raise UserError(f"data.pairs: {source}: holds files as {' and as '.join(formats)}; give the directory of one")
+        raise UserError(f"{where}: holds files as {' and as '.join(formats)}; give the directory of one")
     return chosen
 
 
-def _read_parquet(path: Path) -> Iterator[Any]:
+def _words_of(name: str) -> set[str]:
+    return set(re.split(r"[^a-z0-9]+", name.lower()))
+
+
+def _read_parquet(path: Path, where: str) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -181,10 +217,10 @@ def _read_parquet(path: Path) -> Iterator[Any]:
             for batch in file.iter_batches(_READ_AT_ONCE):
                 yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"data.pairs: {path}: not a readable parquet file ({error})") from error
+        raise UserError(f"{where}: {path}: not a readable parquet file ({error})") from error
 
 
-def _read_arrow(path: Path) -> Iterator[Any]:
+def _read_arrow(path: Path, where: str) -> Iterator[Any]:
     import pyarrow as pa
 
     try:
@@ -193,7 +229,7 @@ def _read_arrow(path: Path) -> Iterator[Any]:
                 for start in range(0, len(batch), _READ_AT_ONCE):
                     yield from batch.slice(start, _READ_AT_ONCE).to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"data.pairs: {path}: not a readable arrow stream ({error})") from error
+        raise UserError(f"{where}: {path}: not a readable arrow stream ({error})") from error
 
 
 def _read_json_lines(path: Path, limit: int) -> Iterator[Any]:
@@ -208,17 +244,17 @@ def _read_json_lines(path: Path, limit: int) -> Iterator[Any]:
         yield row if isinstance(row, dict) else "not_json"
 
 
-def _open_hub(name: str, source: Source) -> tuple[dict[str, Any], Callable[[int], Iterator[Any]]]:
+def _open_hub(name: str, where: str, wanted: str) -> Dataset:
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
-            f"data.pairs: {source}: no such directory, and the package `datasets`, which would fetch it, is not "
+            f"{where}: no such directory, and the package `datasets`, which would fetch it, is not "
             "installed; pip install datasets, or give hf:DIRECTORY of its downloaded parquet files"
         ) from error
     from ppa_jax.data.tokenizer import check_hub_reachable
 
-    check_hub_reachable(f"data.pairs: {source}")
+    check_hub_reachable(where)
     # owner/name, owner/name/config, or an old name without owner and perhaps with a config
     parts = name.split("/")
     tries: list[tuple[str, str | None]] = [("/".join(parts[:2]), "/".join(parts[2:]) or None)]
@@ -228,12 +264,13 @@ def _open_hub(name: str, source: Source) -> tuple[dict[str, Any], Callable[[int]
     for dataset, config in tries:
         try:
             splits = datasets.load_dataset(dataset, config)
-            rows = splits[_split(map(str, splits), source)]
+            rows = splits[_split(map(str, splits), where, wanted)]
             break
         except UserError:
             raise
         except Exception as error:  # the hub, its cache and the builders each have their own
             reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
     else:
-        raise UserError(f"data.pairs: {source}: no such directory, and the hub gave none ({'; '.join(reasons)})")
-    return {"dataset": name, "version": str(rows.info.version), "rows": len(rows)}, lambda limit: iter(rows)
+        raise UserError(f"{where}: no such directory, and the hub gave none ({'; '.join(reasons)})")
+    identity = {"dataset": name, "version": str(rows.info.version), "rows": len(rows)}
+    return Dataset(identity, lambda limit: iter(rows))

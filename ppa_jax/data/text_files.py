@@ -7,9 +7,12 @@ stay inside, so that line i of one file remains line i of the file it is aligned
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from absl import logging
 
 from ppa_jax.errors import UserError
 
@@ -87,6 +90,30 @@ def read_lines(path: Path, *, field: str) -> list[str]:
         return found
     except UserError as error:
         raise UserError(f"{field}: {error}") from None
+
+
+class Problem(NamedTuple):
+    """A row, or a sentence of several, that cannot be used."""
+
+    line: int
+    reason: str
+
+
+def tell_skipped(path: Path | str, problems: Sequence[Problem], used: int, *, field: str, expected: str) -> None:
+    """Logs in one line what was skipped and why.
+
+    Raises UserError, with the first problem's line, if more is skipped than used: then the format is another.
+    """
+    total = len(problems) + used
+    if len(problems) > used or not total:
+        line, reason = min(problems) if problems else Problem(1, "nothing is here")
+        raise UserError(f"{field}: {path}:{line}: {reason}; {len(problems)} of {total} unusable; {expected}")
+    if problems:
+        reasons = [
+            f"{reason}: {count} (first at line {min(p.line for p in problems if p.reason == reason)})"
+            for reason, count in Counter(problem.reason for problem in problems).most_common()
+        ]
+        logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
 
 
 def count_lines(path: Path) -> int:

@@ -1,5 +1,6 @@
 """The tokenizer of a pretrained encoder: word pieces of many sentences at once, without special tokens."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,14 @@ class Tokenizer:
         """Number of word pieces of each text, as `encode` would give, without building the lists."""
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in encoded]
+
+    @functools.cached_property
+    def doubles_separators(self) -> bool:
+        """Whether two texts stand in a row as XLM-R has them, <s> A </s></s> B </s>, with one token type.
+
+        BERT has [CLS] A [SEP] B [SEP], where B has token type 1. A tokenizer that does not say is taken for BERT's.
+        """
+        return self.backend.encode("", "", add_special_tokens=True).ids.count(self.sep_id) == 3
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

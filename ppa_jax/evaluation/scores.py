@@ -175,14 +175,18 @@ def kept(path: Path) -> dict[str, list[Score]]:
     return models
 
 
+def t_interval(values: Any) -> tuple[float, float]:
+    """95% of the mean of independent values, at least two, by Student's t."""
+    half = scipy.stats.t.ppf(MIDDLE[1] / 100, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
 def _interval(score: Score, baseline: Score | None = None) -> tuple[float, float]:
     """Of the score, or of its difference to the baseline's."""
     if min(score.sizes) < 2:
         return float("nan"), float("nan")
     if score.batches:
-        values = score.by_batch - (0 if baseline is None else baseline.by_batch)
-        half = scipy.stats.t.ppf(MIDDLE[1] / 100, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-        return float(np.mean(values) - half), float(np.mean(values) + half)
+        return t_interval(score.by_batch - (0 if baseline is None else baseline.by_batch))
     low, high = np.percentile(score.draws - (0 if baseline is None else baseline.draws), MIDDLE)
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""The report of fine-tuning: mean and spread over the seeds, by language."""
+"""The report of fine-tuning: mean and spread over the seeds, by language, of one model or of several side by side."""
 
 from __future__ import annotations
 
@@ -11,81 +11,148 @@ import numpy as np
 from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation.scores import t_interval
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
+Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, language) -> {seed: value}
 
 LEGEND = (
     "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages. Every score is "
     "in [scores.json](scores.json), the predictions are in `seed-*/predictions`."
 )
+DIFFERENCES = (
+    "The mean over the seeds of the difference to **{first}** with the same seed, and its 95% interval by Student's t. "
+    "It says how sure the difference is for these test sets, whatever the seed. In bold: the interval is off zero."
+)
 
 
 def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str) -> tuple[Path, str]:
-    """Writes scores.json, report.md and its pictures; returns the path of report.md and the table of the scores.
+    """Writes scores.json, report.md and its pictures; returns the path of report.md and the tables of the scores.
 
     Args:
-      workdir: with seed-0, seed-1, ..., whose curves are drawn.
-      records: `task`, `seed`, `language`, `metric`, `value` (percent) and `count` of each score; may be empty.
+      workdir: with the directories seed-0, seed-1, ... of each model, whose curves are drawn.
+      records: `task`, `seed`, `language`, `metric`, `value` (percent) and `count` of each score, and `model` where
+        there are several; may be empty.
       facts: name -> value.
       sources: a Markdown table of what was read.
 
     Raises:
       UserError: a file cannot be written.
     """
-    table = scores_table(records) if records else ""
-    parts = ["# Fine-tuning", *report.facts_table(facts)]
+    parts, tables = ["# Fine-tuning", *report.facts_table(facts)], []
     with report.writing(workdir):
         report.write_records(workdir / "scores.json", records)
         if records:
-            labels, panels = _bars(records)
+            found = by_language(records)
+            tables = scores_tables(found, {record["language"]: record["count"] for record in records})
+            labels, panels = _bars(found)
             plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
-            parts += ["## Scores", LEGEND, table, "![Scores by language](bars.png)"]
-        curves = [(f"seed {path.name[5:]}", read_metrics(path)) for path in sorted(workdir.glob("seed-*"))]
-        if curves and plot_curves(workdir / "curves.png", curves[0][1], [Panel("loss", "Loss", "nats")],
-                                  title=f"Training, {curves[0][0]}"):  # fmt: skip
+            parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
+        curve = next(iter(sorted(workdir.glob("**/seed-*/metrics.jsonl"))), None)
+        if curve and plot_curves(workdir / "curves.png", read_metrics(curve.parent), [Panel("loss", "Loss", "nats")],
+                                 title=f"Training, {curve.parent.relative_to(workdir)}"):  # fmt: skip
             parts += ["## Training", "![Training curve](curves.png)"]
         parts += ["## Data", sources]
-        return report.write_text(workdir, parts), table
+        return report.write_text(workdir, parts), "\n\n".join(tables)
 
 
-def by_language(records: Sequence[Record]) -> dict[tuple[str, str], np.ndarray]:
-    """(metric, language) -> the value of each seed, [seeds]; the language `mean` is their mean, seed by seed."""
-    values: dict[tuple[str, str], dict[int, float]] = {}
+def by_language(records: Sequence[Record]) -> Values:
+    """The value of each seed; the language `mean` is their mean, seed by seed, where all have the same seeds."""
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
     for record in records:
-        values.setdefault((record["metric"], record["language"]), {})[record["seed"]] = record["value"]
-    found = {key: np.array([by_seed[seed] for seed in sorted(by_seed)]) for key, by_seed in values.items()}
-    for metric in dict.fromkeys(metric for metric, _ in values):
-        own = [found[key] for key in values if key[0] == metric]
-        if len(own) > 1 and len({len(x) for x in own}) == 1:
-            found[metric, "mean"] = np.mean(own, axis=0)
-    return found
+        values.setdefault((record.get("model", ""), record["metric"], record["language"]), {})[record["seed"]] = record[
+            "value"
+        ]
+    for model, metric in dict.fromkeys((model, metric) for model, metric, _ in values):
+        own = [found for key, found in values.items() if key[:2] == (model, metric)]
+        if len(own) > 1 and len({frozenset(found) for found in own}) == 1:
+            values[model, metric, "mean"] = {seed: float(np.mean([found[seed] for found in own])) for seed in own[0]}
+    return values
 
 
-def scores_table(records: Sequence[Record]) -> str:
-    """A line for each language, a column for each metric, in Markdown."""
-    found = by_language(records)
-    metrics = list(dict.fromkeys(metric for metric, _ in found))
-    count = {record["language"]: record["count"] for record in records if record["metric"] == metrics[0]}
-    rows = []
-    for language in dict.fromkeys(language for _, language in found):
-        cells = [_shown(found[metric, language]) if (metric, language) in found else None for metric in metrics]
-        rows.append([f"**{language}**" if language == "mean" else language, *cells, count.get(language)])
-    return markdown.table(["language", *(metric.replace("_", " ") for metric in metrics), "items"], rows)
+def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
+    """A line for each language; columns: the metrics of a model alone, or the models, with a table for each metric."""
+    models, metrics, languages = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
+    languages.sort(key=lambda language: language == "mean")
+    named = [f"**{language}**" if language == "mean" else language for language in languages]
+
+    def table(columns: Sequence[str], cells: Mapping[str, list[str | None]]) -> str:
+        rows = [[name, *cells[x], counts.get(x)] for name, x in zip(named, languages, strict=True)]
+        return markdown.table(["language", *columns, "items"], rows)
+
+    if models == [""]:
+        return [table([m.replace("_", " ") for m in metrics], {
+            x: [_shown(values.get(("", metric, x))) for metric in metrics] for x in languages
+        })]  # fmt: skip
+    tables = []
+    for metric in metrics:
+        cells = {x: [_shown(values.get((model, metric, x))) for model in models] for x in languages}
+        tables += [f"### {metric.replace('_', ' ')}", table(models, cells)]
+        first, *others = models
+        cells = {
+            x: [_difference(values.get((first, metric, x)), values.get((model, metric, x))) for model in others]
+            for x in languages
+        }
+        tables += [DIFFERENCES.format(first=first), table([f"{model} - {first}" for model in others], cells)]
+    return tables
 
 
-def _shown(values: np.ndarray) -> str:
-    return f"{values.mean():.2f}" + (f" ±{values.std(ddof=1):.2f}" if len(values) > 1 else "")
+def grids(values: Values) -> list[str]:
+    """MLQA's grid, where test sets are called context/question: contexts down, questions across."""
+    pairs = {x: tuple(x.split("/")) if "/" in x else (x, x) for _, _, x in values if x != "mean"}
+    if not any("/" in x for x in pairs):
+        return []
+    name = {pair: x for x, pair in pairs.items()}
+    contexts, questions = (list(dict.fromkeys(pair[i] for pair in name)) for i in range(2))
+    parts = []
+    for model, metric in dict.fromkeys(key[:2] for key in values):
+        rows = [
+            [f"**{c}**", *(_shown(values.get((model, metric, name.get((c, q), "")))) for q in questions)]
+            for c in contexts
+        ]
+        title = " ".join(filter(None, (model, metric.replace("_", " "), "by language of context (down) and question")))
+        parts += [f"### {title}", markdown.table(["", *questions], rows)]
+    return parts
 
 
-def _bars(records: Sequence[Record]) -> tuple[list[str], list[Bars]]:
-    found = by_language(records)
-    labels = list(dict.fromkeys(language for _, language in found))
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float, float]:
+    """(mean, low, high) of other - one over the seeds that both have; NaN where there are too few for an interval."""
+    deltas = [other[seed] - one[seed] for seed in one if seed in other]
+    mean = float(np.mean(deltas)) if deltas else np.nan
+    return mean, *(t_interval(deltas) if len(deltas) > 1 else (np.nan, np.nan))
+
+
+def _shown(values: Mapping[int, float] | None) -> str | None:
+    if values is None:
+        return None
+    numbers = np.array(list(values.values()))
+    return f"{numbers.mean():.2f}" + (f" ±{numbers.std(ddof=1):.2f}" if len(numbers) > 1 else "")
+
+
+def _difference(one: Mapping[int, float] | None, other: Mapping[int, float] | None) -> str | None:
+    if one is None or other is None:
+        return None
+    mean, low, high = difference(one, other)
+    if np.isnan(mean):
+        return None
+    if np.isnan(low):
+        return f"{mean:+.2f}"
+    text = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _bars(values: Values) -> tuple[list[str], list[Bars]]:
+    models, metrics, labels = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
+    labels.sort(key=lambda language: language == "mean")
     panels = []
-    for metric in dict.fromkeys(metric for metric, _ in found):
-        values = [found.get((metric, language), np.array([np.nan])) for language in labels]
-        mean = [float(x.mean()) for x in values]
-        spread = [float(x.std(ddof=1)) if len(x) > 1 else float("nan") for x in values]
-        marks = [(m - s, m + s) for m, s in zip(mean, spread, strict=True)]
-        panels.append(Bars(metric.replace("_", " "), {"mean of the seeds": mean}, {"mean of the seeds": marks}))
+    for metric in metrics:
+        bars, marks = {}, {}
+        for model in models:
+            found = [list(values.get((model, metric, x), {}).values()) or [np.nan] for x in labels]
+            means = [float(np.mean(x)) for x in found]
+            spread = [float(np.std(x, ddof=1)) if len(x) > 1 else float("nan") for x in found]
+            name = model or "mean of the seeds"
+            bars[name], marks[name] = means, [(m - s, m + s) for m, s in zip(means, spread, strict=True)]
+        panels.append(Bars(metric.replace("_", " "), bars, marks))
     return labels, panels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
@@ -12,11 +13,14 @@ def defaults(task: str) -> Any:
     return config_dict.create(
         job="finetune",
         task=task,  # nli, qa, tagging or parsing
-        init="",  # Hugging Face directory or hub name, a run's export for example
+        init="",  # Hugging Face directory or hub name, a run's export for example; NAME=DIR,NAME=DIR compares several
+        align_first="",  # where init is empty: FILE:MODE of the main job, which makes the models before and after
         seeds="0,1,2",  # one training each
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
-            train="",  # LANGUAGE=FILE,..., LANGUAGE=FILE|FILE, a path with {lang}, or LANGUAGE=world:A-B
+            # LANGUAGE=FILE,... or LANGUAGE=FILE|FILE, or a path with {lang} in it (and {question} for MLQA's grid);
+            # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT] (NLI, questions), or world:A-B, the sample
+            train="",
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested
             max_length=128,  # tokens of a row, special ones included
@@ -42,3 +46,17 @@ def defaults(task: str) -> Any:
         log=dict(tensorboard=True, wandb=""),
         profile=False,
     )
+
+
+def demo(config: Any, align: Path, *, test: str) -> None:
+    """Changes a recipe to the built-in sample: a small model before and after alignment, English to all languages.
+
+    Args:
+      config: of `defaults`.
+      align: file of the main job's configuration, whose mode `demo` makes the two models.
+      test: the range of the sample that is tested, as `world:30000-30600`; none of it is trained on.
+    """
+    config.align_first = f"{align}:demo"
+    config.dtype = "float32"
+    config.data.test = ",".join(f"{language}={test}" for language in ("en", "de", "es", "ru", "zh"))
+    config.seeds = "0,1,2"

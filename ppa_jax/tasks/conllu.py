@@ -1,4 +1,4 @@
-"""CoNLL-U, read and written without loss; and how the readers of tasks tell which rows they left out.
+"""CoNLL-U, read and written without loss.
 
 Format: https://universaldependencies.org/format.html.
 """
@@ -6,27 +6,16 @@ Format: https://universaldependencies.org/format.html.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from absl import logging
-
-from ppa_jax.data.text_files import read_lines
-from ppa_jax.errors import UserError
+from ppa_jax.data.text_files import Problem, read_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8  # columns
 COLUMNS = 10
 EXPECTED = "CoNLL-U has ten columns with tabs between, words numbered 1, 2, ... and a blank line after each sentence"
 _NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1-2) and empty nodes (1.1)
-
-
-class Problem(NamedTuple):
-    """A row or sentence that cannot be used."""
-
-    line: int
-    reason: str
 
 
 class Sentence(NamedTuple):
@@ -53,23 +42,6 @@ def blocks(path: Path, *, field: str) -> Iterator[tuple[int, list[str]]]:
         elif block:
             yield start, block
             block = []
-
-
-def tell_skipped(path: Path, problems: Sequence[Problem], used: int, *, field: str, expected: str) -> None:
-    """Logs in one line what was skipped and why.
-
-    Raises UserError, with the first problem's line, if more is skipped than used: then the format is another.
-    """
-    total = len(problems) + used
-    if len(problems) > used or not total:
-        line, reason = min(problems) if problems else Problem(1, "nothing is here")
-        raise UserError(f"{field}: {path}:{line}: {reason}; {len(problems)} of {total} unusable; {expected}")
-    if problems:
-        reasons = [
-            f"{reason}: {count} (first at line {min(p.line for p in problems if p.reason == reason)})"
-            for reason, count in Counter(problem.reason for problem in problems).most_common()
-        ]
-        logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
 
 
 def parse(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[Sentence], list[Problem]]:

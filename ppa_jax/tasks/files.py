@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ppa_jax.data import public_datasets
 from ppa_jax.errors import UserError
 from ppa_jax.tasks import sample
 from ppa_jax.tasks.task import Task
 
-_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*")
+# en, zh-Hans; context/question in MLQA's grid
+_LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*(/[A-Za-z]{2,3}(-[A-Za-z0-9]+)*)?")
+_DATASET = re.compile(r"((?:tfds|hf):.*?)(?:@(\w+))?")
+_ROW_LIMIT = 1 << 24  # bytes of a line of a dataset in JSON lines
 
 
 def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
@@ -19,9 +24,11 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
 
     Args:
       task: reads the files.
-      spec: entries with commas between: `de=FILE`, `de=FILE|FILE`, `de=world:0-1000` (the built-in sample), or
-        `dir/dev.{lang}.tsv` for every language that has such a file.
-      field: the setting, for messages.
+      spec: entries with commas between: `de=FILE`, `de=FILE|FILE`, `de=hf:NAME[/CONFIG][@SPLIT]`, `de=tfds:...`,
+        `de=world:0-1000` (the built-in sample), or `dir/dev.{lang}.tsv` for every language that has such a file;
+        in MLQA's grid `de/en=FILE` (context/question), or a path with {lang} and {question}.
+      field: the setting, for messages. A dataset's split is its last part's, unless it is given: train, dev
+        (validation), test.
 
     Raises:
       UserError: an entry of another form, a file that is not there or that the task cannot read, no example at all.
@@ -30,6 +37,8 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
     for language, path in entries(spec, field):
         if path.startswith("world"):
             found = sample.read(task, path, language=language, field=field)
+        elif dataset := _DATASET.fullmatch(path):
+            found = _from_dataset(task, dataset[1], dataset[2], language=language, field=field)
         else:
             file = Path(path).expanduser()
             if not file.is_file():
@@ -39,6 +48,14 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
             raise UserError(f"{field}: {path} has no example that can be used")
         examples.setdefault(language, []).extend(found)
     return examples
+
+
+def _from_dataset(task: Any, location: str, split: str | None, *, language: str, field: str) -> list[Any]:
+    if not hasattr(task, "from_rows"):
+        raise UserError(f"{field}: {location}: this task reads files; datasets by name are for nli and qa")
+    split = split or {"dev": "validation", "test": "test"}.get(field.rsplit(".", 1)[-1], "train")
+    dataset = public_datasets.open_dataset(location, where=f"{field}: {location}", split=split)
+    return task.from_rows(dataset.stream(_ROW_LIMIT), where=location, language=language, field=field)
 
 
 def entries(spec: str, field: str) -> list[tuple[str, str]]:
@@ -57,13 +74,20 @@ def entries(spec: str, field: str) -> list[tuple[str, str]]:
     return found
 
 
-def _expand(pattern: str, field: str) -> list[tuple[str, str]]:
-    start, end = str(Path(pattern).expanduser()).split("{lang}", 1)
+def _expand(pattern: str, field: str) -> Iterator[tuple[str, str]]:
+    """The languages for which there is a file; a name that stands twice is the same language both times."""
+    parts = re.split(r"\{(lang|question)\}", str(Path(pattern).expanduser()))
+    text, names = parts[::2], parts[1::2]
+    expression = re.escape(text[0])
+    for i, name in enumerate(names):
+        expression += f"(?P={name})" if name in names[:i] else f"(?P<{name}>[A-Za-z][A-Za-z0-9-]*)"
+        expression += re.escape(text[i + 1])
     found = []
-    for path in sorted(glob.glob(f"{glob.escape(start)}*{glob.escape(end)}")):
-        language = path[len(start) : len(path) - len(end)]
-        if _LANGUAGE.fullmatch(language):
-            found.append((language, path))
+    for path in sorted(glob.glob("*".join(map(glob.escape, text)))):
+        if match := re.fullmatch(expression, path):
+            languages = dict.fromkeys(match.groupdict().get(name) or match["lang"] for name in ("lang", "question"))
+            if all(map(_LANGUAGE.fullmatch, languages)):
+                found.append(("/".join(languages), path))
     if not found:
         raise UserError(f"{field}: no file {pattern}, with a language for {{lang}}")
-    return found
+    return iter(found)

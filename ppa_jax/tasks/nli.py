@@ -7,7 +7,7 @@ al. 2019) and of XTREME (Hu et al. 2020).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ppa_jax.data.text_files import read_lines
+from ppa_jax.data import public_datasets
+from ppa_jax.data.text_files import Problem, read_lines, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.tasks.conllu import Problem, tell_skipped
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
 
-METRICS = ("accuracy",)
+SUFFIX: str = ".tsv"
 LABELS = ("entailment", "neutral", "contradiction")
 TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
@@ -70,10 +70,46 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     Raises:
       UserError: `read_lines`'; neither header nor known layout; the file has no such language; most rows are unusable.
     """
+    return _examples(_rows(path, field), path, language=language, field=field)
+
+
+def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
+    """The pairs of a dataset's rows: premise, hypothesis and label, or columns of the names that files have.
+
+    A side that holds several languages (XNLI's `all_languages`) gives that of `language`. Labels that are numbers are
+    those of snli, multi_nli and xnli in both catalogues: 0 is entailment, 1 neutral, 2 contradiction.
+
+    Args:
+      rows: each a mapping, or text that says what is wrong with it.
+      where: the dataset, for messages.
+      language: of the pairs.
+      field: the setting, for messages.
+
+    Raises:
+      UserError: most rows are unusable.
+    """
+
+    def columns(row: Any) -> dict[str, str] | str:
+        if isinstance(row, str):
+            return row
+        values = {
+            str(name): public_datasets.side(value, language) if isinstance(value, Mapping) else value
+            for name, value in row.items()
+        }
+        texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.values()]
+        places = _find_columns(list(values))
+        return {name: str(texts[i]) for name, i in places.items() if texts[i] is not None}
+
+    return _examples(((i, columns(row)) for i, row in enumerate(rows, 1)), where, language=language, field=field)
+
+
+def _examples(
+    rows: Iterable[tuple[int, dict[str, str] | str]], path: Path | str, *, language: str, field: str
+) -> list[Example]:
     examples: list[Example] = []
     problems: list[Problem] = []
     others: set[str] = set()
-    for number, row in _rows(path, field):
+    for number, row in rows:
         if isinstance(row, str):
             problems.append(Problem(number, row))
             continue
@@ -157,9 +193,7 @@ def features(
 
     Raises UserError if `max_length` leaves no room for a piece of each.
     """
-    # XLM-R joins two texts as <s> A </s></s> B </s>, without token types; the tokenizer is asked how it does.
-    joined = tokenizer.backend.encode("", "", add_special_tokens=True).ids
-    doubled = joined.count(tokenizer.sep_id) == 3
+    doubled = tokenizer.doubles_separators
     room = max_length - (4 if doubled else 3)
     if room < 2:
         raise UserError(f"max_length {max_length} leaves no room for two sentences; 128 is usual")
@@ -242,51 +276,12 @@ def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -
         file.writelines(f"{e.id}\t{label}\n" for e, label in zip(examples, predictions, strict=True))
 
 
-def code_switch(
-    parallel: Mapping[str, Sequence[Example]], probabilities: Mapping[str, float], rng: np.random.Generator
-) -> list[Example]:
-    """Pairs whose premise and hypothesis come from languages drawn one by one (sentence-level code-switching, PPA).
+def mix(first: Example, second: Example) -> Example:
+    """The premise of one example with the hypothesis of its translation (see code_switching.py).
 
-    Pan et al. (2021) train on translations so that the two sentences of a pair need not share a language. Here the
-    two languages are drawn independently of each other, both from `probabilities`.
-
-    Args:
-      parallel: language -> its examples. They are matched by id, and what a language lacks is left out; where the
-        languages share no ids, or one has an id twice, by row.
-      probabilities: language -> probability; 1 together.
-
-    Returns:
-      The examples in the order of the first language; `language` is "en" or, where the two differ, "en-de" (premise
-      first).
-
-    Raises:
-      UserError: probabilities that are none or of languages that are not there; no common rows; rows whose labels
-        differ, which are no translations of each other.
+    Raises UserError where their labels differ.
     """
-    names = list(probabilities)
-    missing = [name for name in names if name not in parallel]
-    if missing:
-        raise UserError(f"code-switching: no translated training data for {', '.join(missing)}")
-    weights = np.array([probabilities[name] for name in names])
-    if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
-        raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
-    by_id = [{example.id: example for example in parallel[name]} for name in names]
-    common = set(by_id[0]).intersection(*by_id)
-    unique = all(len(found) == len(parallel[name]) for name, found in zip(names, by_id, strict=True))
-    if common and unique:
-        rows = [tuple(found[id] for found in by_id) for id in by_id[0] if id in common]
-    elif len({len(parallel[name]) for name in names}) == 1:
-        rows = list(zip(*(parallel[name] for name in names), strict=True))
-    else:
-        sizes = ", ".join(f"{name} {len(parallel[name])}" for name in names)
-        raise UserError(f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files")
-    for row in rows:
-        if len({example.label for example in row}) > 1:
-            told = ", ".join(f"{example.language} id {example.id}: {example.label}" for example in row)
-            raise UserError(f"code-switching: the labels of a row differ ({told}); give aligned files")
-    drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
-    switched = []
-    for row, (a, b) in zip(rows, drawn, strict=True):
-        language = names[a] if a == b else f"{names[a]}-{names[b]}"
-        switched.append(row[a]._replace(hypothesis=row[b].hypothesis, language=language))
-    return switched
+    if first.label != second.label:
+        told = ", ".join(f"{example.language} id {example.id}: {example.label}" for example in (first, second))
+        raise UserError(f"code-switching: the labels of a row differ ({told}); give aligned files")
+    return first._replace(hypothesis=second.hypothesis, language=f"{first.language}-{second.language}")

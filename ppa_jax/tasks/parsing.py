@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import MASKED, EncoderConfig
@@ -25,7 +26,7 @@ from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
 from ppa_jax.tasks.words import windows
 
-METRICS = ("las", "uas", "las_no_punct", "uas_no_punct")
+SUFFIX: str = ".conllu"
 TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
 
 ARC_SIZE = 500  # these and the dropout are the paper's
@@ -65,13 +66,13 @@ def read(path: Path, *, language: str, field: str, subtypes: bool = False) -> li
         heads = [int(head) if head.isdecimal() else -1 for head in sentence.column(conllu.HEAD)]
         relations = sentence.column(conllu.DEPREL)
         if not is_tree(heads):
-            problems.append(conllu.Problem(sentence.line, "the heads are no tree with one root"))
+            problems.append(Problem(sentence.line, "the heads are no tree with one root"))
             continue
         if not subtypes:
             relations = [relation.partition(":")[0] for relation in relations]
         words, upos = sentence.column(conllu.FORM), sentence.column(conllu.UPOS)
         examples.append(Example(words, upos, heads, relations, language, sentence))
-    conllu.tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
+    tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
     return examples
 
 

@@ -16,8 +16,8 @@ import unicodedata
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,14 +29,14 @@ import optax
 from absl import logging
 from jaxtyping import Array, Float, UInt
 
-from ppa_jax.data.text_files import open_text
+from ppa_jax.data.text_files import Problem, open_text, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import MASKED, EncoderConfig
 from ppa_jax.tasks import qa_scores
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
 
-METRICS = ("f1", "em")
+SUFFIX: str = ".json"
 TRANSFORMERS = {
     "bert": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
     "xlm-roberta": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
@@ -85,7 +85,9 @@ def grid_languages(path: str | Path) -> tuple[str, str] | None:
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The questions of a SQuAD v1.1 file. Both languages are `language`, or what a file of MLQA's grid has in its name.
+    """The questions of a SQuAD v1.1 file.
+
+    `language` is that of contexts and questions, or context/question; a file of MLQA's grid has them in its name.
 
     An answer that does not stand at its `answer_start` is looked for elsewhere in the context. No key `answers`, or
     empty answers, are those of a test set without gold.
@@ -93,24 +95,72 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     Raises:
       UserError: no JSON, with its line, or not SQuAD's keys, with the place.
     """
-    languages = grid_languages(path) or (language, language)
-    examples, counts = [], Counter()
+    context_language, question_language = grid_languages(path) or _two(language)
+    found = []
     for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
         name = str(_get(question, "id", str | int, where))
         where += f" (id {name})"
+        answers = [
+            (
+                _get(answer, "text", str, f"{where}.answers[{i}]"),
+                _get(answer, "answer_start", int, f"{where}.answers[{i}]"),
+            )
+            for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else [])
+        ]
+        found.append((name, _get(question, "question", str, where), context, answers))
+    return _examples(found, path, context_language, question_language)
+
+
+def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
+    """The questions of a dataset's rows: `id`, `question`, `context` and `answers` with `text` and `answer_start`.
+
+    Args:
+      rows: each a mapping, or text that says what is wrong with it.
+      where: the dataset, for messages.
+      language: of context and question, or context/question.
+      field: the setting, for messages.
+
+    Raises:
+      UserError: most rows are unusable.
+    """
+
+    def text(value: Any) -> str:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    found, problems = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            gold = row.get("answers") or {"text": [], "answer_start": []}
+            answers = [(text(x), int(y)) for x, y in zip(gold["text"], gold["answer_start"], strict=True)]
+            found.append((text(row.get("id", number)), text(row["question"]), text(row["context"]), answers))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            problems.append(Problem(number, row if isinstance(row, str) else "no question, context and answers"))
+    tell_skipped(where, problems, len(found), field=field, expected="the columns are those of SQuAD v1.1")
+    return _examples(found, where, *_two(language))
+
+
+def _two(language: str) -> tuple[str, str]:
+    """The languages of context and question."""
+    context, _, question = language.partition("/")
+    return context, question or context
+
+
+def _examples(
+    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, context: str, question: str
+) -> list[Example]:
+    """From (id, question, context, answers); `context` and `question` are the languages."""
+    examples, counts = [], Counter()
+    for name, asked, told, gold in found:
         answers = []
-        for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else []):
-            text = _get(answer, "text", str, f"{where}.answers[{i}]")
-            start = _get(answer, "answer_start", int, f"{where}.answers[{i}]")
+        for text, start in gold:
             if text.strip():
-                found = _locate(context, text, start)
+                place = _locate(told, text, start)
                 counts["answers"] += 1
-                counts["moved"] += found not in (start, -1)
-                counts["lost"] += found == -1
+                counts["moved"] += place not in (start, -1)
+                counts["lost"] += place == -1
                 spaces = len(text) - len(text.lstrip())
-                answers.append(Answer(text.strip(), found if found == -1 else found + spaces))
-        text = _get(question, "question", str, where)
-        examples.append(Example(name, text, context, tuple(answers), *languages))
+                answers.append(Answer(text.strip(), place if place == -1 else place + spaces))
+        examples.append(Example(name, asked, told, tuple(answers), context, question))
     if counts["moved"] or counts["lost"]:
         logging.warning(
             "%s: %d of %d answers do not stand at their answer_start; %d were found elsewhere in the context, "
@@ -118,6 +168,11 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
             *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
         )
     return examples
+
+
+def mix(first: Example, second: Example) -> Example:
+    """The context of one example, with its answers, and the question of its translation (see code_switching.py)."""
+    return replace(first, question=second.question, question_language=second.language)
 
 
 def _load(path: Path, field: str) -> Any:
@@ -194,7 +249,7 @@ def features(
     Raises:
       UserError: `max_length` has no room for a token of each.
     """
-    separators, second = _joint(tokenizer)
+    separators, second = (2, 0) if tokenizer.doubles_separators else (1, 1)  # of the two texts; the second's type
     room = max_length - separators - 2  # less [CLS] and the last [SEP]
     if room < 2:
         raise UserError(f"config.data.max_length={max_length}: too short for a question and a context; 384 is usual")
@@ -226,15 +281,6 @@ def features(
                 )
             )
     return rows
-
-
-def _joint(tokenizer: Tokenizer) -> tuple[int, int]:
-    """(separators between two texts, token type of the second), as the tokenizer itself would join them.
-
-    XLM-R doubles the separator and has one type. A tokenizer that does not say is taken for BERT's.
-    """
-    ids = tokenizer.backend.encode("", "", add_special_tokens=True).ids
-    return (2, 0) if ids.count(tokenizer.sep_id) == 3 else (1, 1)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, tuple[list[int], np.ndarray]]:

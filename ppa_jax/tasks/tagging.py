@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
@@ -26,10 +27,7 @@ from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
 from ppa_jax.tasks.words import windows
 
-# What `score` gives depends on the tags: of entities it gives ENTITY_METRICS instead. The first of what it gives is the
-# one to go by.
-METRICS = ("accuracy",)
-ENTITY_METRICS = ("f1", "precision", "recall")
+SUFFIX: str = ".tsv"
 TRANSFORMERS = {
     "bert": ("ForTokenClassification", {"classifier": "classifier"}),
     "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),
@@ -59,26 +57,26 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     first = next((line for _, block in blocks for line in block if not line.startswith("#")), "")
     is_conllu = first.count("\t") == conllu.COLUMNS - 1
     found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
-    conllu.tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
+    tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
     return [Example(words, tags, language) for words, tags in found]
 
 
 _Tagged = tuple[list[str], list[str]]  # words, tags
 
 
-def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[conllu.Problem]]:
+def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
     sentences, problems = conllu.parse(blocks)
     found = []
     for sentence in sentences:
         tags = sentence.column(conllu.UPOS)
         if "_" in tags:
-            problems.append(conllu.Problem(sentence.line, "a word without UPOS"))
+            problems.append(Problem(sentence.line, "a word without UPOS"))
         else:
             found.append((sentence.column(conllu.FORM), tags))
     return found, problems
 
 
-def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[conllu.Problem]]:
+def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
     found: list[_Tagged] = []
     problems = []
     for start, block in blocks:
@@ -86,7 +84,7 @@ def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagge
         rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block]
         bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
         if bad is not None:
-            problems.append(conllu.Problem(start + bad, "a row that is not a word and its tag"))
+            problems.append(Problem(start + bad, "a row that is not a word and its tag"))
         elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
             found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
     # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
@@ -179,8 +177,8 @@ def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], lan
         gold, predicted, average="micro", zero_division=0
     )
     expected, found = len(seqeval.get_entities(gold)), len(seqeval.get_entities(predicted))
-    values = ((f1, expected), (precision, found), (recall, expected))
-    return {name: Score(100 * float(value), n) for name, (value, n) in zip(ENTITY_METRICS, values, strict=True)}
+    values = {"f1": (f1, expected), "precision": (precision, found), "recall": (recall, expected)}
+    return {name: Score(100 * float(value), n) for name, (value, n) in values.items()}
 
 
 def _is_entity_tag(tag: str) -> bool:

@@ -46,10 +46,10 @@ class Score(NamedTuple):
 class Task(Protocol):
     """The functions and names of a task's module."""
 
-    METRICS: tuple[str, ...]  # what `score` gives; stopping early goes by the first
     # How transformers calls the model and the head's dense layers: model_type -> (class after the model's name,
     # {path in the head's parameters: module}); empty where it has no such model.
     TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]]
+    SUFFIX: str  # of a file of predictions
 
     def read(self, path: Path, *, language: str, field: str) -> list[Any]:
         """The examples of a file. Each has an attribute `language`.
@@ -88,7 +88,7 @@ class Task(Protocol):
         ...
 
     def score(self, examples: Sequence[Any], predictions: Sequence[Any], language: str) -> dict[str, Score]:
-        """The metrics, over all examples."""
+        """The metrics, over all examples that have gold; reports and stopping early go by the first."""
         ...
 
     def write(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:

@@ -266,7 +266,7 @@ def test_hf_problems(tmp_path):
     with pytest.raises(UserError, match="no parquet, arrow or JSON lines files below"):
         read(f"en-de=hf:{tmp_path}")
     write(tmp_path / "test.jsonl", '{"en": "a", "de": "b"}\n')
-    with pytest.raises(UserError, match="only held-out splits below"):
+    with pytest.raises(UserError, match="no file of a split named train below"):
         read(f"en-de=hf:{tmp_path}")
     write(tmp_path / "train.jsonl", '{"en": "a", "fr": "b"}\n')
     with pytest.raises(UserError, match=r"no columns named en and de \(columns: en, fr\)"):

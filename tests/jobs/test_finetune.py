@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import finetune, finetune_run
+from ppa_jax.jobs import finetune, finetune_inputs, finetune_run
 from ppa_jax.main import main
 from ppa_jax.tasks import nli
 from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
@@ -126,7 +126,7 @@ def test_what_a_run_leaves(whole, files):
     assert all(r["count"] == 10 and 0 <= r["value"] <= 100 for r in scores)
     report = (whole / "report.md").read_text()
     assert "| **mean** |" in report and "±" in report and (whole / "bars.png").stat().st_size > 1000
-    predicted = [line.split("\t")[1] for line in (whole / "seed-1/predictions/de").read_text().splitlines()]
+    predicted = [line.split("\t")[1] for line in (whole / "seed-1/predictions/de.tsv").read_text().splitlines()]
     gold = [line.split("\t")[2] for line in (files / "test.de.tsv").read_text().splitlines()]
     (value,) = (r["value"] for r in scores if (r["seed"], r["language"]) == (1, "de"))
     assert value == 100 * np.mean([a == b for a, b in zip(predicted, gold, strict=True)])
@@ -185,6 +185,24 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
 
 
+def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch):
+    """Each as it would be alone, with one step compiled for all; a model can be added later."""
+    made, make_step = [], finetune.make_step
+    monkeypatch.setattr(finetune, "make_step", lambda *args, **kwargs: made.append(1) or make_step(*args, **kwargs))
+    other = whole / "seed-0/export"  # of the same size
+    for init in (f"one={shelf / 'model'}", f"one={shelf / 'model'},two={other}"):
+        assert main(arguments(tmp_path, shelf, files, init=init)) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    alone = json.loads((whole / "scores.json").read_text())
+    assert [{k: v for k, v in r.items() if k != "model"} for r in scores if r["model"] == "one"] == alone
+    assert [r["model"] for r in scores] == ["one"] * 6 + ["two"] * 6
+    assert len(made) == 2, "once for each of the two commands, whatever models and seeds"
+    report = (tmp_path / "report.md").read_text()
+    assert "| two - one |" in report and "by Student's t" in report
+    assert (tmp_path / "two/seed-1/export/model.safetensors").exists()
+    assert not (tmp_path / "two/seed-1/checkpoints").exists()
+
+
 def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
     values = iter([50.0, 70.0, 60.0, 65.0, 10.0, 10.0, 10.0])
     seen = []
@@ -206,24 +224,21 @@ def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, cap
 
 
 def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path):
-    run = finetune_run.open_run(
-        finetune_run_config(arguments(tmp_path, shelf, files, **{
-            "data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"
-        })), tmp_path,
-    )  # fmt: skip
-    examples = finetune_run.code_switched(run.config, run.task, run.train, 0)
+    fields = {"data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"}
+    ((_, setup),) = finetune_inputs.open_run(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path)
+    examples = finetune_inputs.code_switched(setup.config, setup.task, setup.examples.train, 0)
     assert len(examples) == 3 * 60
     both = {(e.premise.split()[-1]) for e in examples}
     assert both == {"en", "de"}
     share = np.mean([e.language in ("en-de", "de-en") for e in examples])
     assert 0.35 < share < 0.65
-    assert len(finetune_run.training_features(run, 0)) == 180
-    first = [f.ids for f in finetune_run.training_features(run, 0)]
-    assert first == [f.ids for f in finetune_run.training_features(run, 0)]
-    assert first != [f.ids for f in finetune_run.training_features(run, 1)]
+    assert len(setup.training_features(0)) == 180
+    first = [f.ids for f in setup.training_features(0)]
+    assert first == [f.ids for f in setup.training_features(0)]
+    assert first != [f.ids for f in setup.training_features(1)]
 
 
-def finetune_run_config(args):
+def loaded(args):
     from ppa_jax import config as configs
     from ppa_jax.main import parse
 
@@ -240,6 +255,8 @@ def finetune_run_config(args):
         ({"data.train": "train.tsv"}, "'train.tsv' is not of the form LANGUAGE=FILE"),
         ({"data.train": "en=none.tsv"}, "config.data.train: no such file: none.tsv"),
         ({"data.test": "none.{lang}.tsv"}, "config.data.test: no file none.{lang}.tsv"),
+        ({"init": "a=x,y"}, "config.init: 'y': write DIR, or NAME=DIR,OTHER=DIR"),
+        ({"init": "a=x,a=y"}, "config.init: 'a=y': write DIR"),
         ({"seeds": "0,x"}, "config.seeds=0,x: must be numbers"),
         ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
         ({"train.epochs": 1}, "give one of them"),

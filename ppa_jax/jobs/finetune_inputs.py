@@ -1,0 +1,292 @@
+"""What fine-tuning begins with: settings checked, models and files opened, examples cut into features."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppa_jax.config import Config, one_of, require
+from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.jobs import finetune
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.tasks import files
+from ppa_jax.tasks.code_switching import code_switch
+from ppa_jax.tasks.task import Feature, Task
+from ppa_jax.training import identity, mesh, optimizer
+
+TASKS = {
+    "nli": "ppa_jax.tasks.nli",
+    "qa": "ppa_jax.tasks.qa",
+    "tagging": "ppa_jax.tasks.tagging",
+    "parsing": "ppa_jax.tasks.parsing",
+}
+# What a workdir may be given again with. `init` may name further models; each has its own identity.
+MAY_CHANGE = (
+    "init", "align_first", "seeds", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A pretrained model to be fine-tuned."""
+
+    name: str  # "" for a model alone
+    given: str  # as config.init says it
+    directory: Path
+    workdir: Path  # with seed-0, seed-1, ... of its trainings
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What the task's files hold, by language."""
+
+    train: Mapping[str, list[Any]]
+    dev: Mapping[str, list[Any]]
+    test: Mapping[str, list[Any]]
+
+    def all_of_training(self) -> list[Any]:
+        """In the order of the languages."""
+        return [example for examples in self.train.values() for example in examples]
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """Examples of one language with their features."""
+
+    language: str
+    examples: list[Any]
+    features: list[Feature]
+
+
+@dataclasses.dataclass(eq=False)
+class Setup:
+    """All of a training but the weights: models of one size and tokenizer share it, and what is compiled for it."""
+
+    config: Config
+    task: Task
+    sizes: EncoderConfig  # with the dropout that was asked for
+    tokenizer: Tokenizer
+    labels: tuple[str, ...]
+    examples: Examples
+    mesh: Any
+
+    def _sets(self, examples: Mapping[str, list[Any]]) -> list[TestSet]:
+        return [TestSet(language, found, self.features(found)) for language, found in examples.items()]
+
+    @functools.cached_property
+    def dev(self) -> list[TestSet]:
+        """For stopping early."""
+        return self._sets(self.examples.dev)
+
+    @functools.cached_property
+    def tests(self) -> list[TestSet]:
+        """Of every language."""
+        return self._sets(self.examples.test)
+
+    def features(self, examples: Sequence[Any]) -> list[Feature]:
+        """The rows that the encoder sees."""
+        return self.task.features(examples, self.tokenizer, self.config.data.max_length, self.labels)
+
+    def training_features(self, seed: int) -> list[Feature]:
+        """Of all languages; or code-switched, as many."""
+        if not self.config.data.code_switch:
+            return self._training_features
+        return self.features(code_switched(self.config, self.task, self.examples.train, seed))
+
+    @functools.cached_property
+    def _training_features(self) -> list[Feature]:
+        return self.features(self.examples.all_of_training())
+
+    @functools.cached_property
+    def network(self) -> finetune.Network:
+        """Encoder and head."""
+        return finetune.Network(self.task, self.sizes, self.labels, jnp.dtype(self.config.dtype))
+
+    @functools.cached_property
+    def predict(self) -> Any:
+        """The jitted forward pass, compiled once for each length of rows, whatever model and seed."""
+        return finetune.make_predict(self.network, self.mesh)
+
+    @functools.cache  # noqa: B019 - as long as the run
+    def training(self, steps: int) -> Training:
+        """A training of so many steps."""
+        schedule = optimizer.schedule(self.config.train.learning_rate, self.config.train.warmup, steps)
+        adamw = optimizer.adamw(schedule, weight_decay=self.config.train.weight_decay, clip=self.config.train.clip)
+        return Training(self, schedule, adamw)
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> Any:
+        """A batch on the mesh, split over `data`."""
+        sharding = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
+        if jax.process_count() == 1:
+            return jax.device_put(dict(batch), sharding)
+        return {
+            name: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index])
+            for name, x in batch.items()
+        }
+
+
+@dataclasses.dataclass(eq=False)
+class Training:
+    """Learning rate, optimizer and step of a training of so many steps, whatever model and seed."""
+
+    setup: Setup
+    schedule: Any
+    optimizer: Any
+
+    @functools.cache  # noqa: B019
+    def _step(self, leaves: tuple[Any, ...], tree: Any) -> Any:
+        setup, sizes = self.setup, self.setup.sizes
+        dropout = sizes.hidden_dropout > 0 or sizes.attention_dropout > 0
+        shardings = jax.tree.unflatten(tree, leaves)
+        return finetune.make_step(setup.network, setup.task, self.optimizer, setup.mesh, shardings, dropout=dropout)
+
+    def step(self, shardings: finetune.State) -> Any:
+        """The jitted step."""
+        leaves, tree = jax.tree.flatten(shardings)
+        return self._step(tuple(leaves), tree)
+
+
+def seeds(config: Config) -> list[int]:
+    """The entries of config.seeds. Raises UserError for what is no list of numbers."""
+    try:
+        found = [int(word) for word in str(config.seeds).split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"config.seeds={config.seeds}: must be numbers with commas between, as 0,1,2") from None
+    if not found or len(set(found)) < len(found) or not all(0 <= seed < 2**32 for seed in found):
+        raise UserError(f"config.seeds={config.seeds}: must be different numbers from 0 on, as 0,1,2")
+    return found
+
+
+def model_names(config: Config) -> dict[str, str]:
+    """name -> directory or hub name, from config.init: DIR alone has the name "". Raises UserError."""
+    entries = [entry.strip() for entry in config.init.split(",") if entry.strip()]
+    names: dict[str, str] = {}
+    for entry in entries:
+        name, equals, source = entry.partition("=")
+        if not equals or "/" in name:  # a path may hold the sign as well
+            name, source = "", entry
+        if not source or (len(entries) > 1 and not name) or name in names:
+            raise UserError(f"config.init: {entry!r}: write DIR, or NAME=DIR,OTHER=DIR to compare several models")
+        names[name] = source
+    if not names:
+        raise UserError("config.init is empty: give a Hugging Face directory or name")
+    return names
+
+
+def validate(config: Config) -> None:
+    """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
+    one_of(config, "task", TASKS)
+    seeds(config)
+    if not (config.align_first and not config.init):
+        model_names(config)
+    for name in ("train.batch_size", "train.learning_rate", "test_batch_size", "checkpoint.keep", "mesh.model"):
+        require(config, name, lambda x: x > 0, "greater than 0")
+    for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip"):
+        require(config, name, lambda x: x >= 0, "0 or more")
+    for name in ("checkpoint.every", "eval.every", "eval.patience"):
+        require(config, name, lambda x: x >= 0, "0 or more")
+    require(config, "train.dropout", lambda x: x == -1 or 0 <= x < 1, "-1 (as pretrained) or in [0, 1)")
+    require(config, "data.max_length", lambda n: n >= 8, "at least 8")
+    require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
+    one_of(config, "dtype", ("float32", "bfloat16"))
+    one_of(config, "mesh.rules", mesh.RULES)
+    if not config.data.train:
+        raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
+    if bool(config.train.steps) == bool(config.train.epochs):
+        raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
+    if config.eval.patience and not (config.eval.every and config.data.dev):
+        raise UserError("config.eval.patience: stopping early needs config.data.dev and config.eval.every")
+
+
+def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
+    """Looks at all models and reads all examples; a mistake in them shows here, before anything is trained."""
+    task: Any = importlib.import_module(TASKS[config.task])
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    for field in ("train.batch_size", "test_batch_size"):
+        size = config.train.batch_size if field == "train.batch_size" else config.test_batch_size
+        if size % devices.shape["data"]:
+            raise UserError(f"config.{field}={size}: must divide by the {devices.shape['data']} devices along data")
+    names = model_names(config)
+    looked = {name: look_at(huggingface.resolve(given), config) for name, given in names.items()}
+    examples = Examples(
+        *(
+            files.read(task, config.data[part], field=f"config.data.{part}") if config.data[part] else {}
+            for part in ("train", "dev", "test")
+        )
+    )
+    labels = task.labels(examples.all_of_training())
+    if config.data.code_switch:
+        code_switched(config, task, examples.train, seed=0)  # what is wrong with it shows here
+    setups: dict[Any, Setup] = {}
+    opened = []
+    for name, (directory, sizes, tokenizer) in looked.items():
+        key = sizes, tokenizer.fingerprint
+        if key not in setups:
+            setups[key] = Setup(config, task, sizes, tokenizer, labels, examples, devices)
+            assert setups[key].tests is not None and setups[key].dev is not None  # what they raise shows here
+        model = Model(name, names[name], directory, workdir / name if name else workdir)
+        check_identity(model, setups[key])
+        opened.append((model, setups[key]))
+    return opened
+
+
+def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Tokenizer]:
+    """(directory, sizes, tokenizer) of a model, whose weights are not read yet. Raises UserError."""
+    tokenizer = load_tokenizer(directory)
+    path = directory / "config.json"
+    sizes = huggingface.config_from_hf(weight_files.read_json(path), str(path))
+    check_vocabulary(tokenizer, sizes.vocab_size)
+    if config.data.max_length > (limit := sizes.max_length):
+        raise UserError(f"config.data.max_length={config.data.max_length}: the model's positions end at {limit}")
+    rate = config.train.dropout
+    if rate >= 0:
+        sizes = dataclasses.replace(sizes, hidden_dropout=rate, attention_dropout=rate)
+    return directory, sizes, tokenizer
+
+
+def check_identity(model: Model, setup: Setup) -> None:
+    """Refuses a workdir of another run; marks a new one."""
+    text = repr({language: [len(found), found[:1000]] for language, found in setup.examples.train.items()})
+    content = {"model": weights_checksum(model.directory), "data": zlib.crc32(text.encode())}
+    described = setup.config.to_dict() | {"content": content}
+    if not identity.check_identity(model.workdir, described, may_change=MAY_CHANGE):
+        identity.write_identity(model.workdir, described)
+
+
+def weights_checksum(directory: Path) -> int:
+    """Of all biases and LayerNorms in the files: little to read, and any training changes them."""
+    files = weight_files.open_weights(directory)
+    small = (files.read(name) for name in sorted(files.shapes) if len(files.shapes[name]) == 1)
+    return functools.reduce(lambda checksum, array: zlib.crc32(array.tobytes(), checksum), small, 0)
+
+
+def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], seed: int) -> list[Any]:
+    """Each row once for every language, the languages of its two sides drawn anew each time.
+
+    Raises:
+      UserError: the task has no two sides; config.data.code_switch is not of its form; the languages do not fit.
+    """
+    if not hasattr(task, "mix"):
+        raise UserError(f"config.data.code_switch: an example of {config.task} has no two sides")
+    if len(train) < 2:
+        raise UserError("config.data.code_switch: give config.data.train in two languages or more, row by row alike")
+    given = config.data.code_switch
+    try:
+        entries = [entry.split("=") for entry in given.split(",")]
+        probabilities = {name.strip(): float(share) for name, share in entries} if given != "uniform" else None
+    except ValueError:
+        raise UserError(f"config.data.code_switch={given}: give uniform, or en=0.5,de=0.5") from None
+    rng = np.random.default_rng((seed, 2))
+    probabilities = probabilities or dict.fromkeys(train, 1 / len(train))
+    return [example for _ in train for example in code_switch(task, train, probabilities, rng)]

@@ -1,0 +1,68 @@
+"""Sentence-level code-switching, PPA's third part: the two sides of an example in languages of their own.
+
+Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
+language. Here the two languages are drawn independently of each other, both with the same probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from ppa_jax.errors import UserError
+
+
+class TwoSided(Protocol):
+    """What a task has besides `Task` if its examples have two sides; they then have an attribute `id`, too."""
+
+    def mix(self, first: Any, second: Any) -> Any:
+        """The first side of one example with the second of its translation; `language` names both, as "en-de".
+
+        Raises UserError if the two are no translations of each other.
+        """
+        ...
+
+
+def code_switch(
+    task: TwoSided,
+    parallel: Mapping[str, Sequence[Any]],
+    probabilities: Mapping[str, float],
+    rng: np.random.Generator,
+) -> list[Any]:
+    """An example for each row of the translations, in the order of the first language.
+
+    Args:
+      task: mixes two examples.
+      parallel: language -> its examples. They are matched by id, and what a language lacks is left out; where the
+        languages share no ids, or one has an id twice, by row.
+      probabilities: language -> probability; 1 together.
+      rng: draws the languages.
+
+    Raises:
+      UserError: probabilities that are none or of languages that are not there; no common rows; `mix`'s.
+    """
+    names = list(probabilities)
+    missing = [name for name in names if name not in parallel]
+    if missing:
+        raise UserError(f"code-switching: no translated training data for {', '.join(missing)}")
+    weights = np.array([probabilities[name] for name in names])
+    if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
+        raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
+    rows = _rows({name: parallel[name] for name in names})
+    drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
+    return [row[a] if a == b else task.mix(row[a], row[b]) for row, (a, b) in zip(rows, drawn, strict=True)]
+
+
+def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """The translations of each example, in the order of the languages."""
+    by_id = [{example.id: example for example in examples} for examples in parallel.values()]
+    common = set(by_id[0]).intersection(*by_id)
+    unique = all(len(found) == len(examples) for examples, found in zip(parallel.values(), by_id, strict=True))
+    if common and unique:
+        return [tuple(found[id] for found in by_id) for id in by_id[0] if id in common]
+    if len({len(examples) for examples in parallel.values()}) == 1:
+        return list(zip(*parallel.values(), strict=True))
+    sizes = ", ".join(f"{name} {len(examples)}" for name, examples in parallel.items())
+    raise UserError(f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files")

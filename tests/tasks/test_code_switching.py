@@ -1,0 +1,75 @@
+"""Code-switching mixes languages, never examples."""
+
+import numpy as np
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.tasks import nli, qa
+from ppa_jax.tasks.code_switching import code_switch
+
+
+def translations(language, ids, label="neutral"):
+    return [nli.Example(f"{language} premise {id}", f"{language} hypothesis {id}", label, language, id) for id in ids]
+
+
+def test_code_switching_mixes_languages_and_never_pairs():
+    ids = [str(i) for i in range(4000)]
+    parallel = {"en": translations("en", ids), "de": translations("de", ids[::-1]), "zh": translations("zh", ids[1:])}
+    found = code_switch(nli, parallel, {"en": 0.5, "de": 0.3, "zh": 0.2}, np.random.default_rng(0))
+    assert [example.id for example in found] == ids[1:]
+    sides = []
+    for example in found:
+        premise, hypothesis = example.premise.split(), example.hypothesis.split()
+        assert premise[1:] == ["premise", example.id] and hypothesis[1:] == ["hypothesis", example.id]
+        assert example.label == "neutral"
+        assert example.language == (premise[0] if premise[0] == hypothesis[0] else f"{premise[0]}-{hypothesis[0]}")
+        sides.append((premise[0], hypothesis[0]))
+    # Independent draws: each of the nine pairs is as frequent as the product says, within four standard deviations.
+    p = {"en": 0.5, "de": 0.3, "zh": 0.2}
+    for a in p:
+        for b in p:
+            expected = p[a] * p[b]
+            assert abs(sides.count((a, b)) / 3999 - expected) < 4 * (expected * (1 - expected) / 3999) ** 0.5
+    again = code_switch(nli, parallel, p, np.random.default_rng(0))
+    assert again == found != code_switch(nli, parallel, p, np.random.default_rng(1))
+
+
+def test_code_switching_by_row_where_ids_do_not_match():
+    parallel = {"en": translations("en", ["a", "b"]), "de": translations("de", ["1", "2"])}
+    found = code_switch(nli, parallel, {"de": 1.0, "en": 0.0}, np.random.default_rng(0))
+    assert found == parallel["de"]
+
+
+@pytest.mark.parametrize(
+    ("de", "probabilities", "told"),
+    [
+        ({"ids": ["x"]}, {"en": 0.5, "de": 0.5}, r"neither ids nor the number of rows agree \(en 2, de 1\)"),
+        (
+            {"ids": ["a", "b"], "label": "entailment"},
+            {"en": 0.5, "de": 0.5},
+            "labels of a row differ .de id a: entailment, en id a",
+        ),
+        ({"ids": ["a", "b"]}, {"en": 0.5, "de": 0.4}, "sum to 1"),
+        ({"ids": ["a", "b"]}, {"en": 1.5, "de": -0.5}, "0 or more"),
+        ({"ids": ["a", "b"]}, {"en": 0.5, "fr": 0.5}, "no translated training data for fr"),
+    ],
+)
+def test_code_switching_mistakes(de, probabilities, told):
+    parallel = {"en": translations("en", ["a", "b"]), "de": translations("de", **de)}
+    with pytest.raises(UserError, match=f"^code-switching: .*{told}"):
+        code_switch(nli, parallel, probabilities, np.random.default_rng(0))
+
+
+def test_a_question_about_a_context_in_another_language():
+    def example(language):
+        answer = qa.Answer(f"answer in {language}", 0)
+        return qa.Example("1", f"asked in {language}", f"answer in {language}", (answer,), language, language)
+
+    parallel = {"en": [example("en")] * 1, "de": [example("de")]}
+    seen = set()
+    for seed in range(40):
+        (found,) = code_switch(qa, parallel, {"en": 0.5, "de": 0.5}, np.random.default_rng(seed))
+        assert found.context == found.answers[0].text == f"answer in {found.language}"
+        assert found.question == f"asked in {found.question_language}"
+        seen.add((found.language, found.question_language))
+    assert seen == {("en", "en"), ("en", "de"), ("de", "en"), ("de", "de")}

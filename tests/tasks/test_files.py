@@ -1,0 +1,125 @@
+"""Where examples come from: entries, patterns, MLQA's grid, datasets of both catalogues."""
+
+import json
+import re
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ppa_jax.errors import UserError
+from ppa_jax.tasks import files, nli, qa, tagging
+
+
+def test_entries_and_patterns(tmp_path):
+    for name in ("dev.de.tsv", "dev.zh-Hans.tsv", "dev.genre_label.tsv", "test-context-de-question-en.json",
+                 "test-context-de-question-de.json", "test-context-en-question-de.json"):  # fmt: skip
+        (tmp_path / name).write_text("x")
+    assert files.entries("en=a.tsv, de=b.tsv|c.tsv", "f") == [("en", "a.tsv"), ("de", "b.tsv"), ("de", "c.tsv")]
+    found = files.entries(f"{tmp_path}/dev.{{lang}}.tsv", "f")
+    assert found == [("de", f"{tmp_path}/dev.de.tsv"), ("zh-Hans", f"{tmp_path}/dev.zh-Hans.tsv")]
+    grid = files.entries(f"{tmp_path}/test-context-{{lang}}-question-{{question}}.json", "f")
+    assert [language for language, _ in grid] == ["de", "de/en", "en/de"]
+    diagonal = files.entries(f"{tmp_path}/test-context-{{lang}}-question-{{lang}}.json", "f")
+    assert diagonal == [("de", f"{tmp_path}/test-context-de-question-de.json")]
+
+
+def test_questions_in_another_language_than_their_context(tmp_path):
+    content = {"data": [{"paragraphs": [{"context": "Anna sah Bob.", "qas": [{"id": "1", "question": "who?"}]}]}]}
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    ((language, (found,)),) = files.read(qa, f"de/en={tmp_path}/x.json", field="f").items()
+    assert (language, found.language, found.question_language) == ("de/en", "de", "en")
+
+
+XNLI = [  # the two forms in which a row holds several languages, and a label that is none
+    {"premise": {"en": "A dog runs.", "de": "Ein Hund rennt."}, "label": 0,
+     "hypothesis": {"language": ["de", "en"], "translation": ["Ein Tier rennt.", "An animal runs."]}},
+    {"premise": {"en": "A cat.", "de": "Eine Katze."}, "label": 2,
+     "hypothesis": {"language": ["en", "de"], "translation": ["A dog.", "Ein Hund."]}},
+    {"premise": {"en": "x", "de": "x"}, "label": -1, "hypothesis": {"language": ["de"], "translation": ["x"]}},
+]  # fmt: skip
+
+
+def test_nli_from_parquet(tmp_path):
+    """The layout of datasets on the hub: data/SPLIT-00000-of-00001.parquet."""
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.Table.from_pylist(XNLI), tmp_path / "data/validation-00000-of-00001.parquet")
+    pq.write_table(pa.Table.from_pylist(XNLI[:1]), tmp_path / "data/test-00000-of-00001.parquet")
+    found = files.read(nli, f"de=hf:{tmp_path}@validation", field="config.data.test")["de"]
+    assert [(e.premise, e.hypothesis, e.label) for e in found] == [
+        ("Ein Hund rennt.", "Ein Tier rennt.", "entailment"),
+        ("Eine Katze.", "Ein Hund.", "contradiction"),
+    ]
+    assert len(files.read(nli, f"en=hf:{tmp_path}", field="config.data.test")["en"]) == 1
+    assert len(files.read(nli, f"en=hf:{tmp_path}", field="config.data.dev")["en"]) == 2
+    with pytest.raises(UserError, match=f"^config.data.train: hf:{tmp_path}: no file of a split named train below"):
+        files.read(nli, f"en=hf:{tmp_path}", field="config.data.train")
+    with pytest.raises(UserError, match="premise or hypothesis is missing; 3 of 3 unusable"):
+        files.read(nli, f"fr=hf:{tmp_path}@validation", field="f")
+
+
+def test_nli_from_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({
+        "premise": tfds.features.Translation(languages=["en", "de"]),
+        "hypothesis": tfds.features.TranslationVariableLanguages(),
+        "label": tfds.features.ClassLabel(names=["entailment", "neutral", "contradiction"]),
+    })  # fmt: skip
+    with tfds.core.registered.skip_registration():
+
+        class Inference(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager):
+                return {"validation": self._generate_examples(), "test": self._generate_examples()}
+
+            def _generate_examples(self):
+                for i, row in enumerate(XNLI[:2]):
+                    sides = row["hypothesis"]
+                    yield i, row | {"hypothesis": dict(zip(sides["language"], sides["translation"], strict=True))}
+
+    Inference.__module__ = "inference"  # see test_sources.py
+    Inference(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    found = files.read(nli, f"de=tfds:{tmp_path}/inference", field="config.data.dev")["de"]
+    assert [(e.hypothesis, e.label) for e in found] == [
+        ("Ein Tier rennt.", "entailment"),
+        ("Ein Hund.", "contradiction"),
+    ]
+    with pytest.raises(UserError, match="no split named train, but"):
+        files.read(nli, f"de=tfds:{tmp_path}/inference", field="config.data.train")
+
+
+def test_questions_from_parquet(tmp_path):
+    rows = [
+        {"id": "a", "question": "who?", "context": "Ann saw Bob.", "answers": {"text": ["Bob"], "answer_start": [8]}},
+        {"id": "b", "question": "who?", "context": "Ann saw Bob.", "answers": {"text": [], "answer_start": []}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    first, second = files.read(qa, f"en=hf:{tmp_path}/train.parquet", field="config.data.train")["en"]
+    assert first == qa.Example("a", "who?", "Ann saw Bob.", (qa.Answer("Bob", 8),), "en", "en")
+    assert second.answers == ()
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match="no question, context and answers; 1 of 1 unusable"):
+        files.read(qa, f"en=hf:{tmp_path}", field="config.data.train")
+
+
+@pytest.mark.parametrize(
+    "task, spec, said",
+    [
+        (nli, "x.tsv", "'x.tsv' is not of the form LANGUAGE=FILE"),
+        (nli, "english=x.tsv", "'english=x.tsv' is not of the form"),
+        (nli, ",", "f is empty: give LANGUAGE=FILE"),
+        (nli, "en=none.tsv", "no such file: none.tsv"),
+        (nli, "none.{lang}.tsv", "no file none.{lang}.tsv, with a language for {lang}"),
+        (tagging, "en=hf:wikiann/en", "this task reads files; datasets by name are for nli and qa"),
+        (nli, "en=hf:", "write hf:NAME"),
+    ],
+)
+def test_mistakes(task, spec, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(said)):
+        files.read(task, spec, field="f")
