@@ -12,7 +12,7 @@ def defaults(task: str) -> Any:
     """A configuration of the job `finetune`, to be changed by the recipe of a task."""
     return config_dict.create(
         job="finetune",
-        task=task,  # nli, qa, tagging or parsing
+        task=task,  # nli, qa, tagging or parsing, or a Python file with a task (docs/finetuning.md)
         init="",  # Hugging Face directory or hub name, a run's export for example; NAME=DIR,NAME=DIR compares several
         align_first="",  # where init is empty: FILE:MODE of the main job, which makes the models before and after
         seeds="0,1,2",  # one training each

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
+import importlib.util
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from ppa_jax.jobs import finetune
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
-from ppa_jax.tasks.task import Feature, Task
+from ppa_jax.tasks.task import PARTS, Feature, Task
 from ppa_jax.training import identity, mesh, optimizer
 
 TASKS = {
@@ -157,6 +157,25 @@ class Training:
         return self._step(tuple(leaves), tree)
 
 
+def open_task(config: Config) -> Any:
+    """The module of config.task: one of TASKS, or a file of the user's. Raises UserError if it is not all there."""
+    if config.task in TASKS:
+        return importlib.import_module(TASKS[config.task])
+    path = Path(config.task).expanduser()
+    spec = importlib.util.spec_from_file_location(path.stem, path) if path.suffix == ".py" and path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise UserError(f"config.task={config.task}: must be one of {', '.join(TASKS)}, or a Python file with a task")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's may raise
+        raise UserError(f"config.task: {path} cannot be read ({type(error).__name__}: {error})") from error
+    lacks = sorted(name for name in PARTS if not hasattr(module, name))
+    if lacks:
+        raise UserError(f"config.task: {path} has no {', '.join(lacks)}; ppa_jax/tasks/task.py says what a task has")
+    return module
+
+
 def seeds(config: Config) -> list[int]:
     """The entries of config.seeds. Raises UserError for what is no list of numbers."""
     try:
@@ -186,7 +205,6 @@ def model_names(config: Config) -> dict[str, str]:
 
 def validate(config: Config) -> None:
     """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
-    one_of(config, "task", TASKS)
     seeds(config)
     if not (config.align_first and not config.init):
         model_names(config)
@@ -211,7 +229,7 @@ def validate(config: Config) -> None:
 
 def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
     """Looks at all models and reads all examples; a mistake in them shows here, before anything is trained."""
-    task: Any = importlib.import_module(TASKS[config.task])
+    task = open_task(config)
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
     for field in ("train.batch_size", "test_batch_size"):
         size = config.train.batch_size if field == "train.batch_size" else config.test_batch_size

@@ -44,7 +44,11 @@ class Score(NamedTuple):
 
 
 class Task(Protocol):
-    """The functions and names of a task's module."""
+    """The functions and names of a task's module.
+
+    One whose examples have two sides may have `mix` besides (code_switching.py), and one that reads datasets of the
+    catalogues `from_rows` (nli.py).
+    """
 
     # How transformers calls the model and the head's dense layers: model_type -> (class after the model's name,
     # {path in the head's parameters: module}); empty where it has no such model.
@@ -94,3 +98,6 @@ class Task(Protocol):
     def write(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
         """Writes the predictions in the format in which the task is published."""
         ...
+
+
+PARTS = (*Task.__annotations__, *(name for name, part in vars(Task).items() if callable(part) and name[0] != "_"))

@@ -249,7 +249,7 @@ def loaded(args):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"task": "nl"}, "config.task=nl: must be one of nli, qa"),
+        ({"task": "nl"}, "config.task=nl: must be one of nli, qa, tagging, parsing, or a Python file"),
         ({"init": ""}, "config.init is empty"),
         ({"data.train": ""}, "config.data.train is empty"),
         ({"data.train": "train.tsv"}, "'train.tsv' is not of the form LANGUAGE=FILE"),
@@ -286,6 +286,25 @@ def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, monkeypa
     assert main(arguments(whole, shelf, files, **fields)) == 0
     scores = json.loads((whole / "scores.json").read_text())
     assert [(r["seed"], r["language"]) for r in scores] == [(1, "de"), (1, "fr")]
+
+
+def test_the_task_of_the_documentation(shelf, tmp_path, error_line):
+    """docs/finetuning.md: a task is one file."""
+    text = (CONFIG.parents[1] / "docs/finetuning.md").read_text()
+    (source,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def features" in block]
+    (tmp_path / "topics.py").write_text(source)
+    (tmp_path / "en.tsv").write_text("".join(f"the {word} sleeps\t{word}\n" for word in WORDS * 4))
+    data = f"en={tmp_path}/en.tsv"
+    given = {"task": tmp_path / "topics.py", "data.train": data, "data.test": data, "seeds": "0"}
+    assert main(arguments(tmp_path / "run", shelf, tmp_path, **given)) == 0
+    (record,) = json.loads((tmp_path / "run/scores.json").read_text())
+    assert (record["metric"], record["count"]) == ("accuracy", 20)
+    assert len((tmp_path / "run/seed-0/predictions/en.txt").read_text().split()) == 20
+    labels = json.loads((tmp_path / "run/seed-0/export/config.json").read_text())["id2label"]
+    assert labels == {str(i): word for i, word in enumerate(sorted(WORDS))}
+    (tmp_path / "topics.py").write_text(source.replace("def score", "def scored"))
+    assert main(arguments(tmp_path / "other", shelf, tmp_path, **given)) == 2
+    assert "topics.py has no score; ppa_jax/tasks/task.py says what a task has" in error_line()
 
 
 # ---- batches ----
