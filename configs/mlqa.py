@@ -21,9 +21,10 @@ def get_config(mode: str = "") -> Any:
     c.data.max_length = 384  # recalled: 386; rows are a multiple of 128 here
     c.train.update(epochs=2.0, batch_size=32, learning_rate=3e-5)
     if mode == "demo":
-        demo(c, ALIGN, test="world:30000-30600")
+        # The words of questions do not stand in the text that is aligned, so these are in English everywhere.
+        demo(c, ALIGN, test="world:30000-30600", second="en")
         c.data.update(train="en=world:0-12000", max_length=64)
-        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+        c.train.update(steps=700, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

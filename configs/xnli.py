@@ -23,9 +23,9 @@ def get_config(mode: str = "") -> Any:
     c.data.max_length = 128
     c.train.update(epochs=2.0, batch_size=32, learning_rate=5e-5, warmup=1000.0)
     if mode == "demo":
-        demo(c, ALIGN, test="world:30000-30600")
-        c.data.update(train="en=world:0-12000", max_length=64)
-        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+        demo(c, ALIGN, test="world:30000-33600:act")
+        c.data.update(train="en=world:0-30000:act", max_length=64)
+        c.train.update(steps=1000, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

@@ -23,6 +23,7 @@ ALIGNMENT_PANELS = (
     Panel("loss", "Loss (weighted sum)", "nats"),
     Panel("tlm", "TLM (translation language model)", "nats per masked piece"),
     Panel("contrastive", "Contrast (InfoNCE)", "nats per pair"),
+    Panel("word_alignment", "Word alignment", "mean cosine of the dictionary's pairs"),
     Panel("contrastive_accuracy", "Own translation ranked first in the queue", "% of pairs", 100.0),
 )
 

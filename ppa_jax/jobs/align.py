@@ -5,6 +5,7 @@ One step, on a batch of sentences that translate each other:
 1. TLM: both sentences in one sequence, 15% of the pieces masked; the query encoder predicts them.
 2. Contrast: one sentence through the query encoder, its translation through the key encoder, both projected; InfoNCE of
    the pair against a queue of past keys (and, as an option, the other keys of the batch).
+   As an option, the word embeddings of dictionary pairs are drawn together, too (the auxiliary loss of ALIGN-MLM).
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
    batch's keys replace the oldest in the queue.
 
@@ -27,11 +28,12 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import Batch
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.model.pooling import pool
-from ppa_jax.objectives import contrastive, masked_lm, masking
+from ppa_jax.objectives import contrastive, dictionary, masked_lm, masking
 from ppa_jax.training.mesh import Rules, tree_shardings
 
 
@@ -41,6 +43,7 @@ class Method:
 
     tlm_weight: float = 1.0
     contrastive_weight: float = 1.0
+    word_alignment_weight: float = 0.0  # with a dictionary
     queue_size: int = 32_000  # keys; rounded up to whole batches
     momentum: float = 0.999
     temperature: float = 0.05
@@ -102,9 +105,14 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def make_step(
-    method: Method, config: EncoderConfig, optimizer: Any, mesh: Mesh, shardings: State
+    method: Method,
+    config: EncoderConfig,
+    optimizer: Any,
+    mesh: Mesh,
+    shardings: State,
+    words: WordPairs | None = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The jitted step: (state, batch) -> (state, metrics). The state is donated."""
+    """The jitted step: (state, batch) -> (state, metrics). The state is donated; `words` are the dictionary."""
     encoder, mlm_head = Encoder(config, method.dtype), MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
@@ -199,6 +207,18 @@ def make_step(
         zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
         return jax.lax.scan(add, zeros, parts)[0]
 
+    def add_word_alignment(words: WordPairs, params, metrics, grads):
+        """The loss of the dictionary and its gradient, once a step, whatever the batch."""
+
+        def loss(params):
+            table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+            cosine = dictionary.mean_cosine(table, *map(jnp.asarray, words))
+            return -method.word_alignment_weight * cosine, cosine
+
+        (value, cosine), more = jax.value_and_grad(loss, has_aux=True)(params)
+        metrics |= {"word_alignment": cosine, "loss": metrics["loss"] + value}
+        return metrics, jax.tree.map(jnp.add, grads, more)
+
     def step(state: State, batch: Batch):
         step_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), 3)
         keys, queue, key_params = None, state.queue, state.key_params
@@ -211,6 +231,8 @@ def make_step(
             )
             queue = after if method.in_batch else queue
         grads, metrics = gradients(state, queue, batch, keys, step_key)
+        if method.word_alignment_weight and words is not None:
+            metrics, grads = add_word_alignment(words, state.params, metrics, grads)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from ppa_jax.config import Config, fields, one_of, require
 from ppa_jax.data import corpora, sources, world
+from ppa_jax.data.dictionaries import ENGLISH, Dictionary, WordPairs, from_pairs, read_dictionaries, word_pairs
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -50,6 +51,12 @@ def validate(config: Config) -> None:
         require(config, name, positive, "greater than 0")
     for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip", "data.min_pieces"):
         require(config, name, not_negative, "0 or more")
+    for name in ("word_alignment.weight", "word_alignment.max_words"):
+        require(config, name, not_negative, "0 or more")
+    if config.word_alignment.weight and not config.word_alignment.dictionaries:
+        raise UserError(
+            "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, or weight 0"
+        )
     for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample", "pretrain.steps"):
         require(config, name, not_negative, "0 or more")
     require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
@@ -94,6 +101,12 @@ class Run:
     method: align.Method
     steps: int
     test_sets: retrieval.Sets
+    dictionaries: list[Dictionary]  # for word alignment; empty without it
+
+    @functools.cached_property
+    def words(self) -> WordPairs | None:
+        """The dictionaries as word pieces."""
+        return word_pairs(self.dictionaries, self.tokenizer) if self.dictionaries else None
 
     @functools.cached_property
     def schedule(self) -> Any:
@@ -169,6 +182,20 @@ def read_test_sets(config: Config) -> retrieval.Sets:
     return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
 
 
+def read_word_alignment(config: Config) -> list[Dictionary]:
+    """The dictionaries of word_alignment, none at weight 0. Raises UserError as `read_dictionaries` does."""
+    given = config.word_alignment
+    if not given.weight:
+        return []
+    if given.dictionaries == "world":
+        others = [language for language in world.LANGUAGES if language != ENGLISH]
+        tables = {language: world.dictionary(ENGLISH, language) for language in others}
+        return [from_pairs(ENGLISH, language, pairs) for language, pairs in tables.items()]
+    return read_dictionaries(
+        given.dictionaries, field="config.word_alignment.dictionaries", max_words=given.max_words or None
+    )
+
+
 def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
@@ -180,6 +207,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
     check_lengths(config, pretrained.config)
     method = make_method(config, pretrained, tokenizer)
+    dictionaries = read_word_alignment(config)
 
     cache = config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
     pairs = corpora.open_pairs(
@@ -224,7 +252,9 @@ def open_run(config: Config, workdir: Path) -> Run:
         sentence_transformers.write_settings(
             base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
         )
-    return Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets)
+    run = Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets, dictionaries)
+    assert run.words is None or len(run.words.pairs)  # what it raises shows here
+    return run
 
 
 def longest_sequence(config: Config) -> int:
@@ -247,6 +277,7 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     return align.Method(
         tlm_weight=config.tlm.weight,
         contrastive_weight=settings.weight,
+        word_alignment_weight=config.word_alignment.weight,
         queue_size=settings.queue_size,
         momentum=settings.momentum,
         temperature=settings.temperature,

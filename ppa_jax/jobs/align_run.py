@@ -20,6 +20,7 @@ from absl import logging
 from ppa_jax import markdown
 from ppa_jax.config import Config
 from ppa_jax.data import corpora
+from ppa_jax.data.dictionaries import write_dictionary
 from ppa_jax.data.pairs import Batch
 from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
@@ -100,7 +101,7 @@ def train(run: align_inputs.Run) -> None:
     writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
-            step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings),
+            step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words),
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
             put=lambda batch: mesh.put_batch(batch, run.mesh),
             count=count_tokens,
@@ -109,7 +110,7 @@ def train(run: align_inputs.Run) -> None:
             schedule=run.schedule,
             evaluate=lambda state, step: evaluate(run, state.params, step),
             evaluate_every=config.eval.every,
-            metrics=("loss", "tlm", "contrastive"),
+            metrics=("loss", "tlm", "contrastive", *(["word_alignment"] if run.words else [])),
             profile_to=str(workdir / "profile") if config.profile else None,
         ).run(state, start, run.steps)
     finally:
@@ -194,13 +195,15 @@ def finish(run: align_inputs.Run, params: Any) -> None:
         sentence_transformers.write_modules(
             export, trained, layer=run.method.layer, pooling=run.method.pooling, max_length=config.data.max_length
         )
+    for words in run.dictionaries:
+        write_dictionary(export / f"dictionary.{words.source}-{words.target}.tsv", words)
     languages = sorted({language for pair in run.pairs for language in pair.languages})
     model_card.write_card(
         export,
         base_model=config.init,
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
-        settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm")},
+        settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm", "word_alignment")},
         scores=[score.record("after") for score in models["after"].scores] if models else [],
     )
     path, tables = report.write_training(
@@ -214,7 +217,8 @@ def finish(run: align_inputs.Run, params: Any) -> None:
             "steps": f"{run.steps} of {config.train.batch_size} pairs",
             "losses": f"TLM x {config.tlm.weight} + contrast x {config.contrastive.weight} "
             f"(layer {run.method.layer}, {run.method.pooling}, queue {config.contrastive.queue_size}, "
-            f"momentum {config.contrastive.momentum}, temperature {config.contrastive.temperature})",
+            f"momentum {config.contrastive.momentum}, temperature {config.contrastive.temperature})"
+            + (f" + word alignment x {config.word_alignment.weight}" if run.words else ""),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",

@@ -17,6 +17,7 @@ from absl import logging
 
 from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
+from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder, resolve
 from ppa_jax.errors import UserError
@@ -275,7 +276,7 @@ def open_parts(config: Config) -> list[Part]:
 
         parts += map(align, word_alignment_methods(config))
     if config.dictionaries:
-        dictionaries = lexicon.read_dictionaries(
+        dictionaries = read_dictionaries(
             config.dictionaries, field="config.dictionaries", max_words=config.dictionary_words or None
         )
         parts.append(

@@ -48,15 +48,18 @@ def defaults(task: str) -> Any:
     )
 
 
-def demo(config: Any, align: Path, *, test: str) -> None:
+def demo(config: Any, align: Path, *, test: str, second: str = "") -> None:
     """Changes a recipe to the built-in sample: a small model before and after alignment, English to all languages.
 
     Args:
       config: of `defaults`.
-      align: file of the main job's configuration, whose mode `demo` makes the two models.
+      align: file of the main job's configuration, whose mode `demo_words` makes the two models.
       test: the range of the sample that is tested, as `world:30000-30600`; none of it is trained on.
+      second: language of the second side of what is tested; empty: that of the first.
     """
-    config.align_first = f"{align}:demo"
+    config.align_first = f"{align}:demo_words"
     config.dtype = "float32"
-    config.data.test = ",".join(f"{language}={test}" for language in ("en", "de", "es", "ru", "zh"))
-    config.seeds = "0,1,2"
+    languages = ("en", "de", "es", "ru", "zh")
+    sides = [language + (f"/{second}" if second and language != second else "") for language in languages]
+    config.data.test = ",".join(f"{side}={test}" for side in sides)
+    config.seeds = "0"

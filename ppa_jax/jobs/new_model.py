@@ -43,6 +43,7 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
         first = copy.deepcopy(config)
         first.init = str(random)
         first.contrastive.weight, first.tlm.weight, first.tlm.joint = 0.0, 1.0, False
+        first.word_alignment.weight = 0.0
         first.train.update(steps=config.pretrain.steps, epochs=0.0, batch_size=config.pretrain.batch_size)
         first.train.learning_rate = config.pretrain.learning_rate
         first.eval.update(tatoeba="", sample=0)

@@ -1,18 +1,10 @@
 """Lexicon induction by hand, against scikit-learn and the full formula, on files that are wrong, on a real model."""
 
-import logging
-
 import numpy as np
 import pytest
 
-from ppa_jax.errors import UserError
-from ppa_jax.evaluation.lexicon import (
-    Dictionary,
-    evaluate_lexicon,
-    hubness,
-    input_embeddings,
-    read_dictionaries,
-)
+from ppa_jax.data.dictionaries import Dictionary, read_dictionaries
+from ppa_jax.evaluation.lexicon import evaluate_lexicon, hubness, input_embeddings
 from ppa_jax.evaluation.neighbours import nearest
 
 
@@ -127,59 +119,6 @@ def test_a_dictionary_of_the_other_direction_is_not_derived():
     scores = evaluate_lexicon(Fixed({}), tree(np.eye(26)), given)
     counts = {s.direction: s.count for s in scores if s.metric == "p_at_1_cosine" and s.language == "de"}
     assert counts == {"en-de": 2, "de-en": 1}
-
-
-@pytest.mark.parametrize("words, first, last", [(7000, 5000, 6499), (6500, 5000, 6499), (6000, 4500, 5999), (9, 0, 8)])
-def test_the_test_words(words, first, last):
-    chosen = Dictionary("en", "de", {str(i): ["x"] for i in range(words)}).test_words()
-    assert (chosen[0], chosen[-1], len(chosen)) == (str(first), str(last), last - first + 1)
-
-
-def test_reads_a_directory_and_single_files(tmp_path, caplog):
-    (tmp_path / "en-de.tsv").write_bytes(
-        "\ufeffice cream\tEis\r\nthe\tdie\r\nthe\tder\r\nthe\tdie\r\n\r\nlone\r\na\tb\tc\r\n".encode() + b"\xff\tx\r\n"
-    )
-    (tmp_path / "fr-en.txt").write_text("le the\nice  cream x\nla\u00a0the\n")
-    for name in ("fr-de.txt", "en-es.0-5000.txt", "README.md"):
-        (tmp_path / name).write_text("a b\n")
-    with caplog.at_level(logging.INFO):
-        german, french = read_dictionaries(tmp_path)
-    assert german == Dictionary("en", "de", {"ice cream": ["Eis"], "the": ["die", "der"]})
-    assert french == Dictionary("fr", "en", {"le": ["the"], "la": ["the"]})
-    assert "skipped 3 lines that are not `source<TAB>target`, the first is line 6" in caplog.text
-    assert read_dictionaries(tmp_path / "en-de.tsv", max_words=1)[0].entries == {"ice cream": ["Eis"]}
-    both = read_dictionaries(f"{tmp_path / 'en-es.0-5000.txt'}, {tmp_path / 'fr-en.txt'}")
-    assert [(d.source, d.target) for d in both] == [("en", "es"), ("fr", "en")]
-
-
-@pytest.mark.parametrize(
-    "name, content, said",
-    [
-        ("other.txt", "a b\n", "has no dictionaries"),
-        ("en-de.txt", "alone\n", "no line is `source<TAB>target`"),
-        ("en-de.txt", "", "is empty"),
-        ("en-de.txt", "a b\n".encode("utf-16"), "UTF-16"),
-    ],
-)
-def test_directories_that_cannot_be_used(tmp_path, name, content, said):
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=f"^lexica: .*{said}") as caught:
-        read_dictionaries(tmp_path, field="lexica")
-    assert "\n" not in str(caught.value)
-
-
-def test_files_that_cannot_be_used(tmp_path):
-    for name in ("en-de.txt", "en-de.tsv", "fr-de.txt", "words.txt"):
-        (tmp_path / name).write_text("a b\n")
-    for spec, said in {
-        "none.txt": "no such file",
-        "fr-de.txt": "not a dictionary between English",
-        "words.txt": "not a dictionary between English",
-    }.items():
-        with pytest.raises(UserError, match=f"^dictionaries: .*{said}"):
-            read_dictionaries(tmp_path / spec)
-    with pytest.raises(UserError, match=r"two files for en-de, the second is .*en-de\.txt"):
-        read_dictionaries(tmp_path)
 
 
 @pytest.mark.shared_data

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from ppa_jax.data import world
 from ppa_jax.jobs import align, align_run
 from ppa_jax.main import main
 from ppa_jax.training import mesh
@@ -93,6 +94,24 @@ def test_what_a_run_leaves(whole):
         assert picture in report and (whole.workdir / picture).stat().st_size > 1000
     assert list((whole.workdir / "profile").rglob("*.xplane.pb")), "no trace"
     assert list((whole.workdir / "tensorboard").iterdir())
+
+
+def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
+    """word_alignment of the sample's own dictionary: the words come together, the other losses stay in the sum."""
+    fields = {"word_alignment.weight": 10, "word_alignment.dictionaries": "world", "train.steps": 4}
+    assert main(command(tmp_path, fields)) == 0
+    records = read_metrics(tmp_path)
+    total = [r["tlm"] + r["contrastive"] - 10 * r["word_alignment"] for r in records]
+    np.testing.assert_allclose([r["loss"] for r in records], total, rtol=1e-5)
+    cosines = [r["word_alignment"] for r in records]
+    assert cosines == sorted(cosines) and cosines[-1] > cosines[0] + 0.01
+    first = read_metrics(whole.workdir)[0]  # the same batch and weights
+    np.testing.assert_allclose(
+        [records[0]["tlm"], records[0]["contrastive"]], [first["tlm"], first["contrastive"]], rtol=1e-4
+    )
+    german = (tmp_path / "export/dictionary.en-de.tsv").read_text().splitlines()
+    assert tuple(german[0].split("\t")) == world.dictionary("en", "de")[0]
+    assert "word alignment x 10" in (tmp_path / "report.md").read_text()
 
 
 def test_the_export_holds_the_trained_weights(whole, shelf):

@@ -48,6 +48,12 @@ def test_lines_that_cannot_be_used_are_counted(command, tmp_path, monkeypatch):
 
 
 BAD_FIELDS = [
+    ({"word_alignment.weight": 1}, "config.word_alignment.dictionaries is empty"),
+    ({"word_alignment.weight": -1}, "config.word_alignment.weight=-1.0: must be 0 or more"),
+    (
+        {"word_alignment.weight": 1, "word_alignment.dictionaries": "none"},
+        "word_alignment.dictionaries: no such file: none",
+    ),
     ({"contrastive.queue": 5}, "config.contrastive.queue: no such field; the nearest is config.contrastive.queue_size"),
     ({"contrastive.steps": 5}, "the nearest is config.pretrain.steps|config.train.steps"),
     ({"train": 5}, "config.train: no such field"),

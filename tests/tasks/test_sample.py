@@ -27,6 +27,19 @@ def test_examples_are_those_of_the_world(language):
         assert (list(example.words), list(example.heads)) == (list(tree.words), list(tree.heads))
 
 
+def test_two_sides_and_kinds():
+    found = sample.read(nli, "world:0-36:act", language="de/en", field="f")
+    assert [int(example.id) for example in found] == [0, 1, 2, 9, 10, 11, 18, 19, 20, 27, 28, 29]
+    for example in found:
+        texts, label = world.nli(int(example.id))
+        assert (example.premise, example.hypothesis, example.label) == (texts["de"][0], texts["en"][1], label)
+    (example,) = sample.read(qa, "world:4-5", language="de/en", field="f")
+    asked = world.question(4)
+    assert (example.context, example.question) == (asked["de"].context, asked["en"].question)
+    assert example.answers[0].text == asked["de"].answer
+    assert (example.language, example.question_language) == ("de", "en")
+
+
 @pytest.mark.parametrize(
     "task, source, language, said",
     [
@@ -34,6 +47,9 @@ def test_examples_are_those_of_the_world(language):
         (nli, "world:0-1", "fr", "has en, de, es, ru, zh, not fr"),
         (nli, "world", "en", "write world:A-B, with numbers up to"),
         (nli, "world:5-5", "en", "write world:A-B"),
+        (nli, "world:0-9:acts", "en", "only NLI has kinds: act, describe, locate"),
+        (qa, "world:0-9:act", "en", "only NLI has kinds"),
+        (tagging, "world:0-9", "de/en", "has en, de, es, ru, zh, not de/en"),
         (tagging, f"world:0-{world.size() + 1}", "en", f"with numbers up to {world.size()}"),
     ],
 )

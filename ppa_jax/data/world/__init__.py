@@ -31,6 +31,7 @@ __all__ = [
     "dictionary",
     "meaning",
     "nli",
+    "nli_kinds",
     "nli_size",
     "pairs",
     "question",
@@ -108,6 +109,11 @@ def pairs(first: str, second: str, start: int = 0, stop: int | None = None) -> I
 def nli_size() -> int:
     """How many NLI pairs there are."""
     return inference.SIZE
+
+
+def nli_kinds() -> list[str]:
+    """The kinds of NLI pairs, by what the hypothesis says: those of indices 0-2, 3-5, ..., and so on in turn."""
+    return [inference.pair(3 * slot)[1].pattern for slot in range(len(inference.FRAMES))]
 
 
 def nli(index: int) -> tuple[dict[str, tuple[str, str]], str]:

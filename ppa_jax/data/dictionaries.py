@@ -1,0 +1,173 @@
+"""Bilingual dictionaries in the form of MUSE: read, and cut into word pieces.
+
+Axes: U distinct words, P pieces of the longest, N pairs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from ppa_jax.data import text_files
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+
+ENGLISH = "en"
+FORM = "en-de.tsv or en-de.txt, each line `source<TAB>target`"
+TEST = (5000, 6500)
+_NAME = re.compile(r"([a-z]{2,3})-([a-z]{2,3})(\.\d+-\d+)?\.(?:tsv|txt)")
+_LONGEST = 4096  # bytes of a line
+
+
+class Dictionary(NamedTuple):
+    """Translations of single words."""
+
+    source: str  # language
+    target: str
+    entries: dict[str, list[str]]  # source word -> its distinct targets, both in order of first appearance
+
+    def candidates(self) -> list[str]:
+        """The distinct targets in order of first appearance."""
+        return list(dict.fromkeys(target for targets in self.entries.values() for target in targets))
+
+    def test_words(self) -> list[str]:
+        """The queries: words 5,000 to 6,500, or the last 1,500 of fewer."""
+        words = list(self.entries)
+        begin = max(0, min(TEST[0], len(words) - (TEST[1] - TEST[0])))
+        return words[begin : begin + TEST[1] - TEST[0]]
+
+    def reversed(self) -> Dictionary:
+        """From the target language to the source language."""
+        entries: dict[str, list[str]] = {target: [] for target in self.candidates()}
+        for word, targets in self.entries.items():
+            for target in targets:
+                entries[target].append(word)
+        return Dictionary(self.target, self.source, entries)
+
+
+def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Dictionary:
+    """A dictionary of (word, translation), a word as often as it has translations."""
+    entries: dict[str, dict[str, None]] = {}
+    for word, other in pairs:
+        entries.setdefault(word, {})[other] = None
+    return Dictionary(source, target, {word: list(others) for word, others in entries.items()})
+
+
+def read_dictionaries(
+    spec: str | Path | Sequence[str | Path], *, field: str = "dictionaries", max_words: int | None = None
+) -> list[Dictionary]:
+    """The dictionaries of a directory, or those named one by one, between English and other languages.
+
+    Lines without exactly two words, or not UTF-8, are skipped and counted in the log.
+
+    Args:
+      spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with English on one side are read; or files, as
+        a comma-separated string or a list, for example MUSE's own test sets `en-de.5000-6500.txt`.
+      field: names the setting in messages.
+      max_words: only so many source words from the top of each file, with their targets. Fewer candidates are easier to
+        choose from, so state it; 6,500 and more keep the usual queries. Time grows with the square: whole dictionaries
+        of 100,000 words take minutes for each kind of vector on two cores.
+
+    Raises:
+      UserError: no such file or directory, a name that does not tell the languages, English on neither side, two
+        files for the same direction, a file without a usable line.
+    """
+    dictionaries: dict[tuple[str, str], Dictionary] = {}
+    for path in _paths(spec, field):
+        match = _NAME.fullmatch(path.name)
+        languages = (match[1], match[2]) if match else ("", "")
+        if languages.count(ENGLISH) != 1:
+            raise UserError(f"{field}: {path}: not a dictionary between English and another language; name it {FORM}")
+        if languages in dictionaries:
+            raise UserError(f"{field}: two files for {'-'.join(languages)}, the second is {path}; leave one out")
+        dictionaries[languages] = Dictionary(*languages, _read_entries(path, field, max_words))
+    return list(dictionaries.values())
+
+
+def _paths(spec: str | Path | Sequence[str | Path], field: str) -> list[Path]:
+    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
+    paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
+    if len(paths) == 1 and paths[0].is_dir():
+        named = [(path, match) for path in sorted(paths[0].iterdir()) if (match := _NAME.fullmatch(path.name))]
+        # MUSE's directory holds the parts of a dictionary (en-de.0-5000.txt) beside the whole of it.
+        whole = [path for path, match in named if match.group(1, 2).count(ENGLISH) == 1 and not match[3]]
+        if not whole:
+            raise UserError(f"{field}: {paths[0]} has no dictionaries; they are named {FORM}")
+        return whole
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"{field}: no such file: {path}; give a directory or files {FORM}")
+    return paths
+
+
+def _read_entries(path: Path, field: str, max_words: int | None) -> dict[str, list[str]]:
+    entries: dict[str, dict[str, None]] = {}
+    bad: list[int] = []
+    try:
+        for number, line in enumerate(text_files.lines(path, _LONGEST), start=1):
+            pair = _pair(line)
+            if pair is None:
+                bad += [number] if line is None or line.strip() else []
+            elif pair[0] in entries or max_words is None or len(entries) < max_words:
+                entries.setdefault(pair[0], {})[pair[1]] = None
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from error
+    if not entries:
+        raise UserError(f"{field}: {path}: no line is `source<TAB>target`; each line holds a word and one translation")
+    if bad:
+        logging.info("%s: skipped %d lines that are not `source<TAB>target`, the first is line %d",
+                     path, len(bad), bad[0])  # fmt: skip
+    if len(entries) < TEST[1]:
+        logging.info("%s: %d source words, fewer than %d: the last %d are the test words",
+                     path, len(entries), TEST[1], min(len(entries), TEST[1] - TEST[0]))  # fmt: skip
+    return {word: list(targets) for word, targets in entries.items()}
+
+
+def _pair(line: bytes | None) -> tuple[str, str] | None:
+    try:
+        text = (line or b"").decode()
+    except UnicodeDecodeError:
+        return None
+    words = [word.strip() for word in text.split("\t" if "\t" in text else None)]
+    return (words[0], words[1]) if len(words) == 2 and all(words) else None
+
+
+def write_dictionary(path: Path, dictionary: Dictionary) -> None:
+    """Writes a line for each translation, as `read_dictionaries` reads it."""
+    lines = (f"{word}\t{other}\n" for word, others in dictionary.entries.items() for other in others)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+class WordPairs(NamedTuple):
+    """Words that translate each other, as word pieces."""
+
+    pieces: Any  # [U, P] int32, -1 behind a word's last piece
+    pairs: Any  # [N, 2] int32, two words
+
+
+def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> WordPairs:
+    """All translations of the dictionaries; without those that are the same pieces, whose vectors cannot differ.
+
+    Words with a piece that the tokenizer does not know are left out. Raises UserError if nothing is left.
+    """
+    given = [(word, other) for d in dictionaries for word, others in d.entries.items() for other in others]
+    words = list(dict.fromkeys(word for pair in given for word in pair))
+    encoded = dict(zip(words, map(tuple, tokenizer.encode(words)), strict=True))
+    known = {word: ids for word, ids in encoded.items() if ids and tokenizer.unk_id not in ids}
+    numbers: dict[tuple[int, ...], int] = {}
+    pairs = []
+    for word, other in given:
+        if word in known and other in known and known[word] != known[other]:
+            pairs.append([numbers.setdefault(known[x], len(numbers)) for x in (word, other)])
+    logging.info("dictionaries: %d pairs, %d of them of different pieces", len(given), len(pairs))
+    if not pairs:
+        raise UserError("the dictionaries have no pair whose words differ in pieces that the tokenizer knows")
+    pieces = np.full((len(numbers), max(map(len, numbers))), -1, np.int32)
+    for ids, number in numbers.items():
+        pieces[number, : len(ids)] = ids
+    return WordPairs(pieces, np.array(pairs, np.int32))
