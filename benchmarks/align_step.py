@@ -34,6 +34,8 @@ class RandomPairs:
 
     cls_id, sep_id, mask_id, pad_id = 101, 102, 103, 0
 
+    languages = ("en", "xx")
+
     def __init__(self, lengths: np.ndarray, vocab_size: int) -> None:
         self.lengths, self.vocab_size = lengths, vocab_size
 

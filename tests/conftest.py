@@ -56,6 +56,8 @@ class NumberPairs:
         self.texts = [(" ".join(map(str, a)), " ".join(map(str, a[::-1] + 1))) for a in sides]
         self.lengths = np.array([[len(a), len(a)] for a in sides])
 
+        self.languages = ("a", "b")
+
     def read(self, indices):
         return [self.texts[int(i)] for i in indices]
 

@@ -45,7 +45,7 @@ class LanguagePair:
 
     Attributes:
       name: "en-de", in the order in which the pair was first named.
-      languages: ("en", "de"); side 0 and side 1 of all below.
+      languages: ("en", "de"); side 0 and side 1 of all below. ("en",) for text of one language.
       lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, cut to max_length - 2.
       report: for each source a dict of source, read, kept, skipped {reason: pairs}, noted {reason: pairs}.
 
@@ -54,7 +54,7 @@ class LanguagePair:
 
     def __init__(
         self,
-        languages: tuple[str, str],
+        languages: tuple[str, ...],
         parts: list[Part],
         rows: np.ndarray,
         lengths: np.ndarray,
@@ -152,7 +152,7 @@ def open_pairs(
 
 
 def _language_pair(
-    languages: tuple[str, str],
+    languages: tuple[str, ...],
     parts: list[Part],
     tokenizer: Tokenizer,
     filters: Filters,
@@ -160,6 +160,8 @@ def _language_pair(
     cache_dir: Path,
 ) -> LanguagePair:
     """The pairs that pass, from the cache if the same were chosen before."""
+    if len(languages) == 1:  # neighbours have nothing to do with each other
+        filters = Filters(0, None, False, filters.drop_duplicates)
     facts = [
         prepare.FORMAT,
         [(part.prepared.directory.name, part.swapped) for part in parts],

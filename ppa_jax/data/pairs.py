@@ -61,13 +61,14 @@ class PairBatches:
     """Makes the batch of any step.
 
     Attributes:
-      sources: the language pairs, each with `read(indices) -> [(text, text)]`.
+      sources: the language pairs, each with `languages` and `read(indices) -> [(text, text)]`.
       plan: says which pairs make up a step.
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
       max_length: word pieces of one sentence with its special tokens; longer ones are cut.
       row_length: W, at least the longest sequence.
       contrast, tlm: which losses are on.
-      joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM.
+      joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM. Text of one
+        language is masked alone whatever this says.
       mask_rate: share of the tokens that are masked.
       shards, accumulate: S and A.
       own_shards: the shards of this process, all by default; only their texts are read.
@@ -93,20 +94,32 @@ class PairBatches:
 
     def _blocks(self, plan: BatchPlan) -> list[list[Block]]:
         """The packing of every block, [A][S], from the lengths alone."""
-        lengths = plan.lengths[self.order()]  # [A, S, b, 2]
-        return [[self._block(lengths[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
+        order = self.order()
+        lengths, joint = plan.lengths[order], self._joint(plan)[order]  # [A, S, b, 2], [A, S, b]
+        return [[self._block(lengths[a, s], joint[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
+
+    def _joint(self, plan: BatchPlan) -> np.ndarray:
+        """[B] bool: which pairs are one TLM sequence."""
+        return self.joint & np.array([len(source.languages) == 2 for source in self.sources])[plan.source]
+
+    @property
+    def _sequences(self) -> int:
+        """Maskable sequences of a pair: two, of which a TLM pair leaves the second empty, where any is masked alone."""
+        return 1 if self.joint and all(len(source.languages) == 2 for source in self.sources) else 2
 
     def order(self) -> np.ndarray:
         """[A, S, b]: the number in the global batch of every block's pairs."""
         numbers = np.arange(self.plan.batch_size)
         return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
 
-    def _block(self, lengths: np.ndarray) -> Block:
+    def _block(self, lengths: np.ndarray, joint: np.ndarray) -> Block:
         first, second = lengths[:, 0], lengths[:, 1]
         none = np.zeros(0, np.int64)
         query = first + 2 if self.contrast else none
-        pieces = none if not self.tlm else first + second if self.joint else lengths.reshape(-1)
-        tlm = pieces + (3 if self.joint else 2)
+        one = np.stack([first + second, np.zeros_like(first)], 1)
+        pieces = np.where(joint[:, None], one, lengths)[:, : self._sequences].reshape(-1) if self.tlm else none
+        special = np.where(joint[:, None], (3, 0), 2)[:, : self._sequences].reshape(-1) if self.tlm else none
+        tlm = pieces + special
         key = second + 2 if self.contrast else none
         starts, rows = packing.pack(np.concatenate([query, tlm]), self.row_length)
         key_starts, key_rows = packing.pack(key, self.row_length)
@@ -128,7 +141,7 @@ class PairBatches:
         texts = self._texts(plan, own.reshape(-1))
         tokens = self._tokens(plan, own.reshape(-1), texts)
         made = [
-            [self._lay_out(blocks[a][s], shape, own[a, i], plan.lengths, tokens) for i, s in enumerate(self.own_shards)]
+            [self._lay_out(blocks[a][s], shape, own[a, i], plan, tokens) for i, s in enumerate(self.own_shards)]
             for a in range(self.accumulate)
         ]
         stack = _stack([_stack(row) for row in made])
@@ -155,20 +168,20 @@ class PairBatches:
             raise RuntimeError("the tokenizer gives other lengths than the prepared index: remove the prepared data")
         return {int(n): (cut[2 * i], cut[2 * i + 1]) for i, n in enumerate(numbers)}
 
-    def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, lengths: np.ndarray, tokens: dict) -> Batch:
+    def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, plan: BatchPlan, tokens: dict) -> Batch:
         cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
         B, W = self.plan.batch_size, self.row_length
         sides = [tokens[int(n)] for n in numbers]
         queries = [[cls, *a, sep] for a, _ in sides] if self.contrast else []
-        if not self.tlm:
-            tlm, middle, tlm_numbers = [], np.zeros(0, int), numbers[:0]
-        elif self.joint:
-            tlm = [[cls, *a, sep, *b, sep] for a, b in sides]
-            middle, tlm_numbers = lengths[numbers, 0] + 1, numbers
-        else:
-            tlm = [[cls, *side, sep] for pair in sides for side in pair]
-            middle = np.zeros(len(tlm), int)
-            tlm_numbers = np.stack([2 * numbers, 2 * numbers + 1], 1).reshape(-1)
+        tlm: list[list[int]] = []
+        middle, tlm_numbers = np.zeros(0, int), numbers[:0]
+        if self.tlm:
+            n, joint = self._sequences, self._joint(plan)[numbers]
+            for (a, b), whole in zip(sides, joint, strict=True):
+                tlm += ([[cls, *a, sep, *b, sep], []] if whole else [[cls, *a, sep], [cls, *b, sep]])[:n]
+            middle = np.stack([np.where(joint, plan.lengths[numbers, 0] + 1, 0), np.zeros_like(numbers)], 1)
+            middle = middle[:, :n].reshape(-1)
+            tlm_numbers = (n * numbers[:, None] + np.arange(n)).reshape(-1)
         segment = np.concatenate([numbers[: len(queries)], B + tlm_numbers])
         starts = np.concatenate([block.query, block.tlm])
         batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query_rows, W, pad), *[None] * 6)

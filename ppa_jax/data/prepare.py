@@ -170,7 +170,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
                 ),
             )
         ],
-        description=f"Parallel text, a in {source.languages[0]} and b in {source.languages[1]}.",
+        description=f"Text, a in {source.languages[0]} and b in {source.languages[-1]}.",
         check_data=False,  # its check reads through tf.data
     )
     facts = {"shard_lengths": shard_lengths, **vars(counts)}

@@ -36,7 +36,7 @@ class Rows:
     """A dataset whose rows hold both languages."""
 
     identity: dict[str, Any]
-    languages: tuple[str, str]
+    languages: tuple[str, ...]
     column: str | None  # the dictionary column; None: the row itself
     stream: Stream
 

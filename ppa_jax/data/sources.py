@@ -1,4 +1,4 @@
-"""Where parallel text comes from: the form `lang1-lang2=SOURCE`, and readers that stream pairs in bounded memory.
+"""Where text comes from: the form `lang1-lang2=SOURCE`, and readers that stream pairs in bounded memory.
 
 SOURCE is one of
 
@@ -9,11 +9,18 @@ SOURCE is one of
     hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
     world[:START-STOP]        the built-in sample, all of it or the sentences START to STOP - 1
 
+Text of one language, `lang=SOURCE`, is for masked LM alone. It is read as pairs of neighbouring lines, so that it goes
+the same way as parallel text; SOURCE is then
+
+    file.txt, a.txt|b.txt     one text a line, `.gz` too; a line that is too long is split at spaces
+    world[:START-STOP]        the built-in sample
+
 What cannot be used is skipped and counted by reason, never guessed at.
 """
 
 import itertools
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +31,7 @@ from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 
 FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
-_SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)-([A-Za-z][A-Za-z0-9_]*)=(.+)", re.DOTALL)
+_SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:-([A-Za-z][A-Za-z0-9_]*))?=(.+)", re.DOTALL)
 # Control characters say nothing to a reader and upset tools downstream: each becomes a space. (ASCII alone: bytes of
 # longer UTF-8 sequences are all above 0x7F.)
 _TO_SPACES = bytes(32 if code < 32 or code == 127 else code for code in range(256))
@@ -44,12 +51,12 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of one language pair, as written in `data.pairs`."""
+    """One corpus of one language pair, or of one language, as written in `data.pairs`."""
 
-    languages: tuple[str, str]
-    kind: str  # tsv, lines, tfds, hf, world
+    languages: tuple[str, ...]  # two, or one
+    kind: str  # tsv, lines, tfds, hf, world, text
     location: str  # what follows the "=", trimmed
-    paths: tuple[Path, ...] = ()  # tsv: one, lines: two
+    paths: tuple[Path, ...] = ()  # tsv: one, lines: two, text: one or more
 
     def __str__(self) -> str:
         return f"{'-'.join(self.languages)}={self.location}"
@@ -57,12 +64,15 @@ class Source:
 
 @dataclass
 class Counts:
-    """What a reader met. `read` is `kept` plus the sum of `skipped`."""
+    """What a reader met. `read` is `kept` plus the sum of `skipped`.
+
+    Of text in one language `kept` are pairs of neighbouring lines, and what is skipped are lines.
+    """
 
     read: int = 0
     kept: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
-    noted: Counter[str] = field(default_factory=Counter)  # kept, but changed: control_characters, extra_columns
+    noted: Counter[str] = field(default_factory=Counter)  # kept, but changed: control_characters, extra_columns, ...
 
 
 def parse_pairs(spec: str) -> list[Source]:
@@ -79,17 +89,23 @@ def parse_pairs(spec: str) -> list[Source]:
             )
         if match[1] == match[2]:
             raise UserError(f"data.pairs: {part!r} names one language twice; the two sides must differ")
-    sources = [_source((match[1], match[2]), match[3].strip()) for match in matches if match]
+    sources = [_source(tuple(filter(None, match.groups()[:2])), match[3].strip()) for match in matches if match]
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"data.pairs: {source} is given {times} times; give it once")
     return sources
 
 
-def _source(languages: tuple[str, str], location: str) -> Source:
+def _source(languages: tuple[str, ...], location: str) -> Source:
     scheme = re.match(r"(tfds|hf|world)(:|$)", location)
-    if scheme:
+    if scheme and (scheme[1] == "world" or len(languages) == 2):
         return Source(languages, scheme[1], location)
+    if len(languages) == 1:
+        if scheme:
+            raise UserError(
+                f"data.pairs: {languages[0]}={location}: text of one language is read from files; export it"
+            )
+        return Source(languages, "text", location, tuple(_file(name.strip()) for name in location.split("|")))
     if "|" in location:
         names = [name.strip() for name in location.split("|")]
         if len(names) != 2 or not all(names):
@@ -131,7 +147,7 @@ def _file(name: str) -> Path:
 
 def check(source: Source) -> None:
     """Looks at a source before anything is prepared. Raises UserError with the place and the way out."""
-    if source.kind in ("tsv", "lines"):
+    if source.kind in ("tsv", "lines", "text"):
         for path in source.paths:
             text_files.open_text(path).close()
         if source.kind == "lines":
@@ -164,6 +180,9 @@ def file_identity(path: Path) -> list[Any]:
 
 def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, str]]:
     """Yields the usable pairs of `source` in order, and adds what it met to `counts`."""
+    if len(source.languages) == 1:
+        yield from _neighbours(_read_texts(source, cleaning, counts), counts)
+        return
     markers = frozenset(cleaning.skip_lines)
     for raw in _raw_pairs(source, cleaning, counts):
         counts.read += 1
@@ -187,6 +206,46 @@ def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[t
                 counts.noted["control_characters"] += 1
             counts.kept += 1
             yield a, b
+
+
+def _neighbours(texts: Iterator[str], counts: Counts) -> Iterator[tuple[str, str]]:
+    """Every text once, two by two; the last of an odd number stands twice, noted as `odd_line`."""
+    for first in texts:
+        second = next(texts, None)
+        counts.noted["odd_line"] += second is None
+        counts.read += 1
+        counts.kept += 1
+        yield first, first if second is None else second
+
+
+def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
+    """The usable lines of a text, long ones in parts; blank lines stand between paragraphs and are not counted."""
+    for line in _raw_lines(source):
+        try:
+            text = None if line is None else line.translate(_TO_SPACES).decode().strip()
+        except UnicodeDecodeError:
+            counts.read += 1
+            counts.skipped["not_utf8"] += 1
+            continue
+        if text is None or text in cleaning.skip_lines:
+            counts.read += 1
+            counts.skipped["too_long_text" if text is None else "marker"] += 1
+        elif text:
+            if len(text) <= cleaning.max_characters:
+                yield text
+            else:
+                counts.noted["split_lines"] += 1
+                yield from textwrap.wrap(text, cleaning.max_characters, break_on_hyphens=False)
+
+
+def _raw_lines(source: Source) -> Iterator[bytes | None]:
+    if source.kind == "world":
+        from ppa_jax.data import world
+
+        language, (start, stop) = source.languages[0], _world_range(source)
+        yield from (world.sentence(index)[language].text.encode() for index in range(start, stop))
+    for path in source.paths:
+        yield from text_files.lines(path, text_files.LONGEST_LINE)
 
 
 def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[Raw]:
@@ -267,5 +326,6 @@ def _world_fingerprint() -> str:
 def _read_world(source: Source) -> Iterator[Raw]:
     from ppa_jax.data import world
 
-    for a, b in world.pairs(*source.languages, *_world_range(source)):
+    first, second = source.languages
+    for a, b in world.pairs(first, second, *_world_range(source)):
         yield a.encode(), b.encode()

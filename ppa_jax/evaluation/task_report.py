@@ -90,6 +90,8 @@ def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
         cells = {x: [_shown(values.get((model, metric, x))) for model in models] for x in languages}
         tables += [f"### {metric.replace('_', ' ')}", table(models, cells)]
         first, *others = models
+        if not others:
+            continue
         cells = {
             x: [_difference(values.get((first, metric, x)), values.get((model, metric, x))) for model in others]
             for x in languages

@@ -81,6 +81,12 @@ def validate(config: Config) -> None:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
+    alone = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
+    if alone and config.contrastive.weight:
+        raise UserError(
+            f"config.data.pairs: {alone[0]}: text of one language has no translations to contrast; "
+            "leave it out, or set config.contrastive.weight=0"
+        )
     if not config.init:
         if not config.pretrain.steps:
             raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")

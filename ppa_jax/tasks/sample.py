@@ -21,7 +21,7 @@ def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
 
     Examples of one number are translations of each other. Cut at multiples of 12: neighbours share a hypothesis (NLI,
     three of them) or a context (questions, four). `world:A-B:KIND` keeps of the NLI pairs those whose hypothesis is of
-    a kind: act, describe, locate or compare. Raises UserError for a source of another form, a range or a language that
+    a kind (`world.nli_kind`). Raises UserError for a source of another form, a range or a language that
     the sample has not, a task that it has no examples for.
     """
     kind = getattr(task, "__name__", "").rsplit(".", 1)[-1]
@@ -37,9 +37,9 @@ def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
         raise UserError(f"{field}: {source}: write world:A-B, with numbers up to {size()}")
     numbers = range(start, stop)
     if found and found[3]:
-        if kind != "nli" or found[3] not in (kinds := world.nli_kinds()):
-            raise UserError(f"{field}: {source}: only NLI has kinds: {', '.join(dict.fromkeys(world.nli_kinds()))}")
-        numbers = [number for number in numbers if kinds[number // 3 % len(kinds)] == found[3]]
+        if kind != "nli" or found[3] not in _NLI_KINDS:
+            raise UserError(f"{field}: {source}: only NLI has kinds: {', '.join(_NLI_KINDS)}")
+        numbers = [number for number in numbers if world.nli_kind(number) == found[3]]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "sample"
         path.write_text("".join(f"{line}\n" for line in lines(language, numbers)), encoding="utf-8")
@@ -87,6 +87,7 @@ def _qa(language: str, numbers: Iterable[int]) -> Iterable[str]:
 
 
 _TWO_SIDES = ("nli", "qa")
+_NLI_KINDS = ("act", "describe", "describe_not", "locate", "locate_not", "compare", "compare_not")
 _FILES: dict[str, tuple[Callable[[], int], Callable[[str, Iterable[int]], Iterable[str]]]] = {
     "nli": (world.nli_size, _nli),
     "qa": (world.question_size, _qa),

@@ -45,9 +45,29 @@ def test_parse_keeps_order_and_kinds(tmp_path):
     assert sources[1].paths == (tmp_path / "m.en", tmp_path / "m.zh_Hans")
 
 
+def test_text_of_one_language_is_read_as_neighbours(tmp_path):
+    write(tmp_path / "a.txt", "one\n\ntwo\n<range>\nthree four five six\n")
+    write(tmp_path / "b.txt", b"seven\n\xff\n\teight\x00\n")
+    spec = f"en={tmp_path}/a.txt|{tmp_path}/b.txt"
+    (source,) = parse_pairs(spec)
+    assert (source.languages, source.kind, len(source.paths)) == (("en",), "text", 2)
+    pairs, counts = read(spec, max_characters=10)
+    assert pairs == [("one", "two"), ("three four", "five six"), ("seven", "eight")]
+    assert counts.skipped == {"marker": 1, "not_utf8": 1} and +counts.noted == {"split_lines": 1}
+    assert counts.read == counts.kept + 2
+    pairs, counts = read(f"en={tmp_path}/a.txt")
+    assert pairs == [("one", "two"), ("three four five six",) * 2] and counts.noted["odd_line"] == 1
+    from ppa_jax.data import world
+
+    said = [world.sentence(i)["de"].text for i in range(5, 9)]
+    assert read("de=world:5-9")[0] == [(said[0], said[1]), (said[2], said[3])]
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("en=nowhere.txt", "no such file: nowhere.txt"),
+        ("en=hf:wikipedia", "text of one language is read from files"),
         ("en:de=a.tsv", "not of the form lang1-lang2=SOURCE"),
         ("en-de", "not of the form"),
         ("corpus.tsv", "not of the form"),

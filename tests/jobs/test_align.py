@@ -44,11 +44,12 @@ class Setting:
 @pytest.fixture(scope="module")
 def make(params, number_pairs, number_tokenizer):
     """Builds a run of the step in memory: devices x model axis, accumulation, method, rules."""
-    sources = [number_pairs(300, seed=0), number_pairs(80, seed=1)]
+    two = [number_pairs(300, seed=0), number_pairs(80, seed=1)]
 
     def build(
-        devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True
-    ):
+        devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True,
+        sources=two,
+    ):  # fmt: skip
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
         batches = PairBatches(
@@ -288,6 +289,25 @@ def test_batches_say_what_the_plan_says(make, number_pairs):
                 assert rows.ids[tlm].tolist() == [1, *first, 2, *second, 2]
                 assert rows.positions[tlm].tolist() == list(range(tlm.sum()))  # running on, not reset
     assert (batch.slots.rank >= 0).sum() == masking.masked_count(plan.lengths.sum(axis=1), 0.15).sum()
+
+
+def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_tokenizer):
+    """Its sentences are masked alone, pairs in one sequence, in the same batch; and the step takes it."""
+    pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
+    text.languages = ("en",)
+    setting = make(2, method=dataclasses.replace(METHOD, contrastive_weight=0.0), sources=[pairs, text])
+    batch, plan = setting.batches.make(3), setting.batches.plan.batch(3)
+    ids, segments = batch.rows.ids.reshape(-1), batch.rows.segments.reshape(-1)
+    assert 0 < plan.source.sum() < BATCH
+    for n in range(BATCH):
+        texts = (pairs, text)[plan.source[n]].texts[plan.index[n]]
+        first, second = ([int(w) for w in t.split()] for t in (texts[::-1] if plan.swap[n] else texts))
+        found = [ids[segments == BATCH + 2 * n + side + 1].tolist() for side in range(2)]
+        assert found == ([[1, *first, 2], [1, *second, 2]] if plan.source[n] else [[1, *first, 2, *second, 2], []])
+    counts = [masking.masked_count(x if plan.source[n] else x.sum(), 0.15).sum() for n, x in enumerate(plan.lengths)]
+    assert (batch.slots.rank >= 0).sum() == sum(counts)
+    state, metrics = setting.step(setting.state, meshes.put_batch(batch, setting.mesh))
+    assert np.isfinite(metrics["tlm"]) and state.step == 1
 
 
 def test_masked_lm_control_never_joins_a_pair(make):

@@ -115,6 +115,7 @@ BAD_FIELDS = [
     ({"data.pairs": "en-de=nowhere"}, "no such file: nowhere, nor nowhere.en"),
     ({"data.pairs": "en-de=a.txt|b.txt"}, "no such file: a.txt"),
     ({"data.pairs": "en-de=hf:"}, "write hf:NAME"),
+    ({"data.pairs": "en=world:0-9"}, "en=world:0-9: text of one language has no translations to contrast"),
 ]
 
 

@@ -33,6 +33,9 @@ def test_two_sides_and_kinds():
     for example in found:
         texts, label = world.nli(int(example.id))
         assert (example.premise, example.hypothesis, example.label) == (texts["de"][0], texts["en"][1], label)
+    kinds = [{world.nli_kind(3 * i + j) for j in range(3)} for i in range(200)]
+    assert all(len(found) == 1 for found in kinds), "three in a row share their hypothesis"
+    assert set.union(*kinds) == set(sample._NLI_KINDS)
     (example,) = sample.read(qa, "world:4-5", language="de/en", field="f")
     asked = world.question(4)
     assert (example.context, example.question) == (asked["de"].context, asked["en"].question)
@@ -47,7 +50,7 @@ def test_two_sides_and_kinds():
         (nli, "world:0-1", "fr", "has en, de, es, ru, zh, not fr"),
         (nli, "world", "en", "write world:A-B, with numbers up to"),
         (nli, "world:5-5", "en", "write world:A-B"),
-        (nli, "world:0-9:acts", "en", "only NLI has kinds: act, describe, locate"),
+        (nli, "world:0-9:acts", "en", "only NLI has kinds: act, describe, describe_not, locate"),
         (qa, "world:0-9:act", "en", "only NLI has kinds"),
         (tagging, "world:0-9", "de/en", "has en, de, es, ru, zh, not de/en"),
         (tagging, f"world:0-{world.size() + 1}", "en", f"with numbers up to {world.size()}"),

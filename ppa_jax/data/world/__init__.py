@@ -31,7 +31,7 @@ __all__ = [
     "dictionary",
     "meaning",
     "nli",
-    "nli_kinds",
+    "nli_kind",
     "nli_size",
     "pairs",
     "question",
@@ -111,9 +111,10 @@ def nli_size() -> int:
     return inference.SIZE
 
 
-def nli_kinds() -> list[str]:
-    """The kinds of NLI pairs, by what the hypothesis says: those of indices 0-2, 3-5, ..., and so on in turn."""
-    return [inference.pair(3 * slot)[1].pattern for slot in range(len(inference.FRAMES))]
+def nli_kind(index: int) -> str:
+    """What the hypothesis of an NLI pair says: act, describe, locate or compare, with "_not" where it is negated."""
+    hypothesis = inference.pair(index)[1]
+    return hypothesis.pattern + ("_not" if hypothesis.negated else "")
 
 
 def nli(index: int) -> tuple[dict[str, tuple[str, str]], str]:

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Zero-shot transfer before and after alignment: every task, three seeds, models side by side; and code-switching.
+#
+#   benchmarks/transfer.sh MODELS DATA WORKDIR [TASK...]
+#
+# MODELS is "before=DIR,after=DIR,...", DATA holds ud, wikiann, nli_train, xnli, tydiqa_goldp, xquad and mlqa in the forms of
+# docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching, all by default. The same command goes
+# on where it stopped. Recipes are XTREME's, but for fewer epochs: hours on two CPU cores as it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+MODELS=${1:?give NAME=DIR,...} D=${2:?give the directory of the data} W=${3:?give a workdir}
+TASKS=("${@:4}")
+[[ ${#TASKS[@]} -gt 0 ]] || TASKS=(pos ner parsing nli qa code_switching)
+PYTHON=${PYTHON:-python}
+
+run() { # name, configuration, settings...
+  $PYTHON -m ppa_jax.main --config="configs/$2.py" --workdir="$W/$1" --config.init="$MODELS" --config.seeds=0,1,2 \
+    --config.dtype=float32 --config.checkpoint.every=100 --config.test_batch_size=32 "${@:3}"
+}
+
+UD="$D/ud" WIKIANN="$D/wikiann" NLI="$D/nli_train"
+for task in "${TASKS[@]}"; do
+  case $task in
+    pos) run pos tagging --config.data.train="en=$UD/en_ewt-ud-train.conllu" --config.data.test="$UD/{lang}_pud-ud-test.conllu" \
+      --config.train.epochs=2 --config.train.learning_rate=5e-5 ;;
+    ner) run ner tagging --config.data.train="en=$WIKIANN/train-en.tsv" --config.data.test="$WIKIANN/dev-{lang}.tsv" \
+      --config.train.epochs=2 --config.train.learning_rate=5e-5 ;;
+    parsing) run parsing parsing --config.data.train="en=$UD/en_ewt-ud-train.conllu" \
+      --config.data.test="$UD/{lang}_pud-ud-test.conllu" --config.train.epochs=2 --config.train.learning_rate=1e-4 ;;
+    nli) run nli xnli --config.data.test="$D/xnli/dev.{lang}.tsv" --config.train.epochs=2 --config.train.warmup=0.1 \
+      --config.data.train="en=$NLI/taxinli10k.tsv|$NLI/cad_all_combined_train.tsv|$NLI/SICK.txt" ;;
+    qa)
+      MLQA=$(for lang in de en es zh; do printf ",%s-mlqa=%s" $lang "$D/mlqa/dev-context-$lang-question-$lang.json"; done)
+      run qa mlqa --config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" --config.train.epochs=2 \
+      --config.data.test="$D/xquad/xquad.{lang}.json$MLQA" \
+      --config.data.max_length=256 --config.train.learning_rate=1e-4 --config.train.batch_size=16 ;;
+    code_switching)
+      # XNLI's dev sets are translations of each other, three hypotheses a premise: split by premise.
+      mkdir -p "$W/xnli_split"
+      for file in "$D"/xnli/dev.??.tsv; do
+        name=$(basename "$file") # lines 1-1650 to train on, as many in every language; the rest to test
+        head -n 1650 "$file" > "$W/xnli_split/train.${name#dev.}"
+        tail -n +1651 "$file" > "$W/xnli_split/test.${name#dev.}"
+      done
+      for switch in "" uniform; do
+        run "translate_train${switch:+_code_switched}" xnli --config.data.code_switch="$switch" \
+          --config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv" \
+          --config.train.epochs=2 --config.train.warmup=0.1
+      done ;;
+    *) echo "unknown task: $task" >&2; exit 2 ;;
+  esac
+done
