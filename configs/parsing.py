@@ -21,8 +21,7 @@ def get_config(mode: str = "") -> Any:
     if mode == "demo":
         demo(c, ALIGN, test="world:30000-30500")
         c.data.update(train="en=world:20000-24000", max_length=64)
-        c.seeds = "0,1"
-        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+        c.train.update(epochs=2.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

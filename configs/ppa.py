@@ -67,6 +67,8 @@ def get_config(mode: str = "") -> Any:
             weight=1.0,  # 0: contrast alone
             mask_rate=0.15,
             joint=True,  # False: each sentence alone, which is plain masked LM on the same text (the control)
+            language_embeddings=False,  # XLM's form: the language as token type, positions begin again; not PPA's
+            dict_mlm="",  # input or label: DICT-MLM, by word_alignment.dictionaries (objectives/masking.py); not PPA's
         ),
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
@@ -94,6 +96,7 @@ def get_config(mode: str = "") -> Any:
         ),
         profile=False,  # trace steps 10 to 14 into workdir/profile
         model=dict(  # of a new model, when init is empty
+            tokenizer="",  # Hugging Face directory or name whose vocabulary to take; empty: one is trained
             vocab_size=4000,  # of a WordPiece vocabulary trained on the pairs' text
             hidden_size=256,
             num_layers=4,

@@ -20,6 +20,7 @@ from ppa_jax.training.memory import keep_freed_memory
 
 JOBS = {
     "align": "ppa_jax.jobs.align_run",
+    "pretrain": "ppa_jax.jobs.pretrain",
     "evaluate": "ppa_jax.jobs.evaluate",
     "finetune": "ppa_jax.jobs.finetune_run",
 }  # each module has run(config, workdir) -> exit status

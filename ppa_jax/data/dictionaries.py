@@ -153,12 +153,10 @@ class WordPairs(NamedTuple):
 def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> WordPairs:
     """All translations of the dictionaries; without those that are the same pieces, whose vectors cannot differ.
 
-    Words with a piece that the tokenizer does not know are left out. Raises UserError if nothing is left.
+    An entry that is a piece within words itself ("##ing") stands for that piece. Words with a piece that the tokenizer
+    does not know are left out. Raises UserError if nothing is left.
     """
-    given = [(word, other) for d in dictionaries for word, others in d.entries.items() for other in others]
-    words = list(dict.fromkeys(word for pair in given for word in pair))
-    encoded = dict(zip(words, map(tuple, tokenizer.encode(words)), strict=True))
-    known = {word: ids for word, ids in encoded.items() if ids and tokenizer.unk_id not in ids}
+    given, known = _encode(dictionaries, tokenizer)
     numbers: dict[tuple[int, ...], int] = {}
     pairs = []
     for word, other in given:
@@ -171,3 +169,34 @@ def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> Word
     for ids, number in numbers.items():
         pieces[number, : len(ids)] = ids
     return WordPairs(pieces, np.array(pairs, np.int32))
+
+
+def translations(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> np.ndarray:
+    """The translation of each piece that is a word of its own, [V] int32; -1 where there is none.
+
+    Both ways; the first of several counts. For DICT-MLM, which replaces single pieces. Raises UserError if no pair has
+    one piece on either side.
+    """
+    table = np.full(tokenizer.vocab_size, -1, np.int32)
+    given, known = _encode(dictionaries, tokenizer)
+    for pair in given:
+        ids = [known.get(word, ()) for word in pair]
+        if [len(x) for x in ids] == [1, 1] and ids[0] != ids[1]:
+            for (one,), (other,) in (ids, ids[::-1]):
+                table[one] = other if table[one] < 0 else table[one]
+    if (table < 0).all():
+        raise UserError("the dictionaries have no pair of words that are one piece each")
+    return table
+
+
+def _encode(
+    dictionaries: Sequence[Dictionary], tokenizer: Tokenizer
+) -> tuple[list[tuple[str, str]], dict[str, tuple[int, ...]]]:
+    """(all pairs, the pieces of every word that the tokenizer knows)."""
+    given = [(word, other) for d in dictionaries for word, others in d.entries.items() for other in others]
+    words = list(dict.fromkeys(word for pair in given for word in pair))
+    encoded = dict(zip(words, map(tuple, tokenizer.encode(words)), strict=True))
+    for word in words:
+        if word.startswith("##") and (piece := tokenizer.backend.token_to_id(word)) is not None:
+            encoded[word] = (piece,)
+    return given, {word: ids for word, ids in encoded.items() if ids and tokenizer.unk_id not in ids}

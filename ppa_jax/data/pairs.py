@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     hashes: Any  # [A, S, b] of each key's sentence
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
+    types: Any = None  # [A, S, R, W]: XLM's language of each token of `rows`
 
 
 class Block(NamedTuple):
@@ -72,6 +73,8 @@ class PairBatches:
       mask_rate: share of the tokens that are masked.
       shards, accumulate: S and A.
       own_shards: the shards of this process, all by default; only their texts are read.
+      languages: XLM's form of TLM: every token has its language (its place in this list) as token type, and positions
+        begin again in the second sentence of a pair. None: no languages, positions run on.
     """
 
     sources: list[Any]
@@ -86,6 +89,7 @@ class PairBatches:
     shards: int = 1
     accumulate: int = 1
     own_shards: range = range(0)
+    languages: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self.own_shards = self.own_shards or range(self.shards)
@@ -185,6 +189,8 @@ class PairBatches:
         segment = np.concatenate([numbers[: len(queries)], B + tlm_numbers])
         starts = np.concatenate([block.query, block.tlm])
         batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query_rows, W, pad), *[None] * 6)
+        if self.languages is not None:
+            batch = self._with_languages(batch, block.tlm, tlm, middle, self._sides_of(plan, numbers).reshape(-1))
         if self.contrast:
             keys = [[cls, *b, sep] for _, b in sides]
             batch = batch._replace(
@@ -202,6 +208,30 @@ class PairBatches:
                 slots=Slots(*_int32(sequence, rank)),
             )
         return batch
+
+    def _sides_of(self, plan: BatchPlan, numbers: np.ndarray) -> np.ndarray:
+        """[b, 2]: the numbers of the languages of the first and second sentence of each pair."""
+        assert self.languages is not None
+        table = [[self.languages.index(source.languages[i]) for i in (0, -1)] for source in self.sources]
+        sides = np.array(table)[plan.source[numbers]]
+        return np.where(plan.swap[numbers][:, None], sides[:, ::-1], sides)
+
+    def _with_languages(
+        self, batch: Batch, starts: np.ndarray, tlm: list[list[int]], middle: np.ndarray, languages: np.ndarray
+    ) -> Batch:
+        """Writes token types, and positions anew, for sequences whose sides are `languages` [2 b]."""
+        types, positions = np.zeros(batch.rows.ids.size, np.int32), batch.rows.positions.reshape(-1).copy()
+        n = self._sequences
+        for i, (start, tokens, inner) in enumerate(zip(starts, tlm, middle, strict=True)):
+            first = languages[2 * i] if n == 1 else languages[i]
+            types[start : start + len(tokens)] = first
+            if inner:  # a pair: the inner [SEP] still belongs to the first sentence
+                pair = 2 * i if n == 1 else i
+                second = slice(start + inner + 1, start + len(tokens))
+                types[second] = languages[pair + 1]
+                positions[second] = np.arange(len(tokens) - inner - 1)
+        shape = batch.rows.ids.shape
+        return batch._replace(rows=batch.rows._replace(positions=positions.reshape(shape)), types=types.reshape(shape))
 
     def iterate(self, start: int, stop: int, *, workers: int = 0, prefetch: int = 4) -> Iterator[Batch]:
         """Batches of steps start..stop-1, in order, made ahead by threads (or `workers` processes) of grain."""

@@ -54,6 +54,7 @@ class Method:
     in_batch: bool = False  # the other keys of the batch are negatives, too
     key_dropout: bool = True  # MoCo keeps the key encoder in training mode
     max_tlm_length: int = 131  # of a TLM sequence
+    dict_mlm: str = ""  # DICT-MLM with a dictionary: "input" or "label" (see masking.py)
     mask_id: int = 103
     dtype: Any = jnp.float32  # of the matmuls
 
@@ -111,19 +112,23 @@ def make_step(
     mesh: Mesh,
     shardings: State,
     words: WordPairs | None = None,
+    translations: Any = None,
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The jitted step: (state, batch) -> (state, metrics). The state is donated; `words` are the dictionary."""
+    """The jitted step: (state, batch) -> (state, metrics). The state is donated.
+
+    `words` are the dictionary of the word alignment, `translations` [V] that of DICT-MLM.
+    """
     encoder, mlm_head = Encoder(config, method.dtype), MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
-    def encode(params, rows, seed, **options):
+    def encode(params, rows, seed, types=None, **options):
         """Hidden states of all layers, each [S, R*W, D]; the shards lie side by side in one pass."""
         S, R, W = rows.ids.shape
-        ids, positions, segments = (x.reshape(S * R, W) for x in rows)
+        ids, positions, segments, types = (None if x is None else x.reshape(S * R, W) for x in (*rows, types))
         seed = seed if dropout else None
         states: Any = encoder.apply(
-            {"params": params}, ids, positions, segments, dropout_seed=seed, all_hidden=True, **options
+            {"params": params}, ids, positions, segments, types, dropout_seed=seed, all_hidden=True, **options
         )
         return [x.reshape(S, R * W, -1) for x in states]
 
@@ -154,11 +159,13 @@ def make_step(
                     longest=method.max_tlm_length,
                     mask_id=method.mask_id,
                     vocab_size=config.vocab_size,
+                    translations=jnp.asarray(translations) if method.dict_mlm else None,
+                    form=method.dict_mlm,
                 )
             )  # over shards
             masked = draw(rows.ids.reshape(rows.ids.shape[0], -1), batch.sequences, batch.slots)
             rows = rows._replace(ids=masked.ids.reshape(rows.ids.shape))
-        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed))
+        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), types=batch.types)
         loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]

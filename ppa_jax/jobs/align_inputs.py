@@ -20,7 +20,15 @@ from jax.sharding import Mesh
 
 from ppa_jax.config import Config, fields, one_of, require
 from ppa_jax.data import corpora, sources, world
-from ppa_jax.data.dictionaries import ENGLISH, Dictionary, WordPairs, from_pairs, read_dictionaries, word_pairs
+from ppa_jax.data.dictionaries import (
+    ENGLISH,
+    Dictionary,
+    WordPairs,
+    from_pairs,
+    read_dictionaries,
+    translations,
+    word_pairs,
+)
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
@@ -53,9 +61,11 @@ def validate(config: Config) -> None:
         require(config, name, not_negative, "0 or more")
     for name in ("word_alignment.weight", "word_alignment.max_words"):
         require(config, name, not_negative, "0 or more")
-    if config.word_alignment.weight and not config.word_alignment.dictionaries:
+    one_of(config, "tlm.dict_mlm", ("", "input", "label"))
+    if (config.word_alignment.weight or config.tlm.dict_mlm) and not config.word_alignment.dictionaries:
         raise UserError(
-            "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, or weight 0"
+            "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
+            "or word_alignment.weight=0 and no tlm.dict_mlm"
         )
     for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample", "pretrain.steps"):
         require(config, name, not_negative, "0 or more")
@@ -107,12 +117,17 @@ class Run:
     method: align.Method
     steps: int
     test_sets: retrieval.Sets
-    dictionaries: list[Dictionary]  # for word alignment; empty without it
+    dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
 
     @functools.cached_property
     def words(self) -> WordPairs | None:
-        """The dictionaries as word pieces."""
-        return word_pairs(self.dictionaries, self.tokenizer) if self.dictionaries else None
+        """The dictionaries as word pieces, for word alignment."""
+        return word_pairs(self.dictionaries, self.tokenizer) if self.method.word_alignment_weight else None
+
+    @functools.cached_property
+    def translations(self) -> np.ndarray | None:
+        """The translation of every piece, for DICT-MLM."""
+        return translations(self.dictionaries, self.tokenizer) if self.method.dict_mlm else None
 
     @functools.cached_property
     def schedule(self) -> Any:
@@ -189,9 +204,9 @@ def read_test_sets(config: Config) -> retrieval.Sets:
 
 
 def read_word_alignment(config: Config) -> list[Dictionary]:
-    """The dictionaries of word_alignment, none at weight 0. Raises UserError as `read_dictionaries` does."""
+    """The dictionaries, none where nothing asks for them. Raises UserError as `read_dictionaries` does."""
     given = config.word_alignment
-    if not given.weight:
+    if not given.weight and not config.tlm.dict_mlm:
         return []
     if given.dictionaries == "world":
         others = [language for language in world.LANGUAGES if language != ENGLISH]
@@ -251,6 +266,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         shards=devices.shape["data"],
         accumulate=config.train.accumulate,
         own_shards=mesh.own_shards(devices),
+        languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
     if jax.process_index() == 0:
         base = workdir / "base"
@@ -259,8 +275,24 @@ def open_run(config: Config, workdir: Path) -> Run:
             base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
         )
     run = Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets, dictionaries)
-    assert run.words is None or len(run.words.pairs)  # what it raises shows here
+    _ = run.words, run.translations  # what they raise shows here
     return run
+
+
+def languages_of(config: Config) -> tuple[str, ...]:
+    """The languages of data.pairs, as they are first named."""
+    return tuple(dict.fromkeys(x for source in sources.parse_pairs(config.data.pairs) for x in source.languages))
+
+
+def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
+    """The languages, each of which has a token type of the model. Raises UserError for more than the model has."""
+    languages = languages_of(config)
+    if len(languages) > encoder.type_vocab_size:
+        raise UserError(
+            f"config.tlm.language_embeddings: {len(languages)} languages ({', '.join(languages)}), and the model has "
+            f"{encoder.type_vocab_size} token types; take a new model, or leave it off"
+        )
+    return languages
 
 
 def longest_sequence(config: Config) -> int:
@@ -284,6 +316,7 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         tlm_weight=config.tlm.weight,
         contrastive_weight=settings.weight,
         word_alignment_weight=config.word_alignment.weight,
+        dict_mlm=config.tlm.dict_mlm,
         queue_size=settings.queue_size,
         momentum=settings.momentum,
         temperature=settings.temperature,

@@ -101,7 +101,7 @@ def train(run: align_inputs.Run) -> None:
     writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
-            step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words),
+            step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations),
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
             put=lambda batch: mesh.put_batch(batch, run.mesh),
             count=count_tokens,

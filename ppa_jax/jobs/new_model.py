@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from absl import logging
 
 from ppa_jax.config import Config, require
 from ppa_jax.data import prepare, sources
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
 from ppa_jax.interop.config_json import config_to_hf
@@ -43,7 +45,7 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
         first = copy.deepcopy(config)
         first.init = str(random)
         first.contrastive.weight, first.tlm.weight, first.tlm.joint = 0.0, 1.0, False
-        first.word_alignment.weight = 0.0
+        first.word_alignment.weight, first.tlm.dict_mlm, first.tlm.language_embeddings = 0.0, "", False
         first.train.update(steps=config.pretrain.steps, epochs=0.0, batch_size=config.pretrain.batch_size)
         first.train.learning_rate = config.pretrain.learning_rate
         first.eval.update(tatoeba="", sample=0)
@@ -68,19 +70,24 @@ def validate(config: Config) -> None:
 
 def encoder_config(config: Config, vocab_size: int) -> EncoderConfig:
     """The sizes of the new model."""
+    languages = {language for source in sources.parse_pairs(config.data.pairs) for language in source.languages}
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
         num_heads=config.model.num_heads,
         intermediate_size=4 * config.model.hidden_size,
+        type_vocab_size=max(2, len(languages)) if config.tlm.language_embeddings else 2,
     )
 
 
 def write_random(config: Config, directory: Path) -> None:
     """Writes an untrained model with its tokenizer, in the Hugging Face format."""
     directory.mkdir(parents=True, exist_ok=True)
-    vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
+    if config.model.tokenizer:
+        vocab_size = copy_tokenizer(config.model.tokenizer, directory)
+    else:
+        vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
     sizes = encoder_config(config, vocab_size)
     encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
     token = jnp.zeros((1, 1), jnp.int32)
@@ -102,6 +109,14 @@ def sentences(config: Config) -> Iterator[str]:
         prepared = prepare.prepare(source, cleaning, cache.expanduser())
         texts = (text for block in prepared.blocks() for pair in prepare.decode(block) for text in pair)
         yield from itertools.islice(texts, VOCABULARY_SENTENCES // len(given))
+
+
+def copy_tokenizer(given: str, directory: Path) -> int:
+    """Copies the tokenizer files of a Hugging Face directory or name; returns the size of its vocabulary."""
+    tokenizer = load_tokenizer(given)
+    for file in tokenizer.files:
+        shutil.copy(file, directory / file.name)
+    return tokenizer.vocab_size
 
 
 def train_vocabulary(texts: Iterator[str], vocab_size: int, directory: Path) -> int:

@@ -5,7 +5,11 @@ the whole vocabulary, 10% stay. The count is known from the lengths alone, so th
 shapes; which tokens fill them is drawn here, on the device, from a key folded with the sequence's number in the global
 batch: the same on any number of devices and for any packing.
 
-Axes: T sequences, X longest sequence, M slots of masked positions, N tokens of all rows.
+With a table of translations it is DICT-MLM: half of the masked tokens that have a translation are not masked in the
+usual way. In the form of ALIGN-MLM's authors ("input") their translation stands in their place, and the token itself is
+predicted; in the published form ("label"; Chaudhary et al. 2020, arXiv 2010.12566) the translation is predicted.
+
+Axes: T sequences, X longest sequence, M slots of masked positions, N tokens of all rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ class Masked(NamedTuple):
 
     ids: Int[Array, "N"]  # the corrupted tokens
     at: Int[Array, "M"]  # flat position of each slot; N for an unused slot
-    labels: Int[Array, "M"]  # the original token
+    labels: Int[Array, "M"]  # the original token; in one form of DICT-MLM a translation
     weights: Float[Array, "M"]  # 1 for a used slot, 0 otherwise
 
 
@@ -57,8 +61,22 @@ def mask_tokens(
     longest: int,
     mask_id: int,
     vocab_size: int,
+    translations: Int[Array, "V"] | None = None,
+    form: str = "input",
 ) -> Masked:
-    """Draws the masked tokens of every sequence and corrupts them. `longest` is the static bound X on lengths."""
+    """Draws the masked tokens of every sequence and corrupts them.
+
+    Args:
+      key: of the step.
+      ids: tokens of all rows.
+      sequences: where they lie.
+      slots: how many of each are masked.
+      longest: the static bound X on lengths.
+      mask_id: of [MASK].
+      vocab_size: random pieces are below it.
+      translations: of each piece, -1 where there is none: DICT-MLM. None: masked LM.
+      form: of DICT-MLM, "input" or "label".
+    """
 
     ids, sequences, slots = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), (ids, sequences, slots))
 
@@ -81,6 +99,14 @@ def mask_tokens(
     labels = ids.at[at].get(mode="fill", fill_value=0)
     action = action_TxX[slots.sequence, place]
     replaced = jnp.where(action < 0.8, mask_id, jnp.where(action < 0.9, random_TxX[slots.sequence, place], labels))
+    if translations is not None:
+        coin_TxX = jax.vmap(
+            lambda number: jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, number), 3), 0.5, (longest,))
+        )(sequences.number)
+        translation = translations[labels]
+        chosen = coin_TxX[slots.sequence, place] & (translation >= 0) & used
+        replaced = jnp.where(chosen, translation, replaced) if form == "input" else replaced
+        labels = jnp.where(chosen, translation, labels) if form == "label" else labels
     return Masked(
         ids=ids.at[at].set(replaced, mode="drop"),
         at=at,

@@ -222,7 +222,12 @@ def count_parameters(tree: Any) -> int:
 
 
 def initialize_hosts() -> None:
-    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who."""
+    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who.
+
+    Once: a job that is part of another finds them connected.
+    """
+    if jax.distributed.is_initialized():
+        return
     try:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from ppa_jax.data.dictionaries import Dictionary, read_dictionaries, word_pairs
+from ppa_jax.data.dictionaries import Dictionary, read_dictionaries, translations, word_pairs
 from ppa_jax.errors import UserError
 
 
@@ -82,3 +82,15 @@ def test_words_as_pieces():
     assert found == [((3, 1, 2), (1, 2)), ((1,), (2,)), ((3, 1, 2), (2,))], "neither unknown pieces nor equal words"
     with pytest.raises(UserError, match="no pair whose words differ"):
         word_pairs([Dictionary("en", "de", {"a": ["a"], "z": ["b"]})], Letters())  # pyright: ignore
+
+
+def test_translations_of_single_pieces_go_both_ways():
+    class Pieces(Letters):
+        vocab_size = 30
+        backend = type("Backend", (), {"token_to_id": lambda self, word: 29 if word == "##q" else None})()
+
+    german = Dictionary("en", "de", {"a": ["b", "c"], "ab": ["d"], "e": ["e"], "z": ["f"], "##q": ["g"], "##r": ["h"]})
+    table = translations([german], Pieces())  # pyright: ignore
+    assert {i: int(x) for i, x in enumerate(table) if x >= 0} == {1: 2, 2: 1, 3: 1, 29: 7, 7: 29}
+    with pytest.raises(UserError, match="no pair of words that are one piece each"):
+        translations([Dictionary("en", "de", {"ab": ["d"]})], Pieces())  # pyright: ignore

@@ -48,7 +48,7 @@ def make(params, number_pairs, number_tokenizer):
 
     def build(
         devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True,
-        sources=two,
+        sources=two, languages=None,
     ):  # fmt: skip
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
@@ -58,6 +58,7 @@ def make(params, number_pairs, number_tokenizer):
             number_tokenizer,
             max_length=16,
             row_length=32,
+            languages=languages,
             mask_rate=0.15,
             joint=joint,
             contrast=method.contrastive_weight > 0,
@@ -308,6 +309,30 @@ def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_to
     assert (batch.slots.rank >= 0).sum() == sum(counts)
     state, metrics = setting.step(setting.state, meshes.put_batch(batch, setting.mesh))
     assert np.isfinite(metrics["tlm"]) and state.step == 1
+
+
+def test_xlm_tells_the_language_and_counts_positions_anew(make, number_pairs):
+    """In the second sentence of a pair; text of one language is of that language alone."""
+    pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
+    text.languages = ("b",)
+    method = dataclasses.replace(METHOD, contrastive_weight=0.0)
+    for sources in ([pairs, text], [pairs]):
+        setting = make(2, method=method, sources=sources, languages=("a", "b"))
+        batch, plan = setting.batches.make(3), setting.batches.plan.batch(3)
+        rows = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
+        types, n = batch.types.reshape(-1), len(sources)
+        for i in range(BATCH):
+            here = rows.segments == BATCH + n * i + 1
+            first, second = plan.lengths[i]
+            a = int(plan.swap[i]) if plan.source[i] == 0 else 1
+            if plan.source[i] == 0:
+                assert types[here].tolist() == [a] * (first + 2) + [1 - a] * (second + 1)
+                assert rows.positions[here].tolist() == [*range(first + 2), *range(second + 1)]
+            else:
+                assert types[here].tolist() == [1] * (first + 2)
+                assert rows.positions[here].tolist() == list(range(first + 2))
+        _, metrics = setting.step(setting.state, meshes.put_batch(batch, setting.mesh))
+        assert np.isfinite(metrics["tlm"])
 
 
 def test_masked_lm_control_never_joins_a_pair(make):

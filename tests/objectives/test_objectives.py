@@ -27,6 +27,35 @@ def sequences_and_slots(lengths, middles, rate):
     return masking.Sequences(np.arange(len(lengths)) + 10, starts, lengths, middles), slots, counts
 
 
+def test_dict_mlm_shows_or_asks_for_the_translation():
+    """Of the masked tokens with a translation about half; all others as in masked LM, by the same draws."""
+    lengths, V = [60] * 20, 100
+    sequences, slots, _ = sequences_and_slots(lengths, [0] * 20, 0.3)
+    ids = np.random.default_rng(0).integers(5, V, sum(lengths))
+    table = np.full(V, -1)
+    table[5:60] = np.arange(5, 60) + V
+
+    def mask(**options):
+        found = masking.mask_tokens(
+            jax.random.key(1), ids, sequences, slots, longest=64, mask_id=4, vocab_size=V, **options
+        )
+        return jax.tree.map(np.asarray, found)
+
+    plain, shown, asked = mask(), mask(translations=table, form="input"), mask(translations=table, form="label")
+    used = plain.weights == 1
+    at, original = plain.at[used], plain.labels[used]
+    assert (shown.labels == plain.labels).all() and (asked.ids == plain.ids).all()
+    by_input, by_label = shown.ids[at] != plain.ids[at], asked.labels[used] != original
+    assert (by_input == by_label).all(), "the same tokens, whatever the form"
+    assert (shown.ids[at][by_input] == table[original][by_input]).all()
+    assert (asked.labels[used][by_label] == table[original][by_label]).all()
+    assert not by_label[table[original] < 0].any()
+    assert 0.35 < by_label[table[original] >= 0].mean() < 0.65
+    elsewhere = np.ones(len(ids), bool)
+    elsewhere[at] = False
+    assert (shown.ids[elsewhere] == ids[elsewhere]).all()
+
+
 def test_masks_exactly_the_rounded_share_of_each_sequence_and_never_special_tokens():
     lengths, middles = [30, 7, 50, 4], [11, 3, 0, 2]
     sequences, slots, counts = sequences_and_slots(lengths, middles, 0.15)

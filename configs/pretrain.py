@@ -1,0 +1,33 @@
+"""Pretraining with alignment objectives: mlm, xlm, dict_mlm, align_mlm (Tang et al. 2022, arXiv 2211.08547).
+
+    python -m ppa_jax.main --config=configs/pretrain.py --workdir=runs/p --config.objective=align_mlm \\
+        --config.data.pairs=en=english.txt,de=german.txt --config.word_alignment.dictionaries=en-de.tsv
+
+From nothing, with a vocabulary that is trained on the text or given, or on from a checkpoint (`init`). The settings are
+those of configs/ppa.py, where their comments are; below is what differs. The sizes are ALIGN-MLM's, by its code: 8
+layers of 512, 500,000 steps of 128 at 1e-4 with 10,000 of warm-up, word alignment x 10.
+Expect the model in runs/p/export, in the Hugging Face format, and the losses in runs/p/report.md.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ppa_jax.config import load
+
+
+def get_config(mode: str = "") -> Any:
+    """The recipe; there is no mode."""
+    if mode:
+        raise ValueError(f"unknown mode {mode!r}; there is none")
+    c = load(str(Path(__file__).with_name("ppa.py")))
+    c.job = "pretrain"
+    c.objective = "mlm"  # or xlm, dict_mlm, align_mlm (jobs/pretrain.py says what they are)
+    c.dict_mlm_form = "input"  # of dict_mlm: input (ALIGN-MLM's authors) or label (the published DICT-MLM)
+    # Text as en=FILE or en=FILE|FILE, one text a line, longer ones split; translations as in configs/ppa.py.
+    c.data.update(max_length=128, max_characters=500, min_pieces=1, max_pair_pieces=256)
+    c.model.update(vocab_size=40_000, hidden_size=512, num_layers=8, num_heads=8)
+    c.train.update(steps=500_000, epochs=0.0, batch_size=128, learning_rate=1e-4, warmup=10_000.0)
+    c.contrastive.weight = 0.0
+    c.word_alignment.update(weight=10.0, max_words=0)  # for align_mlm alone
+    c.checkpoint.every = 5_000
+    return c

@@ -1,0 +1,66 @@
+"""Pretraining by masked LM and its relatives, from nothing or from a checkpoint: mlm, xlm, dict_mlm, align_mlm.
+
+The job is the alignment's (align.py, align_run.py) without contrast: an objective is a choice of its settings. The four
+are those that ALIGN-MLM (Tang et al. 2022) compares, on text of each language (`en=FILE`) and, for xlm, on translations
+(`en-xx=...`):
+
+- `mlm`: masked LM, each line of text a sequence of its own. Translations count as lines of text.
+- `xlm`: masked LM on text, TLM on translations: both sentences in one sequence, the language of every token as an
+  embedding, positions that begin again in the second.
+- `dict_mlm`: mlm, in which half of the masked words with a translation meet it: as input (the form of ALIGN-MLM's
+  authors) or as what is predicted (the published form).
+- `align_mlm`: mlm, and the embeddings of words that translate each other are drawn together.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import jax
+from absl import logging
+
+from ppa_jax.config import Config, one_of
+from ppa_jax.data import sources
+from ppa_jax.errors import UserError
+from ppa_jax.jobs import align_inputs, align_run, new_model
+from ppa_jax.training import loop
+
+OBJECTIVES = ("mlm", "xlm", "dict_mlm", "align_mlm")
+
+
+def run(config: Config, workdir: str) -> int:
+    """Runs the job; returns the exit status."""
+    config = by_objective(config)
+    if config.init:
+        return align_run.run(config, workdir)
+    config.init = str(Path(workdir) / "random")
+    align_inputs.validate(config)
+    new_model.validate(config)
+    if config.mesh.distributed:
+        loop.initialize_hosts()
+    random = Path(config.init)
+    if jax.process_index() == 0 and not (random / "config.json").exists():  # written last
+        logging.info("a new model with random weights")
+        new_model.write_random(config, random)
+    loop.wait_for_hosts("a new model")
+    return align_run.run(config, workdir)
+
+
+def by_objective(config: Config) -> Config:
+    """The settings of the alignment's job that the objective stands for. Raises UserError for what it lacks."""
+    one_of(config, "objective", OBJECTIVES)
+    one_of(config, "dict_mlm_form", ("input", "label"))
+    config = copy.deepcopy(config)
+    objective = config.objective
+    config.contrastive.weight, config.tlm.weight = 0.0, 1.0
+    config.tlm.joint = config.tlm.language_embeddings = objective == "xlm"
+    config.tlm.dict_mlm = config.dict_mlm_form if objective == "dict_mlm" else ""
+    if objective != "align_mlm":
+        config.word_alignment.weight = 0.0
+    elif not config.word_alignment.weight:
+        raise UserError("config.word_alignment.weight=0: align_mlm is masked LM then; the paper's weight is 10")
+    pairs = sources.parse_pairs(config.data.pairs)
+    if objective == "xlm" and all(len(source.languages) == 1 for source in pairs):
+        raise UserError("config.data.pairs: xlm needs translations, as en-xx=SOURCE, beside the text of each language")
+    return config

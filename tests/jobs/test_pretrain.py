@@ -1,0 +1,69 @@
+"""Pretraining: every objective from nothing to an export, on from a checkpoint, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppa_jax.interop import huggingface
+from ppa_jax.main import main
+from ppa_jax.training.metrics import read_metrics
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/pretrain.py"
+TEXT = "en=world:0-400,de=world:400-800"
+
+pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
+
+
+def arguments(workdir, shelf, **fields):
+    given = {
+        "dtype": "float32", "data.pairs": TEXT, "data.cache": shelf / "corpora", "data.max_length": 32,
+        "data.max_pair_pieces": 60, "word_alignment.dictionaries": "world", "train.steps": 3, "train.batch_size": 8,
+        "train.warmup": 0.1, "train.learning_rate": 1e-3, "checkpoint.every": 2, "model.tokenizer": shelf / "model",
+        "model.hidden_size": 32, "model.num_layers": 1, "model.num_heads": 2,
+    } | fields  # fmt: skip
+    return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+
+
+@pytest.mark.parametrize("objective", ["mlm", "xlm", "dict_mlm", "align_mlm"])
+def test_every_objective_from_nothing_to_an_export(shelf, tmp_path, objective):
+    pairs = TEXT + (",en-de=world:800-1200,en-ru=world:0-400" if objective == "xlm" else "")
+    assert main(arguments(tmp_path, shelf, objective=objective, **{"data.pairs": pairs})) == 0
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records] == [0, 1, 2]
+    aligned = [10 * r["word_alignment"] for r in records] if objective == "align_mlm" else 0
+    np.testing.assert_allclose([r["loss"] for r in records], np.array([r["tlm"] for r in records]) - aligned, rtol=1e-5)
+    assert all(r["contrastive"] is None or np.isnan(r["contrastive"]) for r in records)
+    exported = huggingface.read(tmp_path / "export")
+    assert exported.config.type_vocab_size == (3 if objective == "xlm" else 2)
+    start = huggingface.read(tmp_path / "random")
+    types, before = (x.params["encoder"]["embeddings"]["token_type_embeddings"]["embedding"] for x in (exported, start))
+    moved = np.abs(np.asarray(types) - np.asarray(before)).max(1) > 1e-4  # by more than weight decay
+    assert moved.tolist() == [True] * 3 if objective == "xlm" else [True, False]
+    assert not (tmp_path / "export/modules.json").exists(), "no sentence vectors were trained"
+
+
+def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path):
+    assert main(arguments(tmp_path / "a", shelf, **{"model.tokenizer": "", "model.vocab_size": 300})) == 0
+    sizes = json.loads((tmp_path / "a/export/config.json").read_text())
+    assert sizes["vocab_size"] <= 300
+    assert main(arguments(tmp_path / "b", shelf, init=tmp_path / "a/export", objective="align_mlm")) == 0
+    assert read_metrics(tmp_path / "b")[0]["tlm"] < read_metrics(tmp_path / "a")[0]["tlm"] + 0.5
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"objective": "bert"}, "config.objective=bert: must be one of mlm, xlm, dict_mlm, align_mlm"),
+        ({"objective": "xlm"}, "config.data.pairs: xlm needs translations"),
+        ({"objective": "align_mlm", "word_alignment.weight": 0}, "align_mlm is masked LM then"),
+        ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "config.word_alignment.dictionaries is empty"),
+        ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),
+        ({"model.hidden_size": 33}, "config.model.hidden_size=33: must divide"),
+        ({"model.tokenizer": "/none"}, "/none: no such directory"),
+    ],
+)
+def test_mistakes(shelf, tmp_path, error_line, fields, said):
+    assert main(arguments(tmp_path, shelf, **fields)) == 2
+    assert said in error_line()
