@@ -24,7 +24,7 @@ def get_config(mode: str = "") -> Any:
         # The words of questions do not stand in the text that is aligned, so these are in English everywhere.
         demo(c, ALIGN, test="world:30000-30600", second="en")
         c.data.update(train="en=world:0-12000", max_length=64)
-        c.train.update(steps=500, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+        c.train.update(steps=450, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c

@@ -73,7 +73,7 @@ def get_config(mode: str = "") -> Any:
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
             dictionaries="",  # directory with en-xx.tsv (MUSE), files with commas between, or world: the sample's
-            max_words=5000,  # English words from the top of each; 0: all. MUSE's test words are those from 5,000 on
+            max_words=5000,  # English words from the top of each; 0: all. Lexicon induction tests later ones
         ),
         mesh=dict(
             data=-1,  # devices that split the batch; -1: all
@@ -124,7 +124,7 @@ def get_config(mode: str = "") -> Any:
         if mode == "demo_words":
             # For the demos of fine-tuning, where single words have to mean the same: they are whole pieces, the
             # contrast is below the last block, and the sample's dictionary helps (docs/results/demo.md).
-            c.model.vocab_size, c.train.steps, c.contrastive.layer = 4000, 250, 1
+            c.model.vocab_size, c.train.steps, c.contrastive.layer = 4000, 350, 1
             c.word_alignment.update(weight=10.0, dictionaries="world")
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there are: demo, demo_words")

@@ -28,6 +28,6 @@ def get_config(mode: str = "") -> Any:
     c.model.update(vocab_size=40_000, hidden_size=512, num_layers=8, num_heads=8)
     c.train.update(steps=500_000, epochs=0.0, batch_size=128, learning_rate=1e-4, warmup=10_000.0)
     c.contrastive.weight = 0.0
-    c.word_alignment.update(weight=10.0, max_words=0)  # for align_mlm alone
+    c.word_alignment.weight = 10.0  # for align_mlm alone
     c.checkpoint.every = 5_000
     return c

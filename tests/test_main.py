@@ -24,7 +24,7 @@ BAD_ARGUMENTS = [
     (["--confg=configs/ppa.py"], "--confg=configs/ppa.py: unknown; there are"),
     (["--workdir="], "--workdir=: unknown"),
     (["--config=configs/none.py", "--workdir=w"], "no such file: configs/none.py"),
-    (["--config=configs/ppa.py:fast", "--workdir=w"], "unknown mode 'fast'; there is: demo"),
+    (["--config=configs/ppa.py:fast", "--workdir=w"], "unknown mode 'fast'; there are: demo, demo_words"),
     (["--config=README.txt", "--workdir=w"], "README.txt is not a Python file"),
     (["--config=broken.py", "--workdir=w"], r"broken.py cannot be read \(SyntaxError"),
     (["--config=other.py", "--workdir=w"], "other.py has no get_config"),

@@ -1,10 +1,11 @@
 """Bilingual dictionaries in the form of MUSE: read, and cut into word pieces.
 
-Axes: U distinct words, P pieces of the longest, N pairs.
+Axes: U distinct words, F pieces of all of them, N pairs, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ class Dictionary(NamedTuple):
     source: str  # language
     target: str
     entries: dict[str, list[str]]  # source word -> its distinct targets, both in order of first appearance
+    tests: tuple[str, ...] | None = None  # the test words where they are not cut by rank: of a dictionary turned around
 
     def candidates(self) -> list[str]:
         """The distinct targets in order of first appearance."""
@@ -38,16 +40,25 @@ class Dictionary(NamedTuple):
     def test_words(self) -> list[str]:
         """The queries: words 5,000 to 6,500, or the last 1,500 of fewer."""
         words = list(self.entries)
+        if self.tests is not None:
+            return list(self.tests)
         begin = max(0, min(TEST[0], len(words) - (TEST[1] - TEST[0])))
         return words[begin : begin + TEST[1] - TEST[0]]
 
     def reversed(self) -> Dictionary:
-        """From the target language to the source language."""
+        """From the target language to the source language.
+
+        Its test words are the targets of this one's that translate no earlier word: who trains on the first 5,000 words
+        has then seen no pair of either test.
+        """
         entries: dict[str, list[str]] = {target: [] for target in self.candidates()}
         for word, targets in self.entries.items():
             for target in targets:
                 entries[target].append(word)
-        return Dictionary(self.target, self.source, entries)
+        words = self.test_words()
+        earlier = set(itertools.chain(*(self.entries[x] for x in itertools.takewhile(words[0].__ne__, self.entries))))
+        targets = dict.fromkeys(itertools.chain(*(self.entries[word] for word in words)))
+        return Dictionary(self.target, self.source, entries, tuple(word for word in targets if word not in earlier))
 
 
 def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Dictionary:
@@ -146,7 +157,8 @@ def write_dictionary(path: Path, dictionary: Dictionary) -> None:
 class WordPairs(NamedTuple):
     """Words that translate each other, as word pieces."""
 
-    pieces: Any  # [U, P] int32, -1 behind a word's last piece
+    pieces: Any  # [F] int32, of one word after the other
+    lengths: Any  # [U] int32, how many pieces each word has
     pairs: Any  # [N, 2] int32, two words
 
 
@@ -165,10 +177,8 @@ def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> Word
     logging.info("dictionaries: %d pairs, %d of them of different pieces", len(given), len(pairs))
     if not pairs:
         raise UserError("the dictionaries have no pair whose words differ in pieces that the tokenizer knows")
-    pieces = np.full((len(numbers), max(map(len, numbers))), -1, np.int32)
-    for ids, number in numbers.items():
-        pieces[number, : len(ids)] = ids
-    return WordPairs(pieces, np.array(pairs, np.int32))
+    pieces, lengths = np.concatenate(list(numbers)), [len(ids) for ids in numbers]
+    return WordPairs(pieces.astype(np.int32), np.array(lengths, np.int32), np.array(pairs, np.int32))
 
 
 def translations(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> np.ndarray:

@@ -9,8 +9,9 @@ The protocol, which every number depends on:
   words gives its last 1,500, or all it has.
 - Candidates: all distinct target words of the file. (MUSE takes the 200,000 most frequent words of monolingual
   embeddings; an encoder comes without such a list.) All distinct source words are the neighbours in CSLS.
-- A hit is any of the word's targets. The other direction turns the same file around, its words again in order of
-  first appearance, that is by the frequency of their first English word, unless a file of that direction is given.
+- A hit is any of the word's targets. The other direction turns the same file around, unless a file of that direction is
+  given: its queries are the targets of the test words that translate no earlier word, so that who trains on the first
+  5,000 words has seen none of them.
 - Words stay as they are given: MUSE's are in lower case, which a cased model may see less of.
 - Many pairs are spelled alike (names); they are trivially right with shared word pieces. MUSE leaves them in, and so do
   `p_at_1_cosine` and `p_at_1_csls`. `p_at_1_cosine_other_spelling` and `p_at_1_csls_other_spelling` leave out the
@@ -131,7 +132,7 @@ def _scores(
 ) -> list[Score]:
     """Scores of one direction; `space` and `hubs` have vectors and hubness of the `words` of each language."""
     task, layer, pooling = names
-    source, target, entries = dictionary
+    source, target, entries, _ = dictionary
     language = target if source == PIVOT else source
     place = {word: i for i, word in enumerate(words[source])}
     tested = dictionary.test_words()

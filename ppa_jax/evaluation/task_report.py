@@ -19,7 +19,7 @@ Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, l
 
 LEGEND = (
     "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages. Every score is "
-    "in [scores.json](scores.json), the predictions are in `seed-*/predictions`."
+    "in [scores.json](scores.json), the predictions in the seeds' directories. `items` are those of the first score."
 )
 DIFFERENCES = (
     "The mean over the seeds of the difference to **{first}** with the same seed, and its 95% interval by Student's t. "
@@ -45,7 +45,8 @@ def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str],
         report.write_records(workdir / "scores.json", records)
         if records:
             found = by_language(records)
-            tables = scores_tables(found, {record["language"]: record["count"] for record in records})
+            first = records[0]["metric"]  # whose items are counted
+            tables = scores_tables(found, {r["language"]: r["count"] for r in records if r["metric"] == first})
             labels, panels = _bars(found)
             plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
             parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]

@@ -329,6 +329,8 @@ def write_task(
     _write_weights(directory / "model.safetensors", dataclasses.replace(pretrained, untouched=extra), table)
     values = config_to_hf(pretrained.config, pretrained.hf_config)
     values["architectures"] = [ARCHITECTURES[values["model_type"]][1].removesuffix("Model") + architecture]
+    for name in ("id2label", "label2id", "num_labels", "problem_type"):  # of the task the model came from
+        values.pop(name, None)
     if labels:
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}

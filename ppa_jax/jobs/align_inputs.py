@@ -154,6 +154,7 @@ def check_new_model(config: Config) -> None:
     check_batch_size(config, "pretrain.batch_size", devices)
     check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
     read_test_sets(config)
+    read_word_alignment(config)
 
 
 def check_batch_size(config: Config, field: str, devices: Mesh) -> None:

@@ -24,7 +24,7 @@ def defaults(task: str) -> Any:
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested
             max_length=128,  # tokens of a row, special ones included
-            code_switch="",  # languages of the two sides, drawn one by one: "uniform", or en=0.5,de=0.5; empty: off
+            code_switch="",  # languages of the two sides: pivot=en (PPA), uniform, or en=0.5,de=0.5; empty: off
         ),
         train=dict(
             steps=0,  # optimizer steps, or

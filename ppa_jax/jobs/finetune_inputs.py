@@ -125,6 +125,13 @@ class Setup:
         adamw = optimizer.adamw(schedule, weight_decay=self.config.train.weight_decay, clip=self.config.train.clip)
         return Training(self, schedule, adamw)
 
+    def replicate(self, tree: Any) -> Any:
+        """A tree of host arrays, whole on every device of the mesh."""
+        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
+        if jax.process_count() == 1:
+            return jax.device_put(tree, whole)
+        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree)
+
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
         """A batch on the mesh, split over `data`."""
         sharding = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
@@ -223,6 +230,8 @@ def validate(config: Config) -> None:
         raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
     if bool(config.train.steps) == bool(config.train.epochs):
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
+    if bool(config.data.dev) != bool(config.eval.every):
+        raise UserError("config.data.dev and config.eval.every: one without the other does nothing; give both")
     if config.eval.patience and not (config.eval.every and config.data.dev):
         raise UserError("config.eval.patience: stopping early needs config.data.dev and config.eval.every")
 
@@ -275,11 +284,19 @@ def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Token
 
 def check_identity(model: Model, setup: Setup) -> None:
     """Refuses a workdir of another run; marks a new one."""
-    text = repr({language: [len(found), found[:1000]] for language, found in setup.examples.train.items()})
-    content = {"model": weights_checksum(model.directory), "data": zlib.crc32(text.encode())}
+    sets = {"train": setup.examples.train, "dev": setup.examples.dev}
+    content = {
+        "model": weights_checksum(model.directory),
+        "data": {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()},
+    }
     described = setup.config.to_dict() | {"content": content}
     if not identity.check_identity(model.workdir, described, may_change=MAY_CHANGE):
         identity.write_identity(model.workdir, described)
+
+
+def checksum(examples: Sequence[Any]) -> int:
+    """Of all of them: a set that has grown is another one."""
+    return functools.reduce(lambda so_far, example: zlib.crc32(repr(example).encode(), so_far), examples, len(examples))
 
 
 def weights_checksum(directory: Path) -> int:
@@ -290,7 +307,7 @@ def weights_checksum(directory: Path) -> int:
 
 
 def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], seed: int) -> list[Any]:
-    """Each row once for every language, the languages of its two sides drawn anew each time.
+    """Each row once for every language, the languages of its two sides drawn anew each time; the same for every epoch.
 
     Raises:
       UserError: the task has no two sides; config.data.code_switch is not of its form; the languages do not fit.
@@ -300,11 +317,12 @@ def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], see
     if len(train) < 2:
         raise UserError("config.data.code_switch: give config.data.train in two languages or more, row by row alike")
     given = config.data.code_switch
+    pivot = given.removeprefix("pivot=") if given.startswith("pivot=") else ""
     try:
-        entries = [entry.split("=") for entry in given.split(",")]
-        probabilities = {name.strip(): float(share) for name, share in entries} if given != "uniform" else None
+        entries = [entry.split("=") for entry in given.split(",")] if given != "uniform" and not pivot else []
+        probabilities = {name.strip(): float(share) for name, share in entries}
     except ValueError:
-        raise UserError(f"config.data.code_switch={given}: give uniform, or en=0.5,de=0.5") from None
+        raise UserError(f"config.data.code_switch={given}: give pivot=en, uniform, or en=0.5,de=0.5") from None
     rng = np.random.default_rng((seed, 2))
     probabilities = probabilities or dict.fromkeys(train, 1 / len(train))
-    return [example for _ in train for example in code_switch(task, train, probabilities, rng)]
+    return [example for _ in train for example in code_switch(task, train, probabilities, rng, pivot=pivot)]

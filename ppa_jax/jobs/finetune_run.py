@@ -13,7 +13,6 @@ import dataclasses
 import json
 import shutil
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align_run, finetune, finetune_inputs
 from ppa_jax.jobs.finetune_inputs import Model, Setup, TestSet
 from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
-from ppa_jax.tasks.task import Feature
 from ppa_jax.training import loop, mesh
 from ppa_jax.training.checkpoint import Checkpoints, load_params, save_params
 from ppa_jax.training.memory import device_memory
@@ -92,29 +90,31 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
       directory: what it leaves goes there.
       files_from: the model's directory, whose tokenizer files go into the export.
     """
-    config = setup.config
-    features = setup.training_features(seed)
-    steps = config.train.steps or max(1, round(config.train.epochs * len(features) / config.train.batch_size))
-    params = train(setup, pretrained, seed, directory, features, steps)
-    if params is None:  # done before; only tests that are new are left
-        params = load_params(directory / "trained")
-    records = test(setup, seed, directory, params)
+    # Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32.
+    with jax.default_matmul_precision("highest" if setup.config.dtype == "float32" else "default"):
+        if (directory / "trained" / "done.json").exists():  # only tests that are new are left
+            params = load_params(directory / "trained")
+        else:
+            params = train(setup, pretrained, seed, directory)
+        records = test(setup, seed, directory, params)
     if jax.process_index() == 0 and not (directory / "export").exists():
-        export(setup, pretrained, directory / "export", params, files_from)
+        unfinished = directory / "export.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        export(setup, pretrained, unfinished, params, files_from)
+        unfinished.rename(directory / "export")
     return records
 
 
-def train(
-    setup: Setup, pretrained: Pretrained, seed: int, directory: Path, features: Sequence[Feature], steps: int
-) -> Any:
-    """The trained parameters, on the host; None when this seed was trained before."""
-    if (directory / "trained" / "done.json").exists():
-        return None
+def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
+    """The trained parameters, on the host."""
     config = setup.config
+    features = setup.training_features(seed)
+    steps = config.train.steps or max(1, round(config.train.epochs * len(features) / config.train.batch_size))
     directory.mkdir(parents=True, exist_ok=True)
     training = setup.training(steps)
-    batches = FeatureBatches(features, config.train.batch_size, seed, setup.tokenizer.pad_id)
-    first: Any = stack(features[:1], setup.tokenizer.pad_id)
+    longest = setup.sizes.max_length
+    batches = FeatureBatches(features, config.train.batch_size, seed, setup.tokenizer.pad_id, longest)
+    first: Any = stack(features[:1], setup.tokenizer.pad_id, longest)
 
     def init(encoder):
         head = setup.network.init_head(seed, first)
@@ -141,7 +141,11 @@ def train(
             step=training.step(shardings),
             batches=batches.iterate,
             put=setup.put,
-            count=lambda batch: (int(batch["mask"].sum()), batch["mask"].size),
+            # Every process has the whole batch, and the loop adds up over them.
+            count=lambda batch: (
+                int(batch["mask"].sum()) // jax.process_count(),
+                batch["mask"].size // jax.process_count(),
+            ),
             checkpoints=checkpoints,
             writer=writer,
             schedule=training.schedule,
@@ -154,8 +158,8 @@ def train(
         if config.eval.patience:
             best.measure(state, int(state.step))
             params = best.params()
+    save_params(directory / "trained", params)  # all processes: they wait for each other in it
     if jax.process_index() == 0:
-        save_params(directory / "trained", params)
         weight_files.write_json(directory / "trained" / "done.json", {"steps": steps, "dev": best.history})
         for spent in ("checkpoints", "best"):  # they are several times as large, and no longer of use
             shutil.rmtree(directory / spent, ignore_errors=True)
@@ -186,14 +190,15 @@ class Best:
         if not all(scores):
             raise UserError("config.data.dev: a file without gold answers cannot say when to stop")
         metric = next(iter(scores[0]))
+        if not all(metric in found for found in scores):
+            kinds = ", ".join(" and ".join(found) for found in scores)
+            raise UserError(f"config.data.dev: sets with different scores ({kinds}); give files of one kind")
         value = float(np.mean([found[metric].value for found in scores]))
         is_best = all(value > entry[1] for entry in self.history)
         self.history.append([step, value])
         logging.info("step %d: dev %s %.2f%s", step, metric, value, ", the best so far" if is_best else "")
         if is_best and setup.config.eval.patience:
-            params = mesh.to_host(state.params)
-            if jax.process_index() == 0:
-                save_params(self._directory / "best", params)
+            save_params(self._directory / "best", mesh.to_host(state.params))
         if jax.process_index() == 0:
             weight_files.write_json(self._directory / "dev.json", self.history)
         return self._enough()
@@ -211,7 +216,8 @@ class Best:
 def score(setup: Setup, params: Any, test: TestSet) -> tuple[dict[str, Any], list[Any]]:
     """The metrics of a test set, and the predictions."""
     outputs: list[Any] = [None] * len(test.features)
-    for rows, batch in in_order_of_length(test.features, setup.config.test_batch_size, setup.tokenizer.pad_id):
+    pad_id, longest = setup.tokenizer.pad_id, setup.sizes.max_length
+    for rows, batch in in_order_of_length(test.features, setup.config.test_batch_size, pad_id, longest):
         found = jax.device_get(setup.predict(params, setup.put(batch)))
         for i, row in enumerate(rows):
             outputs[row] = {name: values[i] for name, values in found.items()}
@@ -226,10 +232,10 @@ def test(setup: Setup, seed: int, directory: Path, params: Any) -> list[dict[str
     records = []
     on_devices = None
     for test_set in setup.tests:
-        content = zlib.crc32(repr(test_set.examples[:1000]).encode())
+        content = finetune_inputs.checksum(test_set.examples)
         mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, content)]
         if not mine:
-            on_devices = jax.device_put(params) if on_devices is None else on_devices
+            on_devices = setup.replicate(params) if on_devices is None else on_devices
             scores, predictions = score(setup, on_devices, test_set)
             mine = [
                 {"task": setup.config.task, "seed": seed, "language": test_set.language, "metric": metric,

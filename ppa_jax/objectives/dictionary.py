@@ -2,10 +2,10 @@
 
 The mean cosine of the embeddings of words that translate each other, over the whole dictionary in every step, without
 negatives; trained is `- weight * mean`. A word of several pieces is the mean of their embeddings (the paper's words are
-single pieces). It costs one gather of U x P rows of the table a step, and one scatter of as many for the gradient:
-20,000 words of up to 4 pieces at width 768 are 250 MB each way, and no matrix product.
+single pieces). It costs one gather of F rows of the table a step, and one scatter of as many for the gradient, but no
+matrix product: MUSE's first 5,000 words in seven languages are 139,000 pieces of mBERT's, 430 MB at width 768.
 
-Axes: U distinct words, P pieces of the longest, N pairs, V vocabulary, D width.
+Axes: U distinct words, F pieces of all of them, N pairs, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from jaxtyping import Array, Float, Int
 
 
 def mean_cosine(
-    embeddings: Float[Array, "V D"], pieces: Int[Array, "U P"], pairs: Int[Array, "N 2"]
+    embeddings: Float[Array, "V D"], pieces: Int[Array, "F"], lengths: Int[Array, "U"], pairs: Int[Array, "N 2"]
 ) -> Float[Array, ""]:
-    """The mean over the pairs of the cosine of their words' vectors, in float32. `pieces` has -1 behind a word."""
-    there = (pieces >= 0)[..., None]
-    vectors = jnp.sum(jnp.where(there, embeddings[jnp.maximum(pieces, 0)].astype(jnp.float32), 0), axis=1)
+    """The mean over the pairs of the cosine of their words' vectors, in float32; a word's pieces follow each other."""
+    U, F = len(lengths), len(pieces)
+    word = jnp.repeat(jnp.arange(U), lengths, total_repeat_length=F)
+    rows = embeddings[pieces].astype(jnp.float32)
+    vectors = jax.ops.segment_sum(rows, word, num_segments=U, indices_are_sorted=True)
     # The mean of the pieces and their sum have one direction.
     unit = vectors * jax.lax.rsqrt(jnp.sum(vectors**2, axis=1, keepdims=True) + 1e-24)  # a gradient for zero, too
     return jnp.mean(jnp.sum(unit[pairs[:, 0]] * unit[pairs[:, 1]], axis=1))

@@ -24,9 +24,12 @@ def padded_length(longest: int) -> int:
     return next((length for length in LENGTHS if length >= longest), -(-longest // 128) * 128)
 
 
-def stack(features: Sequence[Feature], pad_id: int) -> dict[str, np.ndarray]:
-    """One batch: ids, types, mask and the features' arrays [B, L], the features' values [B]; int32."""
-    L = padded_length(max(len(feature.ids) for feature in features))
+def stack(features: Sequence[Feature], pad_id: int, limit: int) -> dict[str, np.ndarray]:
+    """One batch: ids, types, mask and the features' arrays [B, L], the features' values [B]; int32.
+
+    L is at most `limit`, the positions that the model has; no feature is longer.
+    """
+    L = min(padded_length(max(len(feature.ids) for feature in features)), limit)
     shape = len(features), L
     batch = {"ids": np.full(shape, pad_id, np.int32), "types": np.zeros(shape, np.int32)}
     batch |= {"mask": np.zeros(shape, np.int32)}
@@ -44,42 +47,44 @@ def stack(features: Sequence[Feature], pad_id: int) -> dict[str, np.ndarray]:
 class FeatureBatches:
     """The batches of a training run."""
 
-    def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int) -> None:
-        """`features`: at least one; with fewer than a batch, some stand in it twice."""
-        self.features, self.batch_size, self.seed, self.pad_id = features, batch_size, seed, pad_id
+    def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int, limit: int) -> None:
+        """`features`: at least one; with fewer than a batch, some stand in it twice. `limit`: see `stack`."""
+        self.features, self.batch_size, self.seed, self.pad_id, self.limit = features, batch_size, seed, pad_id, limit
         self._lengths = np.array([len(feature.ids) for feature in features])
 
     def rows(self, step: int) -> np.ndarray:
-        """The features of a batch, [B]."""
-        window, number = divmod(step, WINDOW)
-        return self._window(window)[number]
+        """The features of a batch, [B]: places in the endless sequence of epochs."""
+        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, within = np.divmod(places, len(self.features))
+        return np.concatenate([self._epoch(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as long as the run
-    def _window(self, window: int) -> np.ndarray:
-        """[WINDOW, B]: places in the endless sequence of epochs, put in order of length, shuffled by batch."""
-        N, size = len(self.features), WINDOW * self.batch_size
-        places = np.arange(window * size, (window + 1) * size)
-        epochs, within = np.divmod(places, N)
-        rows = np.concatenate([self._epoch(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
-        rows = rows[np.argsort(self._lengths[rows], kind="stable")].reshape(WINDOW, self.batch_size)
-        return np.random.default_rng((self.seed, 1, window)).permutation(rows)
-
-    @functools.lru_cache(maxsize=4)  # noqa: B019
     def _epoch(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.features))
+        """Every feature once, [N]: what fills up the last epoch's last batch, whole batches by length, a rest."""
+        N, B = len(self.features), self.batch_size
+        random = np.random.default_rng((self.seed, 0, epoch))
+        order = random.permutation(N)
+        begin = min(-epoch * N % B, N)
+        whole = (N - begin) // B * B
+        parts = [order[:begin]]
+        for start in range(begin, begin + whole, WINDOW * B):
+            window = order[start : min(start + WINDOW * B, begin + whole)]
+            blocks = window[np.argsort(self._lengths[window], kind="stable")].reshape(-1, B)
+            parts.append(random.permutation(blocks).reshape(-1))
+        return np.concatenate([*parts, order[begin + whole :]])
 
     def iterate(self, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
         """Batches `start` to `stop` - 1."""
         for step in range(start, stop):
-            yield stack([self.features[row] for row in self.rows(step)], self.pad_id)
+            yield stack([self.features[row] for row in self.rows(step)], self.pad_id, self.limit)
 
 
 def in_order_of_length(
-    features: Sequence[Feature], batch_size: int, pad_id: int
+    features: Sequence[Feature], batch_size: int, pad_id: int, limit: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
     """(numbers of the features, their batch) until each was there once; the last batch is filled with its last row."""
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids))
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]
         filled = rows + rows[-1:] * (batch_size - len(rows))
-        yield rows, stack([features[i] for i in filled], pad_id)
+        yield rows, stack([features[i] for i in filled], pad_id, limit)

@@ -1,7 +1,8 @@
 """Sentence-level code-switching, PPA's third part: the two sides of an example in languages of their own.
 
 Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
-language. Here the two languages are drawn independently of each other, both with the same probabilities.
+language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here each side's language is drawn by itself:
+from English and one other language, which is drawn for each row (`pivot`), or from all with given probabilities.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def code_switch(
     parallel: Mapping[str, Sequence[Any]],
     probabilities: Mapping[str, float],
     rng: np.random.Generator,
+    *,
+    pivot: str = "",
 ) -> list[Any]:
     """An example for each row of the translations, in the order of the first language.
 
@@ -39,6 +42,8 @@ def code_switch(
         languages share no ids, or one has an id twice, by row.
       probabilities: language -> probability; 1 together.
       rng: draws the languages.
+      pivot: a language; then a row has two, this one and another, which is drawn by `probabilities` (its own does not
+        count), and each side is in either of them as often.
 
     Raises:
       UserError: probabilities that are none or of languages that are not there; no common rows; `mix`'s.
@@ -51,7 +56,17 @@ def code_switch(
     if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
         raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
     rows = _rows({name: parallel[name] for name in names})
-    drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
+    if pivot:
+        if pivot not in names or len(names) < 2:
+            raise UserError(
+                f"code-switching: the pivot {pivot} and another language are needed, got {', '.join(names)}"
+            )
+        center = names.index(pivot)
+        weights = np.where(np.arange(len(names)) == center, 0, weights)
+        other = rng.choice(len(names), size=(len(rows), 1), p=weights / weights.sum())
+        drawn = np.where(rng.random((len(rows), 2)) < 0.5, center, other)
+    else:
+        drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
     return [row[a] if a == b else task.mix(row[a], row[b]) for row, (a, b) in zip(rows, drawn, strict=True)]
 
 

@@ -35,7 +35,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
     """
     examples: dict[str, list[Any]] = {}
     for language, path in entries(spec, field):
-        if path.startswith("world"):
+        if path.partition(":")[0] == "world":
             found = sample.read(task, path, language=language, field=field)
         elif dataset := _DATASET.fullmatch(path):
             found = _from_dataset(task, dataset[1], dataset[2], language=language, field=field)

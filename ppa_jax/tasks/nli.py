@@ -7,6 +7,7 @@ al. 2019) and of XTREME (Hu et al. 2020).
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ _SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi
     "contradictions": "contradiction",
     "contradictory": "contradiction",
 }
+_ENCODED_AT_ONCE = 10_000  # pairs: the tokenizer's own records are several times larger than what is kept
 _NO_GOLD = ("-", "-1")  # the annotators did not agree
 _COLUMNS = {  # in small letters; the first that a file has counts
     "premise": ("premise", "prem", "sentence1", "sentence_a"),
@@ -197,21 +199,25 @@ def features(
     room = max_length - (4 if doubled else 3)
     if room < 2:
         raise UserError(f"max_length {max_length} leaves no room for two sentences; 128 is usual")
-    pieces = zip(
-        tokenizer.encode([example.premise for example in examples]),
-        tokenizer.encode([example.hypothesis for example in examples]),
-        strict=True,
-    )
     found = []
-    for i, (premise, hypothesis) in enumerate(pieces):
+    for i, (premise, hypothesis) in enumerate(_pieces(examples, tokenizer)):
         kept_premise, kept_hypothesis = _cut(len(premise), len(hypothesis), room)
         first = [tokenizer.cls_id, *premise[:kept_premise], tokenizer.sep_id]
         second = [*([tokenizer.sep_id] if doubled else []), *hypothesis[:kept_hypothesis], tokenizer.sep_id]
         types = [0] * len(first) + [0 if doubled else 1] * len(second)
         label = examples[i].label
         values = {"label": IGNORE if label is None else labels.index(label)}
-        found.append(Feature(i, first + second, types, {}, values))
+        # Arrays: lists would take gigabytes for the 400,000 pairs of MultiNLI in several languages.
+        found.append(Feature(i, array("i", first + second), array("b", types), {}, values))
     return found
+
+
+def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+    """Of premise and hypothesis; a bounded number of texts at once."""
+    for begin in range(0, len(examples), _ENCODED_AT_ONCE):
+        some = examples[begin : begin + _ENCODED_AT_ONCE]
+        premises = tokenizer.encode([example.premise for example in some])
+        yield from zip(premises, tokenizer.encode([example.hypothesis for example in some]), strict=True)
 
 
 def _cut(first: int, second: int, room: int) -> tuple[int, int]:

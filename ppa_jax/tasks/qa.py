@@ -171,7 +171,13 @@ def _examples(
 
 
 def mix(first: Example, second: Example) -> Example:
-    """The context of one example, with its answers, and the question of its translation (see code_switching.py)."""
+    """The context of one example, with its answers, and the question of its translation (see code_switching.py).
+
+    Raises UserError where their ids differ: nothing else says that they are the same question.
+    """
+    if first.id != second.id:
+        raise UserError(f"code-switching: questions {first.id} ({first.language}) and {second.id} ({second.language}) "
+                        "stand in one row; give translations that share their ids")  # fmt: skip
     return replace(first, question=second.question, question_language=second.language)
 
 
@@ -392,9 +398,10 @@ def best_span(start_W: np.ndarray, end_W: np.ndarray) -> tuple[float, int, int] 
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str], language: str) -> dict[str, Score]:
-    """F1 and exact match in percent, of each question the best over its gold answers.
+    """F1 and exact match in percent, of each question the best over its gold answers: by MLQA's rules and by SQuAD's.
 
-    The rules are those of the language of the context, which in MLQA's grid need not be the test set's `language`.
+    MLQA's are those of the language of the context, which in its grid need not be the test set's `language`. XTREME has
+    `squad_f1` and `squad_em` for XQuAD and TyDi, whatever the language; in English the two are the same here.
     Questions without gold do not count; a test set that has none has no scores.
     """
     pairs = [(example, found) for example, found in zip(examples, predictions, strict=True) if example.answers]
@@ -402,7 +409,11 @@ def score(examples: Sequence[Example], predictions: Sequence[str], language: str
         logging.warning("%s: no question has a gold answer; the predictions are written, and not scored", language)
         return {}
     scores = {}
-    for name, measure in (("f1", qa_scores.f1), ("em", qa_scores.exact)):
-        values = [max(measure(found, gold.text, e.language) for gold in e.answers) for e, found in pairs]
-        scores[name] = Score(100 * float(np.mean(values)), len(pairs))
+    for rules in ("", "squad_"):
+        for name, measure in (("f1", qa_scores.f1), ("em", qa_scores.exact)):
+            values = [
+                max(measure(found, gold.text, "en" if rules else e.language) for gold in e.answers)
+                for e, found in pairs
+            ]
+            scores[rules + name] = Score(100 * float(np.mean(values)), len(pairs))
     return scores

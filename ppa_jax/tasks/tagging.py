@@ -21,6 +21,7 @@ import optax
 
 from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import conllu
@@ -108,6 +109,10 @@ def features(
     The other pieces, the words that another window decides, and tags that training did not have carry IGNORE.
     """
     numbers = {label: i for i, label in enumerate(labels)}
+    tags = {tag for example in examples for tag in example.tags} - {"O"}
+    if tags and not tags & {*numbers}:
+        raise UserError(f"tags such as {min(tags)} were not trained, which were {', '.join(labels[:5])}, ...; "
+                        "give files of one kind")  # fmt: skip
     found = []
     for i, window in windows([example.words for example in examples], tokenizer, max_length):
         row = [IGNORE] * len(window.ids)

@@ -161,7 +161,9 @@ def save_params(directory: str | os.PathLike, tree: Any) -> None:
     _quieten_orbax()
     path = _absolute(directory)
     with _disk_errors(path):
-        if path.exists() and not (path / CHECKSUMS).exists() and (not path.is_dir() or any(path.iterdir())):
+        # Without checksums a save was cut short, if Orbax's own file is there; else it is something else's directory.
+        ours = any((path / name).exists() for name in (CHECKSUMS, "_CHECKPOINT_METADATA"))
+        if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: exists and holds something other than parameters; give another directory")
         with _context():
             ocp.save(path, tree, overwrite=True)

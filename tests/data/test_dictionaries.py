@@ -74,10 +74,10 @@ class Letters:
 def test_words_as_pieces():
     german = Dictionary("en", "de", {"cab": ["ab", "zab"], "a": ["a", "b"]})
     spanish = Dictionary("en", "es", {"cab": ["b"]})
-    pieces, pairs = word_pairs([german, spanish], Letters())  # pyright: ignore
-    words = [tuple(row[row >= 0].tolist()) for row in pieces]
+    pieces, lengths, pairs = word_pairs([german, spanish], Letters())  # pyright: ignore
+    words = [tuple(x.tolist()) for x in np.split(pieces, np.cumsum(lengths)[:-1])]
     assert words == [(3, 1, 2), (1, 2), (1,), (2,)], "each word once, in whatever language"
-    assert pieces.shape == (4, 3) and pieces.dtype == np.int32
+    assert pieces.dtype == lengths.dtype == pairs.dtype == np.int32
     found = [(words[i], words[j]) for i, j in pairs]
     assert found == [((3, 1, 2), (1, 2)), ((1,), (2,)), ((3, 1, 2), (2,))], "neither unknown pieces nor equal words"
     with pytest.raises(UserError, match="no pair whose words differ"):
@@ -94,3 +94,14 @@ def test_translations_of_single_pieces_go_both_ways():
     assert {i: int(x) for i, x in enumerate(table) if x >= 0} == {1: 2, 2: 1, 3: 1, 29: 7, 7: 29}
     with pytest.raises(UserError, match="no pair of words that are one piece each"):
         translations([Dictionary("en", "de", {"ab": ["d"]})], Pieces())  # pyright: ignore
+
+
+def test_no_pair_of_the_other_direction_is_among_the_first_words():
+    """Who trains on the words before the test words has seen no pair of either test."""
+    entries = {f"e{i}": [f"d{i}", f"d{i // 2}"] for i in range(7000)}
+    whole = Dictionary("en", "de", entries)
+    trained = {target for word in list(entries)[:5000] for target in entries[word]}
+    turned = whole.reversed()
+    assert turned.test_words() and not trained & set(turned.test_words())
+    assert set(turned.test_words()) <= {target for word in whole.test_words() for target in entries[word]}
+    assert turned.entries["d5000"] == ["e5000"] and turned.candidates()[0] == "e0"

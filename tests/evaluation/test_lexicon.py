@@ -71,7 +71,8 @@ def test_a_word_is_the_mean_of_its_pieces():
 
 def test_scores_of_both_directions_by_hand():
     dictionary = Dictionary("en", "de", {"a": ["x"], "b": ["y", "b"], "c": ["x", "z"]})
-    assert dictionary.reversed() == Dictionary("de", "en", {"x": ["a", "c"], "y": ["b"], "b": ["b"], "z": ["c"]})
+    turned = {"x": ["a", "c"], "y": ["b"], "b": ["b"], "z": ["c"]}
+    assert dictionary.reversed() == Dictionary("de", "en", turned, ("x", "y", "b", "z"))
     # Turned around the words come as a, c, b: an index into one order must not be read in the other.
     assert dictionary.reversed().candidates() == ["a", "c", "b"]
     angle = {"a": 0, "b": 50, "c": 88, "x": 10, "y": 20, "z": 100}

@@ -51,8 +51,8 @@ BAD_FIELDS = [
     ({"word_alignment.weight": 1}, "config.word_alignment.dictionaries is empty"),
     ({"word_alignment.weight": -1}, "config.word_alignment.weight=-1.0: must be 0 or more"),
     (
-        {"word_alignment.weight": 1, "word_alignment.dictionaries": "none"},
-        "word_alignment.dictionaries: no such file: none",
+        {"word_alignment.weight": 1, "word_alignment.dictionaries": "nowhere"},
+        "word_alignment.dictionaries: no such file: nowhere",
     ),
     ({"contrastive.queue": 5}, "config.contrastive.queue: no such field; the nearest is config.contrastive.queue_size"),
     ({"contrastive.steps": 5}, "the nearest is config.pretrain.steps|config.train.steps"),

@@ -68,8 +68,8 @@ def test_the_same_loss_curve_as_pytorch(shelf, files):
 
     pretrained = huggingface.read(shelf / "model")
     tokenizer = load_tokenizer(shelf / "model")
-    examples = nli.read(files / "train.en.tsv", language="en", field="f")[:16]  # few, to be learned by heart
-    batches = FeatureBatches(nli.features(examples, tokenizer, 32, nli.LABELS), 8, 0, tokenizer.pad_id)
+    examples = nli.read(files / "train.en.tsv", language="en", field="f")[:8]  # few, to be learned by heart
+    batches = FeatureBatches(nli.features(examples, tokenizer, 32, nli.LABELS), 8, 0, tokenizer.pad_id, 512)
     network = finetune.Network(nli, pretrained.config, nli.LABELS, jnp.float32)  # pyright: ignore
     schedule = optimizer.schedule(4e-3, 0.1, 20)
     adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
@@ -185,6 +185,22 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
 
 
+def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
+    path = tmp_path / "grows.tsv"
+    lines = (files / "test.en.tsv").read_text().splitlines()
+    for count in (4, 8):
+        path.write_text("\n".join(lines[:count]) + "\n")
+        assert main(arguments(tmp_path / "run", shelf, files, **{"data.test": f"en={path}", "seeds": "0"})) == 0
+        (record,) = json.loads((tmp_path / "run/scores.json").read_text())
+        assert record["count"] == count
+    # Cut short while it was saved: the seed is trained again, and an export begun is made again.
+    for name in ("trained/done.json", "trained/checksums.json", "export/config.json"):
+        (tmp_path / "run/seed-0" / name).unlink()
+    (tmp_path / "run/seed-0/export").rename(tmp_path / "run/seed-0/export.unfinished")
+    assert main(arguments(tmp_path / "run", shelf, files, **{"data.test": f"en={path}", "seeds": "0"})) == 0
+    assert (tmp_path / "run/seed-0/export/config.json").exists()
+
+
 def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch):
     """Each as it would be alone, with one step compiled for all; a model can be added later."""
     made, make_step = [], finetune.make_step
@@ -261,6 +277,7 @@ def loaded(args):
         ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
         ({"train.epochs": 1}, "give one of them"),
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
+        ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),
         ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
         ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
         (
@@ -314,27 +331,35 @@ def feature(i, n):
     return Feature(i, [i + 5] * n, [0] * n, {"tags": [i] * n}, {"label": i})
 
 
-def test_every_epoch_has_every_feature_once_and_little_padding():
+@pytest.mark.parametrize("count, size", [(1000, 8), (300, 32), (3696, 32), (5, 8), (65, 32)])
+def test_every_epoch_has_every_feature_once(count, size):
+    rng = np.random.default_rng(0)
+    batches = FeatureBatches([feature(i, int(n)) for i, n in enumerate(rng.integers(3, 60, count))], size, 3, 0, 512)
+    seen = np.concatenate([batches.rows(t) for t in range(-(-4 * count // size))])
+    for epoch in range(4):
+        assert sorted(seen[epoch * count : (epoch + 1) * count].tolist()) == list(range(count))
+
+
+def test_little_padding_and_the_same_batches_for_the_same_seed():
     rng = np.random.default_rng(0)
     features = [feature(i, int(n)) for i, n in enumerate(rng.integers(3, 60, 1000))]
-    batches = FeatureBatches(features, 8, 3, 0)
-    seen = np.concatenate([batches.rows(t) for t in range(32 * 125)])  # whole windows, whole epochs
-    assert (np.bincount(seen) == 32).all()
+    batches = FeatureBatches(features, 8, 3, 0, 512)
     places, real = 0, 0
     for batch in batches.iterate(0, 200):
         assert batch["ids"].shape[1] in LENGTHS
         places, real = places + batch["mask"].size, real + batch["mask"].sum()
     assert real / places > 0.75
-    again = FeatureBatches(features, 8, 3, 0)
+    again = FeatureBatches(features, 8, 3, 0, 512)
     np.testing.assert_array_equal(again.rows(70), batches.rows(70))
-    assert (FeatureBatches(features, 8, 4, 0).rows(70) != batches.rows(70)).any()
+    assert (FeatureBatches(features, 8, 4, 0, 512).rows(70) != batches.rows(70)).any()
 
 
 def test_a_batch_is_padded_and_the_last_one_filled_up():
-    batch = stack([feature(0, 3), feature(1, 17)], pad_id=9)
+    batch = stack([feature(0, 3), feature(1, 17)], pad_id=9, limit=512)
     assert batch["ids"].shape == (2, 32) and batch["ids"][0].tolist() == [5] * 3 + [9] * 29
     assert batch["mask"].sum(1).tolist() == [3, 17] and batch["label"].tolist() == [0, 1]
+    assert stack([feature(0, 17)], 9, limit=20)["ids"].shape == (1, 20), "no positions past the model's"
     assert batch["tags"][1].tolist() == [1] * 17 + [IGNORE] * 15
-    found = list(in_order_of_length([feature(i, 20 - i) for i in range(5)], 2, 0))
+    found = list(in_order_of_length([feature(i, 20 - i) for i in range(5)], 2, 0, 512))
     assert [rows for rows, _ in found] == [[4, 3], [2, 1], [0]]
     assert found[-1][1]["label"].tolist() == [0, 0]

@@ -1,5 +1,7 @@
 """Code-switching mixes languages, never examples."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,21 @@ def test_code_switching_mixes_languages_and_never_pairs():
             assert abs(sides.count((a, b)) / 3999 - expected) < 4 * (expected * (1 - expected) / 3999) ** 0.5
     again = code_switch(nli, parallel, p, np.random.default_rng(0))
     assert again == found != code_switch(nli, parallel, p, np.random.default_rng(1))
+
+
+def test_a_pivot_and_one_other_language_a_row():
+    """PPA's kinds of pairs: en-en, xx-xx, en-xx, xx-en, as often; never two different other languages."""
+    ids = [str(i) for i in range(4000)]
+    parallel = {language: translations(language, ids) for language in ("en", "de", "zh")}
+    uniform = dict.fromkeys(parallel, 1 / 3)
+    found = code_switch(nli, parallel, uniform, np.random.default_rng(0), pivot="en")
+    sides = Counter((e.premise.split()[0], e.hypothesis.split()[0]) for e in found)
+    assert set(sides) == {("en", "en"), *((a, b) for x in ("de", "zh") for a, b in [("en", x), (x, "en"), (x, x)])}
+    expected = {pair: 0.25 if pair == ("en", "en") else 0.125 for pair in sides}
+    for pair, share in expected.items():
+        assert abs(sides[pair] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+    with pytest.raises(UserError, match="the pivot fr and another language are needed, got en, de, zh"):
+        code_switch(nli, parallel, uniform, np.random.default_rng(0), pivot="fr")
 
 
 def test_code_switching_by_row_where_ids_do_not_match():
@@ -73,3 +90,13 @@ def test_a_question_about_a_context_in_another_language():
         assert found.question == f"asked in {found.question_language}"
         seen.add((found.language, found.question_language))
     assert seen == {("en", "en"), ("en", "de"), ("de", "en"), ("de", "de")}
+
+
+def test_questions_of_different_ids_are_never_mixed():
+    def example(language, id):
+        return qa.Example(id, "x", "y", (), language, language)
+
+    parallel = {"en": [example("en", "1"), example("en", "2")], "de": [example("de", "3"), example("de", "4")]}
+    with pytest.raises(UserError, match=r"questions . \(..\) and . \(..\) stand in one row"):
+        for seed in range(20):
+            code_switch(qa, parallel, {"en": 0.5, "de": 0.5}, np.random.default_rng(seed))

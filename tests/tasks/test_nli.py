@@ -126,7 +126,7 @@ def test_pairs_are_laid_out_and_cut_as_transformers_does(directory):
         for example, feature in zip(pairs, found, strict=True):
             kwargs = dict(truncation="longest_first", max_length=max_length, return_token_type_ids=True)
             expected = theirs(example.premise, example.hypothesis, **kwargs)
-            assert (feature.ids, feature.types) == (expected["input_ids"], expected["token_type_ids"])
+            assert ([*feature.ids], [*feature.types]) == (expected["input_ids"], expected["token_type_ids"])
     with pytest.raises(UserError, match="max_length 4 leaves no room"):
         nli.features(pairs, load_tokenizer(directory), 4, LABELS)
 
