@@ -102,7 +102,9 @@ def test_a_program_that_always_crashes_is_given_up(program, tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_the_saving_awaited(program, tmp_path, signum):
     environment = os.environ | {"PYTHON": str(program("wait", 0)), "PAUSE": "0"}
-    with subprocess.Popen(["bash", LAUNCH / "one_machine.sh"], env=environment) as script:
+    # A background job of a shell has SIGINT off, and so would have the script.
+    on = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(["bash", LAUNCH / "one_machine.sh"], env=environment, preexec_fn=on) as script:
         wait_for(tmp_path / "waiting")
         script.send_signal(signum)
         assert script.wait(timeout=20) == 143

@@ -58,6 +58,7 @@ COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--confi
 
 
 def run_instead(monkeypatch, job):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is off in a background job of a shell
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(align_inputs, "open_run", job)
     return main(COMMAND)
