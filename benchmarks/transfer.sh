@@ -42,7 +42,7 @@ for task in "${TASKS[@]}"; do
         head -n 1650 "$file" > "$W/xnli_split/train.${name#dev.}"
         tail -n +1651 "$file" > "$W/xnli_split/test.${name#dev.}"
       done
-      for switch in "" uniform; do
+      for switch in "" pivot=en; do
         run "translate_train${switch:+_code_switched}" xnli --config.data.code_switch="$switch" \
           --config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv" \
           --config.train.epochs=2 --config.train.warmup=0.1

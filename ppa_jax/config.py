@@ -31,14 +31,9 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     path, _, mode = file.partition(":")
     if not Path(path).is_file():
         raise UserError(f"--config: no such file: {path}; give one of configs/, as in --config=configs/ppa.py")
-    spec = importlib.util.spec_from_file_location("ppa_jax_config", path)
-    if spec is None or spec.loader is None:
+    if not path.endswith(".py"):
         raise UserError(f"--config: {path} is not a Python file; give one of configs/, as in --config=configs/ppa.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a file of the user's may raise
-        raise UserError(f"--config: {path} cannot be read ({type(error).__name__}: {error})") from error
+    module = load_module(path, field="--config")
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {path} has no get_config(mode)")
     try:
@@ -55,6 +50,19 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
         other = "epochs" if both == ["train.steps"] else "steps"
         config.train[other] = type(config.train[other])(0)
     return config
+
+
+def load_module(path: str | Path, *, field: str) -> Any:
+    """A Python file of the user's as a module. Raises UserError, which begins with `field`, for whatever it raises."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{field}: {path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a file of the user's may raise
+        raise UserError(f"{field}: {path} cannot be read ({type(error).__name__}: {error})") from error
+    return module
 
 
 def fields(config: Config, prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -280,8 +280,3 @@ def _children(tree: Tree) -> defaultdict[int, list[int]]:
     for word, head in enumerate(tree.heads, 1):
         children[head].append(word)
     return children
-
-
-def from_sentence(example: Any) -> Tree:
-    """The tree of an example of tasks/parsing.py, or of anything with heads, relations and upos."""
-    return Tree(example.heads, example.relations, example.upos)

@@ -96,6 +96,11 @@ def parse_pairs(spec: str) -> list[Source]:
     return sources
 
 
+def languages_of(spec: str) -> tuple[str, ...]:
+    """The languages of `data.pairs`, as they are first named."""
+    return tuple(dict.fromkeys(language for source in parse_pairs(spec) for language in source.languages))
+
+
 def _source(languages: tuple[str, ...], location: str) -> Source:
     scheme = re.match(r"(tfds|hf|world)(:|$)", location)
     if scheme and (scheme[1] == "world" or len(languages) == 2):

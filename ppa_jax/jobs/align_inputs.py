@@ -280,14 +280,9 @@ def open_run(config: Config, workdir: Path) -> Run:
     return run
 
 
-def languages_of(config: Config) -> tuple[str, ...]:
-    """The languages of data.pairs, as they are first named."""
-    return tuple(dict.fromkeys(x for source in sources.parse_pairs(config.data.pairs) for x in source.languages))
-
-
 def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     """The languages, each of which has a token type of the model. Raises UserError for more than the model has."""
-    languages = languages_of(config)
+    languages = sources.languages_of(config.data.pairs)
     if len(languages) > encoder.type_vocab_size:
         raise UserError(
             f"config.tlm.language_embeddings: {len(languages)} languages ({', '.join(languages)}), and the model has "

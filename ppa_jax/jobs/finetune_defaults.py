@@ -34,7 +34,7 @@ def defaults(task: str) -> Any:
             warmup=0.1,  # share of the steps; from 1 on: steps
             weight_decay=0.01,  # not on biases and LayerNorm
             clip=1.0,  # global norm of the gradient; 0: none
-            dropout=-1.0,  # -1: as the model was pretrained
+            dropout=-1.0,  # of the encoder; -1: as pretrained, 0: none at all, the parser's own included
         ),
         eval=dict(
             every=0,  # steps between scores of the dev set; 0: none

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
+import importlib
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import Config, load_module, one_of, require
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface, weight_files
@@ -33,7 +33,7 @@ TASKS = {
 }
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
-    "init", "align_first", "seeds", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
+    "init", "seeds", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
 )  # fmt: skip
 
 
@@ -169,14 +169,9 @@ def open_task(config: Config) -> Any:
     if config.task in TASKS:
         return importlib.import_module(TASKS[config.task])
     path = Path(config.task).expanduser()
-    spec = importlib.util.spec_from_file_location(path.stem, path) if path.suffix == ".py" and path.is_file() else None
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py" or not path.is_file():
         raise UserError(f"config.task={config.task}: must be one of {', '.join(TASKS)}, or a Python file with a task")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever a file of the user's may raise
-        raise UserError(f"config.task: {path} cannot be read ({type(error).__name__}: {error})") from error
+    module = load_module(path, field="config.task")
     lacks = sorted(name for name in PARTS if not hasattr(module, name))
     if lacks:
         raise UserError(f"config.task: {path} has no {', '.join(lacks)}; ppa_jax/tasks/task.py says what a task has")
@@ -261,7 +256,7 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
         key = sizes, tokenizer.fingerprint
         if key not in setups:
             setups[key] = Setup(config, task, sizes, tokenizer, labels, examples, devices)
-            assert setups[key].tests is not None and setups[key].dev is not None  # what they raise shows here
+            _ = setups[key].tests, setups[key].dev  # what they raise shows here
         model = Model(name, names[name], directory, workdir / name if name else workdir)
         check_identity(model, setups[key])
         opened.append((model, setups[key]))

@@ -70,7 +70,7 @@ def validate(config: Config) -> None:
 
 def encoder_config(config: Config, vocab_size: int) -> EncoderConfig:
     """The sizes of the new model."""
-    languages = {language for source in sources.parse_pairs(config.data.pairs) for language in source.languages}
+    languages = sources.languages_of(config.data.pairs)
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=config.model.hidden_size,

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ppa_jax.data import public_datasets
 from ppa_jax.data.text_files import Problem, read_lines, tell_skipped
@@ -24,7 +23,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".tsv"
 LABELS = ("entailment", "neutral", "contradiction")
@@ -254,10 +253,7 @@ class Head(nn.Module):
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy, summed over the pairs with a label, and their number."""
-    label_B = batch["label"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], jnp.maximum(label_B, 0))
-    keep = (label_B != IGNORE).astype(jnp.float32)
-    return jnp.sum(losses * keep), jnp.sum(keep)
+    return cross_entropy(outputs["logits"], batch["label"])
 
 
 def decode(

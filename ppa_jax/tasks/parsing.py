@@ -16,14 +16,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import MASKED, EncoderConfig
 from ppa_jax.tasks import conllu
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import windows
 
 SUFFIX: str = ".conllu"
@@ -197,12 +196,9 @@ def _best_relations(child_BxLxR: jax.Array, parent_BxLxR: jax.Array, relation_Tx
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of the heads and that of the relations to the gold heads, summed over words; number of words."""
-    head_BxL, relation_BxL = batch["heads"], batch["relations"]
-    entropy = optax.softmax_cross_entropy_with_integer_labels
-    keep = (head_BxL != IGNORE).astype(jnp.float32)
-    arcs = entropy(outputs["arcs"], jnp.maximum(head_BxL, 0)) * keep
-    relations = entropy(outputs["relations"], jnp.maximum(relation_BxL, 0)) * (relation_BxL != IGNORE)
-    return jnp.sum(arcs + relations), jnp.sum(keep)
+    arcs, words = cross_entropy(outputs["arcs"], batch["heads"])
+    relations, _ = cross_entropy(outputs["relations"], batch["relations"])
+    return arcs + relations, words
 
 
 def decode(

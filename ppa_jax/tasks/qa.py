@@ -3,38 +3,31 @@
 The recipe is that of BERT (Devlin et al. 2019, section 4.2) as transformers' run_qa.py has it: question and context in
 one row, a context that is too long in several that overlap, two logits for each token (start and end), and the best
 span of all rows. A span is chosen among the tokens and cut from the context by its characters, so an answer has the
-casing and the spaces of the text. Scores: see qa_scores.py.
+casing and the spaces of the text. Files: see squad.py. Scores: see qa_scores.py.
 
 Axes: B features of a batch, L tokens of a row, D width, W context tokens of one row (a window).
 """
 
 from __future__ import annotations
 
-import json
-import re
 import unicodedata
-import zlib
 from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import logging
 from jaxtyping import Array, Float, UInt
 
-from ppa_jax.data.text_files import Problem, open_text, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import MASKED, EncoderConfig
 from ppa_jax.tasks import qa_scores
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.squad import Example, from_rows, mix, read, write  # noqa: F401 - parts of the task
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".json"
 TRANSFORMERS = {
@@ -48,190 +41,11 @@ LONGEST_ANSWER = 30  # in tokens
 _ENCODED_AT_ONCE = 1000  # texts: the tokenizer's own records are many times larger than what is kept of them
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A gold answer."""
-
-    text: str
-    start: int  # of its first character in the context; -1 if it does not stand there: scored, but not trained
-
-
-@dataclass(frozen=True)
-class Example:
-    """A question."""
-
-    id: str
-    question: str
-    context: str
-    answers: tuple[Answer, ...]  # none in a test set without gold
-    language: str  # of the context, and so of the answer
-    question_language: str
-
-
 class Window(NamedTuple):
     """The part of the context that a feature has."""
 
     first: int  # place in the row of its first token
     spans: np.ndarray  # [W, 2]: characters of the context that each token covers, from and up to
-
-
-# ---- files
-
-
-def grid_languages(path: str | Path) -> tuple[str, str] | None:
-    """The languages of (context, question) by the file name in MLQA's grid, `...context-de-question-es.json`."""
-    found = re.search(r"context-([^\W_]+)-question-([^\W_]+)", Path(path).name)
-    return (found[1], found[2]) if found else None
-
-
-def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The questions of a SQuAD v1.1 file.
-
-    `language` is that of contexts and questions, or context/question; a file of MLQA's grid has them in its name.
-
-    An answer that does not stand at its `answer_start` is looked for elsewhere in the context. No key `answers`, or
-    empty answers, are those of a test set without gold.
-
-    Raises:
-      UserError: no JSON, with its line, or not SQuAD's keys, with the place.
-    """
-    context_language, question_language = grid_languages(path) or _two(language)
-    found = []
-    for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
-        name = str(_get(question, "id", str | int, where))
-        where += f" (id {name})"
-        answers = [
-            (
-                _get(answer, "text", str, f"{where}.answers[{i}]"),
-                _get(answer, "answer_start", int, f"{where}.answers[{i}]"),
-            )
-            for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else [])
-        ]
-        found.append((name, _get(question, "question", str, where), context, answers))
-    return _examples(found, path, context_language, question_language)
-
-
-def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
-    """The questions of a dataset's rows: `id`, `question`, `context` and `answers` with `text` and `answer_start`.
-
-    Args:
-      rows: each a mapping, or text that says what is wrong with it.
-      where: the dataset, for messages.
-      language: of context and question, or context/question.
-      field: the setting, for messages.
-
-    Raises:
-      UserError: most rows are unusable.
-    """
-
-    def text(value: Any) -> str:
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-    found, problems = [], []
-    for number, row in enumerate(rows, 1):
-        try:
-            gold = row.get("answers") or {"text": [], "answer_start": []}
-            answers = [(text(x), int(y)) for x, y in zip(gold["text"], gold["answer_start"], strict=True)]
-            found.append((text(row.get("id", number)), text(row["question"]), text(row["context"]), answers))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            problems.append(Problem(number, row if isinstance(row, str) else "no question, context and answers"))
-    tell_skipped(where, problems, len(found), field=field, expected="the columns are those of SQuAD v1.1")
-    return _examples(found, where, *_two(language))
-
-
-def _two(language: str) -> tuple[str, str]:
-    """The languages of context and question."""
-    context, _, question = language.partition("/")
-    return context, question or context
-
-
-def _examples(
-    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, context: str, question: str
-) -> list[Example]:
-    """From (id, question, context, answers); `context` and `question` are the languages."""
-    examples, counts = [], Counter()
-    for name, asked, told, gold in found:
-        answers = []
-        for text, start in gold:
-            if text.strip():
-                place = _locate(told, text, start)
-                counts["answers"] += 1
-                counts["moved"] += place not in (start, -1)
-                counts["lost"] += place == -1
-                spaces = len(text) - len(text.lstrip())
-                answers.append(Answer(text.strip(), place if place == -1 else place + spaces))
-        examples.append(Example(name, asked, told, tuple(answers), context, question))
-    if counts["moved"] or counts["lost"]:
-        logging.warning(
-            "%s: %d of %d answers do not stand at their answer_start; %d were found elsewhere in the context, "
-            "%d nowhere (these are scored, but not trained)",
-            *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
-        )
-    return examples
-
-
-def mix(first: Example, second: Example) -> Example:
-    """The context of one example, with its answers, and the question of its translation (see code_switching.py).
-
-    Raises UserError where their ids differ: nothing else says that they are the same question.
-    """
-    if first.id != second.id:
-        raise UserError(f"code-switching: questions {first.id} ({first.language}) and {second.id} ({second.language}) "
-                        "stand in one row; give translations that share their ids")  # fmt: skip
-    return replace(first, question=second.question, question_language=second.language)
-
-
-def _load(path: Path, field: str) -> Any:
-    try:
-        with open_text(path) as stream:
-            text = stream.read().decode("utf-8")
-        return json.loads(text)
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{field}: {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); give a SQuAD v1.1 file"
-        ) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{field}: {path}:{line}: not UTF-8; convert the file (iconv -t UTF-8)") from None
-    except (EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{field}: {path}: damaged or cut short ({error}); copy the file again") from None
-
-
-def _questions(content: Any, file: str) -> Iterator[tuple[str, str, Any]]:
-    """(place, context, question) of all in a file."""
-    for i, article in enumerate(_get(content, "data", list, file)):
-        at_article = f"{file}: data[{i}]"
-        for j, paragraph in enumerate(_get(article, "paragraphs", list, at_article)):
-            at_paragraph = f"{at_article}.paragraphs[{j}]"
-            context = _get(paragraph, "context", str, at_paragraph)
-            for k, question in enumerate(_get(paragraph, "qas", list, at_paragraph)):
-                yield f"{at_paragraph}.qas[{k}]", context, question
-
-
-def _get(record: Any, key: str, kind: Any, where: str) -> Any:
-    if not isinstance(record, dict) or key not in record:
-        raise UserError(f"{where}: no key {key!r}; give a SQuAD v1.1 file (data, paragraphs, context, qas)")
-    if not isinstance(record[key], kind):
-        raise UserError(f"{where}: {key!r} is {str(record[key])[:40]!r}, which SQuAD v1.1 does not allow; correct it")
-    return record[key]
-
-
-def _locate(context: str, text: str, start: int) -> int:
-    """Where the text stands: at `start`, else at the place next to it, else -1."""
-    if start >= 0 and context.startswith(text, start):
-        return start
-    places = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
-    return min(places, key=lambda place: abs(place - start), default=-1)
-
-
-def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
-    """The predictions that the scorers of SQuAD and MLQA read: {id: answer}."""
-    answers = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
-    if len(answers) < len(examples):
-        logging.warning("%s: ids stand for two questions or more; the answer to the last is written", path)
-    path.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
 
 
 # ---- what the encoder sees
@@ -351,13 +165,9 @@ class Head(nn.Module):
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """(sum over rows of the mean cross-entropy of start and end, number of rows): rows without gold do not count."""
-    trained_B = batch["start"] != IGNORE
-
-    def cross_entropy(name: str) -> jax.Array:
-        return optax.softmax_cross_entropy_with_integer_labels(outputs[name], jnp.maximum(batch[name], 0))
-
-    losses_B = (cross_entropy("start") + cross_entropy("end")) / 2
-    return jnp.sum(jnp.where(trained_B, losses_B, 0.0)), jnp.sum(trained_B, dtype=jnp.float32)
+    start, rows = cross_entropy(outputs["start"], batch["start"])
+    end, _ = cross_entropy(outputs["end"], batch["end"])
+    return (start + end) / 2, rows
 
 
 # ---- answers

@@ -17,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
@@ -25,7 +24,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import conllu
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import windows
 
 SUFFIX: str = ".tsv"
@@ -143,10 +142,7 @@ class Head(nn.Module):
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy, summed over the words with a label, and their number."""
-    label_BxL = batch["labels"]
-    losses = optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], jnp.maximum(label_BxL, 0))
-    keep = (label_BxL != IGNORE).astype(jnp.float32)
-    return jnp.sum(losses * keep), jnp.sum(keep)
+    return cross_entropy(outputs["logits"], batch["labels"])
 
 
 def decode(

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ppa_jax.data.tokenizer import Tokenizer
 
@@ -98,6 +100,13 @@ class Task(Protocol):
     def write(self, path: Path, examples: Sequence[Any], predictions: Sequence[Any]) -> None:
         """Writes the predictions in the format in which the task is published."""
         ...
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(sum over the labels that are not IGNORE, their number): of logits [..., T] and labels [...], in float32."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    keep = (labels != IGNORE).astype(jnp.float32)
+    return jnp.sum(losses * keep), jnp.sum(keep)
 
 
 PARTS = (*Task.__annotations__, *(name for name, part in vars(Task).items() if callable(part) and name[0] != "_"))

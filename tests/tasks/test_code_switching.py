@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.tasks import nli, qa
+from ppa_jax.tasks import nli, qa, squad
 from ppa_jax.tasks.code_switching import code_switch
 
 
@@ -79,8 +79,8 @@ def test_code_switching_mistakes(de, probabilities, told):
 
 def test_a_question_about_a_context_in_another_language():
     def example(language):
-        answer = qa.Answer(f"answer in {language}", 0)
-        return qa.Example("1", f"asked in {language}", f"answer in {language}", (answer,), language, language)
+        answer = squad.Answer(f"answer in {language}", 0)
+        return squad.Example("1", f"asked in {language}", f"answer in {language}", (answer,), language, language)
 
     parallel = {"en": [example("en")] * 1, "de": [example("de")]}
     seen = set()
@@ -94,7 +94,7 @@ def test_a_question_about_a_context_in_another_language():
 
 def test_questions_of_different_ids_are_never_mixed():
     def example(language, id):
-        return qa.Example(id, "x", "y", (), language, language)
+        return squad.Example(id, "x", "y", (), language, language)
 
     parallel = {"en": [example("en", "1"), example("en", "2")], "de": [example("de", "3"), example("de", "4")]}
     with pytest.raises(UserError, match=r"questions . \(..\) and . \(..\) stand in one row"):

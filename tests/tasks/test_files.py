@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.tasks import files, nli, qa, tagging
+from ppa_jax.tasks import files, nli, qa, squad, tagging
 
 
 def test_entries_and_patterns(tmp_path):
@@ -100,7 +100,7 @@ def test_questions_from_parquet(tmp_path):
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     first, second = files.read(qa, f"en=hf:{tmp_path}/train.parquet", field="config.data.train")["en"]
-    assert first == qa.Example("a", "who?", "Ann saw Bob.", (qa.Answer("Bob", 8),), "en", "en")
+    assert first == squad.Example("a", "who?", "Ann saw Bob.", (squad.Answer("Bob", 8),), "en", "en")
     assert second.answers == ()
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "train.parquet")
     with pytest.raises(UserError, match="no question, context and answers; 1 of 1 unusable"):

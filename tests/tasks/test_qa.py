@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from ppa_jax.data.tokenizer import wrap
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.tasks import qa, qa_scores
-from ppa_jax.tasks.qa import Answer, Example
+from ppa_jax.tasks import qa, qa_scores, squad
+from ppa_jax.tasks.squad import Answer, Example
 from ppa_jax.tasks.task import IGNORE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789üéßñ"
@@ -310,7 +310,7 @@ def test_score_takes_the_best_gold_answer_and_leaves_out_questions_without():
 # ---- files
 
 
-def squad(tmp_path, questions, context="Ann saw Ann.", name="x.json"):
+def squad_file(tmp_path, questions, context="Ann saw Ann.", name="x.json"):
     path = tmp_path / name
     path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}), encoding="utf-8")
     return path
@@ -321,28 +321,28 @@ def question(*answers, **fields):
 
 
 def test_read(tmp_path):
-    path = squad(tmp_path, [question(("Ann", 8), (" saw ", 3)), question(("", 0), id=7)])
-    assert qa.read(path, language="en", field="test") == [
+    path = squad_file(tmp_path, [question(("Ann", 8), (" saw ", 3)), question(("", 0), id=7)])
+    assert squad.read(path, language="en", field="test") == [
         Example("q", "who?", "Ann saw Ann.", (Answer("Ann", 8), Answer("saw", 4)), "en", "en"),
         Example("7", "who?", "Ann saw Ann.", (), "en", "en"),
     ]
-    blind = squad(tmp_path, [{"id": "q", "question": "who?"}])
-    assert qa.read(blind, language="en", field="test")[0].answers == ()
+    blind = squad_file(tmp_path, [{"id": "q", "question": "who?"}])
+    assert squad.read(blind, language="en", field="test")[0].answers == ()
 
 
 def test_misplaced_answers_are_found_or_told(tmp_path, caplog):
-    path = squad(tmp_path, [question(("Ann", 7), ("Ann", 2), ("Ann", -4), ("Bob", 0), ("saw", 4))])
+    path = squad_file(tmp_path, [question(("Ann", 7), ("Ann", 2), ("Ann", -4), ("Bob", 0), ("saw", 4))])
     with caplog.at_level(logging.WARNING, logger="absl"):
-        (found,) = qa.read(path, language="en", field="test")
+        (found,) = squad.read(path, language="en", field="test")
     assert [answer.start for answer in found.answers] == [8, 0, 0, -1, 4]
     assert "4 of 5 answers" in caplog.text and "3 were found elsewhere" in caplog.text and "1 nowhere" in caplog.text
 
 
 def test_languages_of_the_grid(tmp_path):
-    assert qa.grid_languages("a/test-context-de-question-es.json") == ("de", "es")
-    assert qa.grid_languages("xquad.de.json") is None
-    path = squad(tmp_path, [question()], name="dev-context-de-question-es.json")
-    (found,) = qa.read(path, language="es", field="test")
+    assert squad.grid_languages("a/test-context-de-question-es.json") == ("de", "es")
+    assert squad.grid_languages("xquad.de.json") is None
+    path = squad_file(tmp_path, [question()], name="dev-context-de-question-es.json")
+    (found,) = squad.read(path, language="es", field="test")
     assert (found.language, found.question_language) == ("de", "es")
 
 
@@ -367,7 +367,7 @@ def test_bad_files(tmp_path, content, message):
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message) as error:
-        qa.read(path, language="en", field="config.data.test")
+        squad.read(path, language="en", field="config.data.test")
     assert str(error.value).startswith(f"config.data.test: {path}") and "\n" not in str(error.value)
 
 
@@ -375,11 +375,11 @@ def test_file_that_is_no_utf_8(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'{"data":\n "M\xfcll"}')
     with pytest.raises(UserError, match=r"x\.json:2: not UTF-8"):
-        qa.read(path, language="en", field="test")
+        squad.read(path, language="en", field="test")
 
 
 def test_written_predictions(tmp_path):
     examples = [example("x", id="a"), example("x", id="b")]
-    qa.write(tmp_path / "en", examples, ["Güell", ""])
+    squad.write(tmp_path / "en", examples, ["Güell", ""])
     text = (tmp_path / "en").read_text(encoding="utf-8")
     assert json.loads(text) == {"a": "Güell", "b": ""} and "Güell" in text

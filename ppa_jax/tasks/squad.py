@@ -1,0 +1,202 @@
+"""Questions about contexts in the form of SQuAD v1.1: read from files and from rows of datasets, mixed, written.
+
+Sets of this form: SQuAD, XQuAD, MLQA (whose grid has contexts and questions in different languages), TyDi QA GoldP.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from ppa_jax.data.text_files import Problem, open_text, tell_skipped
+from ppa_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A gold answer."""
+
+    text: str
+    start: int  # of its first character in the context; -1 if it does not stand there: scored, but not trained
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]  # none in a test set without gold
+    language: str  # of the context, and so of the answer
+    question_language: str
+
+
+def grid_languages(path: str | Path) -> tuple[str, str] | None:
+    """The languages of (context, question) by the file name in MLQA's grid, `...context-de-question-es.json`."""
+    found = re.search(r"context-([^\W_]+)-question-([^\W_]+)", Path(path).name)
+    return (found[1], found[2]) if found else None
+
+
+def read(path: Path, *, language: str, field: str) -> list[Example]:
+    """The questions of a SQuAD v1.1 file.
+
+    `language` is that of contexts and questions, or context/question; a file of MLQA's grid has them in its name.
+
+    An answer that does not stand at its `answer_start` is looked for elsewhere in the context. No key `answers`, or
+    empty answers, are those of a test set without gold.
+
+    Raises:
+      UserError: no JSON, with its line, or not SQuAD's keys, with the place.
+    """
+    context_language, question_language = grid_languages(path) or _two(language)
+    found = []
+    for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
+        name = str(_get(question, "id", str | int, where))
+        where += f" (id {name})"
+        answers = [
+            (
+                _get(answer, "text", str, f"{where}.answers[{i}]"),
+                _get(answer, "answer_start", int, f"{where}.answers[{i}]"),
+            )
+            for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else [])
+        ]
+        found.append((name, _get(question, "question", str, where), context, answers))
+    return _examples(found, path, context_language, question_language)
+
+
+def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
+    """The questions of a dataset's rows: `id`, `question`, `context` and `answers` with `text` and `answer_start`.
+
+    Args:
+      rows: each a mapping, or text that says what is wrong with it.
+      where: the dataset, for messages.
+      language: of context and question, or context/question.
+      field: the setting, for messages.
+
+    Raises:
+      UserError: most rows are unusable.
+    """
+
+    def text(value: Any) -> str:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    found, problems = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            gold = row.get("answers") or {"text": [], "answer_start": []}
+            answers = [(text(x), int(y)) for x, y in zip(gold["text"], gold["answer_start"], strict=True)]
+            found.append((text(row.get("id", number)), text(row["question"]), text(row["context"]), answers))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            problems.append(Problem(number, row if isinstance(row, str) else "no question, context and answers"))
+    tell_skipped(where, problems, len(found), field=field, expected="the columns are those of SQuAD v1.1")
+    return _examples(found, where, *_two(language))
+
+
+def _two(language: str) -> tuple[str, str]:
+    """The languages of context and question."""
+    context, _, question = language.partition("/")
+    return context, question or context
+
+
+def _examples(
+    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, context: str, question: str
+) -> list[Example]:
+    """From (id, question, context, answers); `context` and `question` are the languages."""
+    examples, counts = [], Counter()
+    for name, asked, told, gold in found:
+        answers = []
+        for text, start in gold:
+            if text.strip():
+                place = _locate(told, text, start)
+                counts["answers"] += 1
+                counts["moved"] += place not in (start, -1)
+                counts["lost"] += place == -1
+                spaces = len(text) - len(text.lstrip())
+                answers.append(Answer(text.strip(), place if place == -1 else place + spaces))
+        counts["unanswered"] += not answers
+        examples.append(Example(name, asked, told, tuple(answers), context, question))
+    if 0 < counts["unanswered"] < len(examples):  # SQuAD 2.0's; a set without any gold is no surprise
+        logging.warning(
+            "%s: %d of %d questions have no answer; they are neither trained nor scored",
+            *(path, counts["unanswered"], len(examples)),
+        )
+    if counts["moved"] or counts["lost"]:
+        logging.warning(
+            "%s: %d of %d answers do not stand at their answer_start; %d were found elsewhere in the context, "
+            "%d nowhere (these are scored, but not trained)",
+            *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
+        )
+    return examples
+
+
+def mix(first: Example, second: Example) -> Example:
+    """The context of one example, with its answers, and the question of its translation (see code_switching.py).
+
+    Raises UserError where their ids differ: nothing else says that they are the same question.
+    """
+    if first.id != second.id:
+        raise UserError(f"code-switching: questions {first.id} ({first.language}) and {second.id} ({second.language}) "
+                        "stand in one row; give translations that share their ids")  # fmt: skip
+    return replace(first, question=second.question, question_language=second.language)
+
+
+def _load(path: Path, field: str) -> Any:
+    try:
+        with open_text(path) as stream:
+            text = stream.read().decode("utf-8")
+        return json.loads(text)
+    except UserError as error:
+        raise UserError(f"{field}: {error}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{field}: {path}:{error.lineno}: not JSON ({error.msg}, column {error.colno}); give a SQuAD v1.1 file"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise UserError(f"{field}: {path}:{line}: not UTF-8; convert the file (iconv -t UTF-8)") from None
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{field}: {path}: damaged or cut short ({error}); copy the file again") from None
+
+
+def _questions(content: Any, file: str) -> Iterator[tuple[str, str, Any]]:
+    """(place, context, question) of all in a file."""
+    for i, article in enumerate(_get(content, "data", list, file)):
+        at_article = f"{file}: data[{i}]"
+        for j, paragraph in enumerate(_get(article, "paragraphs", list, at_article)):
+            at_paragraph = f"{at_article}.paragraphs[{j}]"
+            context = _get(paragraph, "context", str, at_paragraph)
+            for k, question in enumerate(_get(paragraph, "qas", list, at_paragraph)):
+                yield f"{at_paragraph}.qas[{k}]", context, question
+
+
+def _get(record: Any, key: str, kind: Any, where: str) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise UserError(f"{where}: no key {key!r}; give a SQuAD v1.1 file (data, paragraphs, context, qas)")
+    if not isinstance(record[key], kind):
+        raise UserError(f"{where}: {key!r} is {str(record[key])[:40]!r}, which SQuAD v1.1 does not allow; correct it")
+    return record[key]
+
+
+def _locate(context: str, text: str, start: int) -> int:
+    """Where the text stands: at `start`, else at the place next to it, else -1."""
+    if start >= 0 and context.startswith(text, start):
+        return start
+    places = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
+    return min(places, key=lambda place: abs(place - start), default=-1)
+
+
+def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
+    """The predictions that the scorers of SQuAD and MLQA read: {id: answer}."""
+    answers = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
+    if len(answers) < len(examples):
+        logging.warning("%s: ids stand for two questions or more; the answer to the last is written", path)
+    path.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
