@@ -185,6 +185,14 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
 
 
+def test_one_device_trains_like_eight(whole, shelf, files, tmp_path):
+    one_device = {"mesh.data": 1, "mesh.model": 1, "seeds": "0"}
+    assert main(arguments(tmp_path, shelf, files, **one_device)) == 0
+    one, eight = ([r["loss"] for r in read_metrics(path / "seed-0")] for path in (tmp_path, whole))
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    assert one[-1] != one[0]
+
+
 def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
     path = tmp_path / "grows.tsv"
     lines = (files / "test.en.tsv").read_text().splitlines()
