@@ -23,6 +23,7 @@ JOBS = {
     "pretrain": "ppa_jax.jobs.pretrain",
     "evaluate": "ppa_jax.jobs.evaluate",
     "finetune": "ppa_jax.jobs.finetune_run",
+    "align_mlm": "ppa_jax.jobs.align_mlm",
 }  # each module has run(config, workdir) -> exit status
 
 

@@ -31,6 +31,15 @@ class Bars(NamedTuple):
     intervals: Mapping[str, Sequence[tuple[float, float]]] | None = None  # (low, high) likewise
 
 
+class Scatter(NamedTuple):
+    """One panel of points."""
+
+    title: str
+    xlabel: str
+    ylabel: str
+    points: Mapping[str, Sequence[tuple[float, float, str]]]  # series (a colour) -> (x, y, kind (a marker))
+
+
 class LayerCurves(NamedTuple):
     """One panel of curves over the layers."""
 
@@ -99,7 +108,7 @@ def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: 
         window = max(1, len(values) // 20)
         axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
         if window > 1:
-            axis.plot(steps, _running_mean(values, window), color=COLOURS[1], linewidth=1.8,
+            axis.plot(steps, running_mean(values, window), color=COLOURS[1], linewidth=1.8,
                       label=f"mean of {window} steps")  # fmt: skip
             axis.legend(frameon=False, fontsize=8)
         axis.set_title(panel.title, loc="left", fontsize=10.5)
@@ -114,8 +123,15 @@ def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: 
     return True
 
 
-def plot_layers(path: str | Path, panels: Sequence[LayerCurves], *, title: str) -> None:
-    """A measure against the layer, a line for each model, with a band where intervals are given."""
+def plot_layers(
+    path: str | Path,
+    panels: Sequence[LayerCurves],
+    *,
+    title: str,
+    xlabel: str = "layer (0: embeddings)",
+    marker: str = "o",
+) -> None:
+    """A measure against the layer (or what `xlabel` says), a line for each model, with a band for given intervals."""
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _figure(rows, columns, (5.2 * columns, 1.0 + 3.0 * rows))
@@ -124,14 +140,20 @@ def plot_layers(path: str | Path, panels: Sequence[LayerCurves], *, title: str) 
             layers = sorted(values)
             colour = COLOURS[i % len(COLOURS)]
             axis.plot(
-                layers, [values[x] for x in layers], "o-", color=colour, label=label, linewidth=1.6, markersize=3.5
+                layers,
+                [values[x] for x in layers],
+                f"{marker}-",
+                color=colour,
+                label=label,
+                linewidth=1.6,
+                markersize=3.5,
             )
             if band := panel.intervals.get(label):
                 low, high = np.array([band[x] for x in layers], float).T
                 axis.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(panel.title, loc="left", fontsize=10.5)
-        axis.set_xlabel("layer (0: embeddings)")
+        axis.set_xlabel(xlabel)
         axis.set_ylabel(panel.ylabel)
         axis.grid(color=GRID, linewidth=0.7)
     for axis in axes[len(panels) :]:
@@ -174,7 +196,35 @@ def plot_models(
     _save(figure, path, title, 4.0 * columns)
 
 
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> None:
+    """Points: a colour for each series, a marker for each kind."""
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    every = [point for panel in panels for series in panel.points.values() for point in series]
+    markers = dict(zip(dict.fromkeys(kind for *_, kind in every), "os^Dv<>Pp*hX" * len(every), strict=False))
+    colours = dict.fromkeys(name for panel in panels for name in panel.points)
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(colours)}
+    figure, axes = _figure(rows, columns, (5.2 * columns, 1.1 + 3.2 * rows))
+    for axis, panel in zip(axes, panels, strict=False):
+        for name, points in panel.points.items():
+            for x, y, kind in points:
+                axis.plot(x, y, markers[kind], color=colours[name], markersize=6, markeredgecolor="white")
+        axis.set_title(panel.title, loc="left", fontsize=10.5)
+        axis.set_xlabel(panel.xlabel)
+        axis.set_ylabel(panel.ylabel)
+        axis.grid(color=GRID, linewidth=0.7)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    shown = [axes[0].plot([], [], "o", color=colour, label=name)[0] for name, colour in colours.items()]
+    if len(markers) > 1:
+        shown += [
+            axes[0].plot([], [], mark, color=INK, fillstyle="none", label=kind)[0] for kind, mark in markers.items()
+        ]
+    figure.legend(handles=shown, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    _save(figure, path, title, 5.2 * columns)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the `window` values around each, of fewer at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     start = np.maximum(np.arange(len(values)) - window // 2, 0)

@@ -1,0 +1,66 @@
+"""ALIGN-MLM's experiment (Tang et al. 2022, arXiv 2211.08547): alignment of word embeddings and zero-shot transfer.
+
+    python -m ppa_jax.main --config=configs/align_mlm.py --workdir=runs/derived \\
+        --config.data.text=english.txt,en.conllu \\
+        --config.tasks.pos.train=en_ewt-ud-train.conllu --config.tasks.pos.test=en_ewt-ud-test.conllu
+
+For every derived language (`transformations`) each objective is pretrained from nothing with every seed, on English and
+on its derivation; then fine-tuned on either and tested on the derived language. `:demo` runs a slice on the built-in
+sample in some minutes. The settings of pretraining are those of configs/pretrain.py, those of fine-tuning
+of configs/tagging.py, in the groups `pretraining` and `finetuning`.
+Expect BS, BZ, their gap and the alignment in report.md, beside the paper's.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from ppa_jax.config import load
+from ppa_jax.jobs.finetune_defaults import defaults
+
+
+def get_config(mode: str = "") -> Any:
+    """The recipe, with the paper's sizes by its code; mode "demo" for the built-in sample."""
+    c: Any = config_dict.create(
+        job="align_mlm",
+        objectives="mlm,xlm,dict_mlm,align_mlm",
+        transformations="trans,trans+inv",  # trans+perm and trans+syn, too; see ppa_jax/data/derived.py
+        seeds="0,1,2",  # of pretraining, one model each
+        dtype="bfloat16",  # of the matmuls; on a CPU float32
+        data=dict(
+            text="",  # English files, with commas: .conllu (with trees), .tsv of tagged words, else a text a line
+            order_from="",  # for trans+syn: CoNLL-U of the language whose order of words is taken
+            dictionary_share=0.5,  # of the pieces, known to dict_mlm and align_mlm; the paper tries 0.25, 0.5, 1
+            seed=0,  # of the dictionary and of trans+perm
+        ),
+        tasks=dict(  # on where they have files, joined by |; epochs are the paper's, by its code
+            pos=dict(task="tagging", train="", test="", epochs=10.0),
+            ner=dict(task="tagging", train="", test="", epochs=10.0),
+            nli=dict(task="nli", train="", test="", epochs=5.0),
+            parsing=dict(task="parsing", train="", test="", epochs=10.0),  # not the paper's
+        ),
+    )
+    c.pretraining = load(str(Path(__file__).with_name("pretrain.py")))
+    c.pretraining.word_alignment.max_words = 0  # the whole dictionary
+    c.finetuning = defaults("tagging")
+    c.finetuning.seeds = "0"
+    c.finetuning.train.update(batch_size=32, learning_rate=2e-5)
+    if mode == "demo":
+        c.dtype = "float32"
+        c.transformations, c.seeds = "trans+inv", "0"
+        c.data.text = "world:0-20000"
+        c.tasks.pos.update(train="world:20000-22000", test="world:30000-30500", epochs=3.0)
+        small(c, vocab_size=600, width=128, layers=2, steps=250)
+    elif mode:
+        raise ValueError(f"unknown mode {mode!r}; there is: demo")
+    return c
+
+
+def small(c: Any, *, vocab_size: int, width: int, layers: int, steps: int) -> None:
+    """Sizes that a laptop can train."""
+    c.pretraining.model.update(vocab_size=vocab_size, hidden_size=width, num_layers=layers, num_heads=width // 32)
+    c.pretraining.data.max_length = 64
+    c.pretraining.train.update(steps=steps, batch_size=64, learning_rate=2e-3, warmup=0.1, dropout=0.0)
+    c.finetuning.data.max_length = 64
+    c.finetuning.train.update(learning_rate=5e-4, dropout=0.0)

@@ -1,0 +1,148 @@
+"""Text and labelled tasks in a derived language (data/derived.py), written as files that every job reads.
+
+A word is what stands between two spaces of a line, or a row of CoNLL-U and of tagged text; what the tokenizer would cut
+apart in it ("do n't" in "don't") is transliterated part by part, so that a word and its clone have as many pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from ppa_jax.data import text_files, world
+from ppa_jax.data.derived import Derivation, Tree, moved_heads, moved_tags
+from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
+from ppa_jax.tasks import files, nli, parsing, tagging
+
+ENGLISH = "en"
+TASKS: dict[str, Any] = {"tagging": tagging, "nli": nli, "parsing": parsing}
+_TAGGED = (".tsv", ".bio", ".iob2", ".conll")
+
+Split = Callable[[str], list[str]]
+
+
+class Sentence(NamedTuple):
+    """A sentence of a text."""
+
+    words: Sequence[str]
+    tree: Tree | None = None
+
+
+class Example(NamedTuple):
+    """An example of a task, and the tree of its words where it has one."""
+
+    example: Any
+    tree: Tree | None = None
+
+
+def splitter(tokenizer: Tokenizer) -> Split:
+    """Cuts a text where the tokenizer does before it looks for pieces: at spaces and around punctuation."""
+    backend = tokenizer.backend
+
+    def split(text: str) -> list[str]:
+        normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal)]
+
+    return split
+
+
+def read_text(spec: str, *, field: str) -> list[Sentence]:
+    """The sentences of files with commas between: CoNLL-U with its trees, tagged words, or one text a line.
+
+    `world:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and for none.
+    """
+    found: list[Sentence] = []
+    for name in filter(None, map(str.strip, spec.split(","))):
+        path = Path(name).expanduser()
+        if name.startswith("world:") or path.suffix == ".conllu":
+            found += [
+                Sentence(x.words, _tree(x)) for x in files.read(TASKS["parsing"], f"en={name}", field=field)[ENGLISH]
+            ]
+        elif path.suffix in _TAGGED:
+            found += [Sentence(x.words) for x in files.read(TASKS["tagging"], f"en={name}", field=field)[ENGLISH]]
+        else:
+            lines = text_files.read_lines(path, field=field)
+            found += [Sentence(line.split()) for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{field}: no text; give files with commas between, or world:A-B (of {world.size()})")
+    return found
+
+
+def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
+    """The English examples of a task, of CoNLL-U and of the sample with their trees. Raises as `files.read`."""
+    sources = [name.strip() for name in spec.split("|")]
+    if task == "nli" or not all(name.startswith("world:") or name.endswith(".conllu") for name in sources):
+        return [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
+    read = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
+    if task == "parsing":
+        return [Example(example, _tree(example)) for example in read]
+    tagged = [Example(tagging.Example(x.words, x.upos, x.language), _tree(x)) for x in read if "_" not in x.upos]
+    if len(tagged) < len(read):
+        logging.warning("%s: skipped %d sentences with a word without UPOS", field, len(read) - len(tagged))
+    return tagged
+
+
+def _tree(example: parsing.Example) -> Tree:
+    return Tree(example.heads, example.relations, example.upos)
+
+
+def derive(
+    words: Sequence[str], tree: Tree | None, derivation: Derivation, split: Split
+) -> tuple[list[str], list[int]]:
+    """(the words in the derived language, their places in the sentence). Raises UserError: it needs a tree."""
+    try:
+        order = derivation.order(words, tree)
+    except ValueError:
+        raise UserError(
+            f"derived language {derivation.name}: its order needs trees, and a text has none; give CoNLL-U files alone"
+        ) from None
+    return derivation.words([" ".join(split(word)) for word in words], order), order
+
+
+def derive_text(sentence: Sentence, derivation: Derivation, split: Split) -> tuple[str, str]:
+    """A line of the text and of its derivation; punctuation stands apart in both, so that it can keep its place."""
+    words = sentence.words if sentence.tree else [part for word in sentence.words for part in split(word)]
+    return " ".join(words), " ".join(derive(words, sentence.tree, derivation, split)[0])
+
+
+def write_examples(
+    path: Path, task: str, examples: Sequence[Example], derivation: Derivation | None, split: Split
+) -> int:
+    """Writes the examples for `TASKS[task].read`, derived unless `derivation` is None; returns the entities torn."""
+    lines, torn = [], 0
+    for example, tree in examples:
+        if task == "nli":
+            lines.append("\t".join([*(_side(text, derivation, split) for text in example[:2]), example.label or "-"]))
+            continue
+        words, order = list(example.words), list(range(len(example.words)))
+        if derivation is not None:
+            words, order = derive(words, tree, derivation, split)
+        if task == "tagging":
+            tags, broken = (list(example.tags), 0) if derivation is None else moved_tags(example.tags, order)
+            torn += broken
+            lines += _tagged(words, tags)
+        else:
+            lines += _conllu(words, [example.upos[i] for i in order], moved_heads(example.heads, order),
+                             [example.relations[i] for i in order])  # fmt: skip
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return torn
+
+
+def _side(text: str, derivation: Derivation | None, split: Split) -> str:
+    words = split(text)
+    return " ".join(words if derivation is None else derive(words, None, derivation, split)[0])
+
+
+def _tagged(words: Iterable[str], tags: Iterable[str]) -> Iterator[str]:
+    yield from (f"{word}\t{tag}" for word, tag in zip(words, tags, strict=True))
+    yield ""
+
+
+def _conllu(words: Sequence[str], upos: Sequence[str], heads: Sequence[int], relations: Sequence[str]) -> Iterator[str]:
+    for i, (word, tag, head, relation) in enumerate(zip(words, upos, heads, relations, strict=True), start=1):
+        yield f"{i}\t{word}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_"
+    yield ""

@@ -1,0 +1,32 @@
+"""Rank correlation: by hand, and an interval that widens when points belong together."""
+
+import numpy as np
+import pytest
+
+from ppa_jax.evaluation.correlation import spearman
+
+
+def test_by_hand():
+    """Ranks 1..8 against the same with neighbours swapped: 1 - 6 * sum(d^2) / (n (n^2 - 1)) = 1 - 48 / 504."""
+    x = np.arange(8.0)
+    y = np.exp([1, 0, 3, 2, 5, 4, 7, 6])  # only the order counts
+    found = spearman(x, y, list(range(8)))
+    assert found is not None and found.rho == pytest.approx(1 - 6 * 8 / (8 * 63))
+    assert found.points == found.clusters == 8 and found.low < found.rho < found.high <= 1
+
+
+def test_points_that_belong_together_count_as_few():
+    rng = np.random.default_rng(0)
+    groups = rng.normal(size=(6, 2))  # each point ten times, nearly
+    points = np.repeat(groups, 10, axis=0) + rng.normal(size=(60, 2)) * 1e-3
+    names = np.repeat(range(6), 10)
+    together, apart = spearman(*points.T, names.tolist()), spearman(*points.T, list(range(60)))
+    assert together is not None and apart is not None and together.rho == apart.rho
+    assert together.high - together.low > 2 * (apart.high - apart.low)
+
+
+def test_no_coefficient_of_few_points_or_of_a_constant():
+    assert spearman(range(7), range(7), range(7)) is None
+    assert spearman(range(9), [1.0] * 9, range(9)) is None
+    found = spearman(range(8), range(8), [0] * 4 + [1] * 4)
+    assert found is not None and np.isnan(found.low) and "[" not in str(found)

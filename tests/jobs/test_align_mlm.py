@@ -1,0 +1,118 @@
+"""ALIGN-MLM's experiment on a tiny model: what it leaves, that it goes on where it stopped, what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppa_jax.evaluation import derived_report
+from ppa_jax.interop import huggingface
+from ppa_jax.jobs import finetune_run, pretrain
+from ppa_jax.main import main
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/align_mlm.py"
+
+pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
+
+
+def arguments(workdir, **fields):
+    given = {
+        "dtype": "float32", "objectives": "xlm,align_mlm", "transformations": "trans+inv", "seeds": "0",
+        "data.text": "world:0-300", "tasks.pos.train": "world:300-340", "tasks.pos.test": "world:340-350",
+        "tasks.pos.epochs": 1, "finetuning.train.batch_size": 8, "finetuning.data.max_length": 32,
+        "pretraining.model.vocab_size": 120, "pretraining.model.hidden_size": 16, "pretraining.model.num_layers": 1,
+        "pretraining.model.num_heads": 2, "pretraining.data.max_length": 48, "pretraining.data.max_pair_pieces": 90,
+        "pretraining.train.steps": 3, "pretraining.train.batch_size": 8, "pretraining.train.learning_rate": 1e-2,
+        "pretraining.train.warmup": 0.1,
+    } | fields  # fmt: skip
+    return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("derived")
+    assert main(arguments(workdir)) == 0
+    return workdir
+
+
+def test_what_a_run_leaves(whole):
+    records = json.loads((whole / "scores.json").read_text())
+    found = {(r["objective"], r["task"], r["metric"]): r["value"] for r in records}
+    for objective in ("xlm", "align_mlm"):
+        values = {metric: found[objective, "pos", metric] for metric in ("en", "BS", "BZ", "delta")}
+        assert values["delta"] == pytest.approx(values["BS"] - values["BZ"], abs=1e-3)
+        own = json.loads((whole / "finetuned/trans+inv/pos-en/scores.json").read_text())
+        (zero_shot,) = (r["value"] for r in own if (r["model"], r["language"]) == (f"{objective}-0", "xx"))
+        assert values["BZ"] == pytest.approx(zero_shot, abs=1e-3)
+    report = (whole / "report.md").read_text()
+    assert "| trans+inv | align_mlm |" in report and "95.2" in report, "the table and the paper's"
+    assert (whole / "alignment.png").stat().st_size > 1000 and not list(whole.glob("models/*/*/checkpoints"))
+
+
+def test_the_alignment_is_that_of_the_clones(whole):
+    """By brute force: for each plain piece, the clone with the largest cosine."""
+    pieces = (whole / "vocabulary/plain/vocab.txt").read_text().split("\n")[:-1]
+    table = np.asarray(
+        huggingface.read(whole / "models/trans+inv/align_mlm-0/export").params["encoder"]["embeddings"][
+            "word_embeddings"]["embedding"])  # fmt: skip
+    V = len(pieces)
+    assert len(table) == 2 * V
+    rows = [i for i, piece in enumerate(pieces) if not (piece[0] == "[" and piece[-1] == "]")]
+    unit = table / np.linalg.norm(table, axis=1, keepdims=True)
+    hits = [rows[int(np.argmax([unit[i] @ unit[V + j] for j in rows]))] == i for i in rows]
+    known = {line.split("\t")[0] for line in (whole / "data/trans+inv/dictionary/en-xx.tsv").read_text().splitlines()}
+    assert len(known) == round(0.5 * len(rows))
+    unseen = [hit for i, hit in zip(rows, hits, strict=True) if pieces[i] not in known]
+    found = {
+        r["metric"]: r["value"]
+        for r in json.loads((whole / "scores.json").read_text())
+        if r["objective"] == "align_mlm" and not r["task"]
+    }
+    assert found["alignment"] == pytest.approx(100 * np.mean(hits), abs=1e-3)
+    assert found["alignment_unseen"] == pytest.approx(100 * np.mean(unseen), abs=1e-3)
+    assert np.mean(hits) > 0.2, "three steps draw the pairs of the dictionary together"
+
+
+def test_nothing_is_done_again(whole, monkeypatch):
+    before = (whole / "scores.json").read_text()
+
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(pretrain, "run", never)
+    monkeypatch.setattr(finetune_run, "train", never)
+    assert main(arguments(whole)) == 0
+    assert (whole / "scores.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"objectives": "mlm,bert"}, "config.objectives: 'bert': must be of mlm, xlm"),
+        ({"transformations": "inv"}, "config.transformations: 'inv': write trans"),
+        ({"transformations": "trans+inw"}, "derived language 'trans+inw': write steps of"),
+        ({"transformations": "trans+syn"}, "config.data.order_from is empty"),
+        ({"data.text": ""}, "config.data.text is empty"),
+        ({"data.text": "/no/such.txt"}, "/no/such.txt"),
+        ({"tasks.pos.test": ""}, "config.tasks.pos.test is empty"),
+        ({"tasks.pos.task": "qa"}, "config.tasks.pos.task=qa: must be one of"),
+        ({"data.dictionary_share": 0}, "config.data.dictionary_share"),
+        ({"pretraining.train.steps": 4}, "holds another run"),
+    ],
+)
+def test_mistakes(whole, error_line, fields, said):
+    assert main(arguments(whole, **fields)) == 2
+    assert said in error_line()
+
+
+def test_the_coefficient_needs_eight_models():
+    def records(count):
+        for i in range(count):
+            own = {"transformation": "trans", "objective": f"o{i % 4}", "seed": i}
+            yield own | {"task": "", "metric": "alignment", "value": float(i)}
+            yield own | {"task": "pos", "metric": "BZ", "value": float(i**2)}
+
+    assert derived_report.correlation(list(records(7)), "pos", "BZ") is None
+    found = derived_report.correlation(list(records(8)), "pos", "BZ")
+    assert found is not None and found.rho == 1 and found.clusters == 4
