@@ -43,4 +43,4 @@ done
 $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured" --config.models="$MODELS" \
   --config.baseline=before,mlm,ppa --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \
   --config.parallel="$D/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" \
-  --config.word_alignment_method=softmax,argmax --config.dictionaries="$D/dictionaries"
+  --config.word_alignment_method=softmax,argmax --config.dictionaries="$D/dictionaries" --config.dictionary_words=6500
