@@ -74,6 +74,44 @@ def open_rows(source: Source) -> Rows:
     )
 
 
+@dataclass(frozen=True)
+class Texts:
+    """A dataset whose rows hold text of one language."""
+
+    identity: dict[str, Any]
+    column: str
+    stream: Stream
+
+    def read(self, limit: int) -> Iterator[bytes | str]:
+        """Yields the lines of every row's text, or the reason why a row has none; `limit` as in `Rows.read`."""
+        for row in self.stream(limit):
+            if isinstance(row, str):
+                yield row
+                continue
+            text = side(row, self.column)
+            if isinstance(text, bytes):
+                yield from text.split(b"\n")
+            else:
+                yield "empty" if text is None else "not_text"
+
+
+def open_texts(source: Source) -> Texts:
+    """Finds the dataset of a source of one language. Raises UserError if it cannot be read or has no column of text."""
+    where = f"data.pairs: {source}"
+    dataset = open_dataset(source.location, where=where)
+    first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
+    if not isinstance(first, Mapping):
+        raise UserError(f"{where}: no row that can be read; check the dataset")
+    of_text = [name for name, value in first.items() if isinstance(value, (str, bytes))]
+    named = [name for name in ("text", source.languages[0]) if name in of_text]
+    if not named and len(of_text) != 1:
+        raise UserError(
+            f"{where}: no column text or {source.languages[0]}, and not one column of text alone "
+            f"(there are {', '.join(map(str, first))}); rename one"
+        )
+    return Texts(dataset.identity, (named or of_text)[0], dataset.stream)
+
+
 def open_dataset(location: str, *, where: str, split: str = "train") -> Dataset:
     """Finds a dataset that tensorflow-datasets or Hugging Face datasets wrote, here or in their catalogues.
 

@@ -13,6 +13,7 @@ Text of one language, `lang=SOURCE`, is for masked LM alone. It is read as pairs
 the same way as parallel text; SOURCE is then
 
     file.txt, a.txt|b.txt     one text a line, `.gz` too; a line that is too long is split at spaces
+    tfds:..., hf:...          as above; the column `text`, the one named by the language, or the only one with text
     world[:START-STOP]        the built-in sample
 
 What cannot be used is skipped and counted by reason, never guessed at.
@@ -103,13 +104,9 @@ def languages_of(spec: str) -> tuple[str, ...]:
 
 def _source(languages: tuple[str, ...], location: str) -> Source:
     scheme = re.match(r"(tfds|hf|world)(:|$)", location)
-    if scheme and (scheme[1] == "world" or len(languages) == 2):
+    if scheme:
         return Source(languages, scheme[1], location)
     if len(languages) == 1:
-        if scheme:
-            raise UserError(
-                f"data.pairs: {languages[0]}={location}: text of one language is read from files; export it"
-            )
         return Source(languages, "text", location, tuple(_file(name.strip()) for name in location.split("|")))
     if "|" in location:
         names = [name.strip() for name in location.split("|")]
@@ -160,9 +157,14 @@ def check(source: Source) -> None:
     elif source.kind == "world":
         _world_range(source)
     else:
-        from ppa_jax.data import public_datasets
+        _open_dataset(source)
 
-        public_datasets.open_rows(source)
+
+def _open_dataset(source: Source) -> Any:
+    """Its rows of two languages, or its texts of one."""
+    from ppa_jax.data import public_datasets
+
+    return (public_datasets.open_texts if len(source.languages) == 1 else public_datasets.open_rows)(source)
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -171,9 +173,7 @@ def identity(source: Source) -> dict[str, Any]:
         start, stop = _world_range(source)
         return {"kind": "world", "start": start, "stop": stop, "text": _world_fingerprint()}
     if source.kind in ("tfds", "hf"):
-        from ppa_jax.data import public_datasets
-
-        return {"kind": source.kind, **public_datasets.open_rows(source).identity}
+        return {"kind": source.kind, **_open_dataset(source).identity}
     return {"kind": source.kind, "files": [file_identity(path) for path in source.paths]}
 
 
@@ -226,15 +226,19 @@ def _neighbours(texts: Iterator[str], counts: Counts) -> Iterator[tuple[str, str
 def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
     """The usable lines of a text, long ones in parts; blank lines stand between paragraphs and are not counted."""
     for line in _raw_lines(source):
+        if isinstance(line, str):
+            counts.read += 1
+            counts.skipped[line] += 1
+            continue
         try:
-            text = None if line is None else line.translate(_TO_SPACES).decode().strip()
+            text = line.translate(_TO_SPACES).decode().strip()
         except UnicodeDecodeError:
             counts.read += 1
             counts.skipped["not_utf8"] += 1
             continue
-        if text is None or text in cleaning.skip_lines:
+        if text in cleaning.skip_lines:
             counts.read += 1
-            counts.skipped["too_long_text" if text is None else "marker"] += 1
+            counts.skipped["marker"] += 1
         elif text:
             if len(text) <= cleaning.max_characters:
                 yield text
@@ -243,14 +247,19 @@ def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[
                 yield from textwrap.wrap(text, cleaning.max_characters, break_on_hyphens=False)
 
 
-def _raw_lines(source: Source) -> Iterator[bytes | None]:
+def _raw_lines(source: Source) -> Iterator[bytes | str]:
+    """Lines, or the reason why there is none."""
     if source.kind == "world":
         from ppa_jax.data import world
 
         language, (start, stop) = source.languages[0], _world_range(source)
         yield from (world.sentence(index)[language].text.encode() for index in range(start, stop))
+    if source.kind in ("tfds", "hf"):
+        yield from _open_dataset(source).read(text_files.LONGEST_LINE)
     for path in source.paths:
-        yield from text_files.lines(path, text_files.LONGEST_LINE)
+        yield from (
+            "too_long_text" if line is None else line for line in text_files.lines(path, text_files.LONGEST_LINE)
+        )
 
 
 def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[Raw]:
@@ -262,9 +271,7 @@ def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[R
         return _read_lines(source.paths, limit)
     if source.kind == "world":
         return _read_world(source)
-    from ppa_jax.data import public_datasets
-
-    return public_datasets.open_rows(source).read(limit)
+    return _open_dataset(source).read(limit)
 
 
 def _read_tsv(path: Path, limit: int, counts: Counts) -> Iterator[Raw]:

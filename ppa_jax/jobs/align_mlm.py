@@ -118,6 +118,9 @@ def validate(config: Config) -> dict[str, Any]:
         if not names(config[field]):
             raise UserError(f"config.{field} is empty: give a list with commas")
     finetune_inputs.seeds(config)
+    model = config.pretraining.model
+    if model.tokenizer or model.vocabulary != "wordpiece":
+        raise UserError("config.pretraining.model: the vocabulary is trained and cloned, and must be a WordPiece one")
     require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
     if not config.data.text:
         raise UserError("config.data.text is empty: give files of English text, or world:0-20000")
@@ -150,7 +153,7 @@ def make_vocabulary(config: Config, text: Sequence[derive.Sentence], directory: 
     if not (plain / "tokenizer_config.json").exists():  # written last
         plain.mkdir(parents=True, exist_ok=True)
         lines = (" ".join(sentence.words) for sentence in text)
-        new_model.train_vocabulary(lines, config.pretraining.model.vocab_size, plain)
+        new_model.train_wordpiece(lines, config.pretraining.model.vocab_size, plain)
     script = clone_vocabulary(plain, both)
     pieces = (plain / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     split = derive.splitter(load_tokenizer(plain))

@@ -1,4 +1,4 @@
-"""A new encoder for `init=""`: a WordPiece vocabulary and random weights, pretrained by masked LM alone.
+"""A new encoder for `init=""`: a vocabulary and random weights, pretrained by masked LM alone.
 
 The same sentences as data.pairs, each on its own (`tlm.joint=False`) and without contrast: the model never learns which
 sentences translate each other. It is what an aligned model is compared with.
@@ -12,18 +12,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import logging
 
-from ppa_jax.config import Config, require
+from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
 from ppa_jax.interop.config_json import config_to_hf
 from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.interop.weight_files import write_json
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import loop
@@ -63,6 +65,7 @@ def validate(config: Config) -> None:
         require(config, name, lambda n: n > 0, "greater than 0")
     for name in ("pretrain.batch_size", "pretrain.learning_rate"):
         require(config, name, lambda x: x > 0, "greater than 0")
+    one_of(config, "model.vocabulary", VOCABULARIES)
     width, heads = config.model.hidden_size, config.model.num_heads
     if width % heads:
         raise UserError(f"config.model.hidden_size={width}: must divide by model.num_heads={heads}")
@@ -87,7 +90,8 @@ def write_random(config: Config, directory: Path) -> None:
     if config.model.tokenizer:
         vocab_size = copy_tokenizer(config.model.tokenizer, directory)
     else:
-        vocab_size = train_vocabulary(sentences(config), config.model.vocab_size, directory)
+        train = VOCABULARIES[config.model.vocabulary]
+        vocab_size = train(sentences(config), config.model.vocab_size, directory)
     sizes = encoder_config(config, vocab_size)
     encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
     token = jnp.zeros((1, 1), jnp.int32)
@@ -119,7 +123,7 @@ def copy_tokenizer(given: str, directory: Path) -> int:
     return tokenizer.vocab_size
 
 
-def train_vocabulary(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
+def train_wordpiece(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
     """Trains a cased WordPiece vocabulary as mBERT's, writes its files, and returns its size."""
     from tokenizers import BertWordPieceTokenizer
 
@@ -129,3 +133,30 @@ def train_vocabulary(texts: Iterator[str], vocab_size: int, directory: Path) -> 
     settings = '{"tokenizer_class": "BertTokenizerFast", "do_lower_case": false, "strip_accents": false}\n'
     (directory / "tokenizer_config.json").write_text(settings)
     return tokenizer.get_vocab_size()
+
+
+def train_bpe(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
+    """Trains a byte-level BPE vocabulary as RoBERTa's, with BERT's special tokens, as `train_wordpiece`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # the first word is like any other
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ))  # fmt: skip
+    numbers = [(token, tokenizer.token_to_id(token)) for token in (special["cls"], special["sep"])]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=numbers
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings: dict[str, Any] = {f"{role}_token": token for role, token in special.items()}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's
+    write_json(directory / "tokenizer_config.json", settings)
+    return tokenizer.get_vocab_size()
+
+
+VOCABULARIES = {"wordpiece": train_wordpiece, "bpe": train_bpe}

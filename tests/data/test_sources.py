@@ -67,7 +67,6 @@ def test_text_of_one_language_is_read_as_neighbours(tmp_path):
     ("spec", "message"),
     [
         ("en=nowhere.txt", "no such file: nowhere.txt"),
-        ("en=hf:wikipedia", "text of one language is read from files"),
         ("en:de=a.tsv", "not of the form lang1-lang2=SOURCE"),
         ("en-de", "not of the form"),
         ("corpus.tsv", "not of the form"),
@@ -282,6 +281,21 @@ def test_hf_json_lines(tmp_path, table):
     assert read(f"en-de=hf:{tmp_path}/b.jsonl")[0] == pairs
 
 
+def test_hf_text_of_one_language(tmp_path):
+    """Every line of every row is a text; the column is `text`, the language's, or the only one of text."""
+    for name, column in (("a", "text"), ("b", "en"), ("c", "sentence")):
+        rows = [{"id": 0, column: "One.\nTwo."}, {"id": 1, column: None}, {"id": 2, column: "Three."}]
+        if name != "c":
+            rows = [row | {"title": "no"} for row in rows]
+        write(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, {"id": 3, column: 5}]))
+        pairs, counts = read(f"en=hf:{tmp_path}/{name}.jsonl")
+        assert pairs == [("One.", "Two."), ("Three.", "Three.")]
+        assert counts.skipped == {"empty": 1, "not_text": 1} and counts.noted == {"odd_line": 1}
+    write(tmp_path / "d.jsonl", '{"one": "a", "two": "b"}\n')
+    with pytest.raises(UserError, match=r"no column text or en, .*\(there are one, two\)"):
+        read(f"en=hf:{tmp_path}/d.jsonl")
+
+
 def test_hf_problems(tmp_path):
     with pytest.raises(UserError, match="no parquet, arrow or JSON lines files below"):
         read(f"en-de=hf:{tmp_path}")
@@ -372,6 +386,10 @@ def tfds_directory(tmp_path_factory):
 def test_tfds(tfds_directory, config):
     pairs, counts = read(f"de-en=tfds:{tfds_directory}/{config}")
     assert pairs == [("eine Katze", "a cat"), ("eine Kuh", "a cow")] and counts.skipped == {"empty": 1}
+
+
+def test_tfds_text_of_one_language(tfds_directory):
+    assert read(f"de=tfds:{tfds_directory}/flat")[0] == [("eine Katze", "eine Kuh")]
 
 
 def test_tfds_problems(tfds_directory, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.interop import huggingface
 from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
@@ -44,10 +45,21 @@ def test_every_objective_from_nothing_to_an_export(shelf, tmp_path, objective):
     assert not (tmp_path / "export/modules.json").exists(), "no sentence vectors were trained"
 
 
-def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path):
-    assert main(arguments(tmp_path / "a", shelf, **{"model.tokenizer": "", "model.vocab_size": 300})) == 0
+@pytest.mark.parametrize("vocabulary", ["wordpiece", "bpe"])
+def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path, vocabulary):
+    from transformers import AutoTokenizer
+
+    own = {"model.tokenizer": "", "model.vocab_size": 300, "model.vocabulary": vocabulary}
+    assert main(arguments(tmp_path / "a", shelf, **own)) == 0
     sizes = json.loads((tmp_path / "a/export/config.json").read_text())
-    assert sizes["vocab_size"] <= 300
+    assert 150 < sizes["vocab_size"] <= 300
+    theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "a/export"), load_tokenizer(tmp_path / "a/export")
+    text = "Die Katze schläft." if vocabulary == "wordpiece" else "Straße ☃ 猫"  # bytes spell what no one has seen
+    assert theirs.unk_token_id not in theirs(text)["input_ids"]
+    assert theirs(text)["input_ids"] == [ours.cls_id, *ours.encode([text])[0], ours.sep_id]
+    assert theirs.decode(ours.encode([text])[0]).replace(" ", "") == text.replace(" ", "")
+    two = theirs("a", "b")
+    assert two["input_ids"].count(ours.sep_id) == 2 and two["token_type_ids"][-1] == 1
     assert main(arguments(tmp_path / "b", shelf, init=tmp_path / "a/export", objective="align_mlm")) == 0
     assert read_metrics(tmp_path / "b")[0]["tlm"] < read_metrics(tmp_path / "a")[0]["tlm"] + 0.5
 
