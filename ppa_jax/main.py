@@ -24,6 +24,7 @@ JOBS = {
     "evaluate": "ppa_jax.jobs.evaluate",
     "finetune": "ppa_jax.jobs.finetune_run",
     "align_mlm": "ppa_jax.jobs.align_mlm",
+    "ablate_layers": "ppa_jax.jobs.ablate_layers",
 }  # each module has run(config, workdir) -> exit status
 
 

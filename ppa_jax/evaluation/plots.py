@@ -224,6 +224,36 @@ def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> 
     _save(figure, path, title, 5.2 * columns)
 
 
+def plot_heat_maps(
+    path: str | Path, panels: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], *, title: str
+) -> None:
+    """A map for each panel, one below the other: losses dark, gains of the other colour, each cell with its number.
+
+    Args:
+      path: the PNG to write.
+      panels: title -> [rows, columns]; NaN stays empty.
+      rows: names, down.
+      columns: names, across.
+      title: of the picture.
+    """
+    finite = np.concatenate([values[np.isfinite(values)] for values in panels.values()] or [np.zeros(1)])
+    limit = max(1e-9, float(np.abs(finite).max(initial=0)))
+    wide, high = 1.8 + 0.62 * len(columns), 0.9 + (0.9 + 0.32 * len(rows)) * len(panels)
+    figure, axes = _figure(len(panels), 1, (max(6.0, wide), high))
+    for axis, (name, values) in zip(axes, panels.items(), strict=True):
+        axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 * limit else INK
+                axis.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_ylabel("blocks")
+        axis.set_title(name, loc="left", fontsize=10.5)
+        axis.spines[["left", "bottom"]].set_visible(False)
+    _save(figure, path, title, max(6.0, wide))
+
+
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     """Mean of the `window` values around each, of fewer at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values)])

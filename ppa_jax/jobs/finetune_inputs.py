@@ -17,6 +17,7 @@ import numpy as np
 from ppa_jax.config import Config, load_module, one_of, require
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
+from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, weight_files
 from ppa_jax.jobs import finetune
 from ppa_jax.model.bert import EncoderConfig
@@ -33,7 +34,7 @@ TASKS = {
 }
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
-    "init", "seeds", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
+    "init", "seeds", "ablations", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
 )  # fmt: skip
 
 
@@ -117,6 +118,12 @@ class Setup:
     def predict(self) -> Any:
         """The jitted forward pass, compiled once for each length of rows, whatever model and seed."""
         return finetune.make_predict(self.network, self.mesh)
+
+    @functools.cached_property
+    def embedder(self) -> Embedder:
+        """Sentence vectors of any parameters of this size."""
+        c = self.config
+        return Embedder(self.sizes, self.tokenizer, max_length=c.data.max_length, mesh=self.mesh, dtype=c.dtype)
 
     @functools.cache  # noqa: B019 - as long as the run
     def training(self, steps: int) -> Training:

@@ -90,13 +90,8 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
       directory: what it leaves goes there.
       files_from: the model's directory, whose tokenizer files go into the export.
     """
-    # Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32.
-    with jax.default_matmul_precision("highest" if setup.config.dtype == "float32" else "default"):
-        if (directory / "trained" / "done.json").exists():  # only tests that are new are left
-            params = load_params(directory / "trained")
-        else:
-            params = train(setup, pretrained, seed, directory)
-        records = test(setup, seed, directory, params)
+    params = trained(setup, pretrained, seed, directory)
+    records = test(setup, seed, directory, params)
     if jax.process_index() == 0 and not (directory / "export").exists():
         unfinished = directory / "export.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -105,8 +100,21 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
     return records
 
 
+def trained(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
+    """The trained parameters, on the host: those on disk where that is done."""
+    if (directory / "trained" / "done.json").exists():
+        return load_params(directory / "trained")
+    with _products(setup):
+        return train(setup, pretrained, seed, directory)
+
+
+def _products(setup: Setup) -> Any:
+    """Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32."""
+    return jax.default_matmul_precision("highest" if setup.config.dtype == "float32" else "default")
+
+
 def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
-    """The trained parameters, on the host."""
+    """Trains to the end, from a checkpoint where there is one; the parameters, on the host."""
     config = setup.config
     features = setup.training_features(seed)
     steps = config.train.steps or max(1, round(config.train.epochs * len(features) / config.train.batch_size))
@@ -236,7 +244,8 @@ def test(setup: Setup, seed: int, directory: Path, params: Any) -> list[dict[str
         mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, content)]
         if not mine:
             on_devices = setup.replicate(params) if on_devices is None else on_devices
-            scores, predictions = score(setup, on_devices, test_set)
+            with _products(setup):
+                scores, predictions = score(setup, on_devices, test_set)
             mine = [
                 {"task": setup.config.task, "seed": seed, "language": test_set.language, "metric": metric,
                  "value": round(found.value, 4), "count": found.count, "content": content}

@@ -10,7 +10,8 @@ import copy
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import loop
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LETTERS = 1000  # of a WordPiece vocabulary, at most: rarer ones are unknown
 VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; from each source alike
 
 
@@ -123,23 +126,40 @@ def copy_tokenizer(given: str, directory: Path) -> int:
     return tokenizer.vocab_size
 
 
-def train_wordpiece(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
-    """Trains a cased WordPiece vocabulary as mBERT's, writes its files, and returns its size."""
+def train_wordpiece(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
+    """Trains a cased WordPiece vocabulary as mBERT's, writes its files, and returns its size.
+
+    The same text gives the same vocabulary: left to itself the trainer numbers letters within words in another order
+    every time, which decides what is merged first among pairs that are equally frequent.
+    """
     from tokenizers import BertWordPieceTokenizer
 
     tokenizer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
-    tokenizer.train_from_iterator(texts, vocab_size=vocab_size, show_progress=False)
-    tokenizer.save_model(str(directory))
+    texts = list(texts)
+    letters: Counter[str] = Counter()
+    within: set[str] = set()  # letters that do not begin a word
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            letters.update(word)
+            within.update(word[1:])
+    kept = sorted(letters, key=lambda letter: (-letters[letter], letter))[:LETTERS]
+    tokenizer.train_from_iterator(
+        texts, vocab_size=vocab_size, show_progress=False, initial_alphabet=kept, limit_alphabet=len(kept),
+        special_tokens=[*SPECIAL, *(f"##{letter}" for letter in sorted(within.intersection(kept)))],
+    )  # fmt: skip
+    numbers = tokenizer.get_vocab()
+    pieces = sorted(numbers, key=numbers.__getitem__)
+    (directory / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")
     settings = '{"tokenizer_class": "BertTokenizerFast", "do_lower_case": false, "strip_accents": false}\n'
     (directory / "tokenizer_config.json").write_text(settings)
-    return tokenizer.get_vocab_size()
+    return len(pieces)
 
 
-def train_bpe(texts: Iterator[str], vocab_size: int, directory: Path) -> int:
+def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
     """Trains a byte-level BPE vocabulary as RoBERTa's, with BERT's special tokens, as `train_wordpiece`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    special = dict(zip(("pad", "unk", "cls", "sep", "mask"), SPECIAL, strict=True))
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)  # the first word is like any other
     tokenizer.decoder = decoders.ByteLevel()

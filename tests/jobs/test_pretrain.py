@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppa_jax.data import world
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.interop import huggingface
+from ppa_jax.jobs import new_model
 from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
 
@@ -62,6 +64,18 @@ def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path, voca
     assert two["input_ids"].count(ours.sep_id) == 2 and two["token_type_ids"][-1] == 1
     assert main(arguments(tmp_path / "b", shelf, init=tmp_path / "a/export", objective="align_mlm")) == 0
     assert read_metrics(tmp_path / "b")[0]["tlm"] < read_metrics(tmp_path / "a")[0]["tlm"] + 0.5
+
+
+@pytest.mark.parametrize("train", new_model.VOCABULARIES.values())
+def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
+    """Ties among merges included, which come with small texts."""
+    texts = [world.sentence(i)[language].text for i in range(400) for language in ("en", "ru", "zh")]
+    found = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        train(iter(texts), 700, tmp_path / name)
+        found.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert found[0] == found[1] == found[2] and len(found[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,44 @@
+"""Layer ablation: which blocks of an encoder carry transfer (First Align, then Predict; arXiv 2101.11109).
+
+    python -m ppa_jax.main --config=configs/layer_ablation.py --workdir=runs/l --config.init=before=DIR,after=DIR \\
+        --config.data.train=en=en_ewt-ud-train.conllu --config.data.test={lang}_pud-ud-test.conllu \\
+        --config.parallel=ud
+
+For each set of blocks (`ablations`) they are re-initialised, the model is fine-tuned on the source language and tested
+on all. `task` is that of configs/tagging.py, parsing.py, xnli.py or mlqa.py, and so are the settings that are not here.
+Expect report.md: what the targets lose beyond the source, a heat map, CKA by layer, how far fine-tuning moves each
+block, and up to where the model is an aligner by these numbers.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import config_dict
+
+from ppa_jax.jobs.finetune_defaults import defaults, demo
+
+ALIGN = Path(__file__).with_name("ppa.py")
+
+
+def get_config(mode: str = "") -> Any:
+    """The recipe, tagging by default; mode "demo" for the built-in sample."""
+    c = defaults("tagging")
+    c.job = "ablate_layers"
+    c.ablations = "pairs"  # and singles, upwards (from each block to the last), or sets of blocks from 1: 3, 1-2, 1+4
+    c.keep_layer_norm = False  # of re-initialised blocks; the paper draws them anew, too
+    c.parallel = ""  # n-way text as in configs/evaluate.py (a directory, or PUD), or world:A-B; empty: no similarity
+    c.similarity = config_dict.create(
+        kind="linear",  # linear, rbf (the paper's), linear_debiased, rbf_debiased
+        batch=256,  # sentences; values depend on it
+        sentences=512,  # from the top of the parallel text
+    )
+    c.train.update(epochs=3.0, batch_size=32, learning_rate=5e-5)
+    if mode == "demo":
+        demo(c, ALIGN, test="world:30000-30500")
+        c.ablations, c.parallel, c.similarity.sentences = "singles", "world:31000-31256", 256
+        c.data.update(train="en=world:20000-22000", max_length=64)
+        c.seeds = "0,1"
+        c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
+    elif mode:
+        raise ValueError(f"unknown mode {mode!r}; there is: demo")
+    return c

@@ -1,0 +1,301 @@
+"""The report of a layer ablation: what each set of blocks is worth to the source and to the targets, and a summary.
+
+Axes: everything is by model, set of blocks ("none": nothing re-initialised), seed and language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppa_jax import markdown
+from ppa_jax.evaluation import report
+from ppa_jax.evaluation.correlation import FEWEST, Correlation, spearman
+from ppa_jax.evaluation.plots import LayerCurves, plot_heat_maps, plot_layers
+from ppa_jax.evaluation.scores import t_interval
+
+NONE = "none"
+TARGETS = "targets"  # their mean
+Record = Mapping[str, Any]
+Scores = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, set, language) -> {seed: percent}
+
+LEGEND = (
+    "{metric}, percent: mean over the seeds, ± their standard deviation. `gap` is the source's score minus the mean of "
+    "the targets'. The blocks named on the left were re-initialised before fine-tuning; `none`: the model as it was."
+)
+LOSSES = (
+    "Points lost against `none` with the same seed. **extra**: what the targets lose beyond the source, so how much "
+    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval is off zero."
+)
+MOVEMENT = (
+    "Fine-tuning without ablation. **distance**: norm of the change of a block's parameters over their norm before. "
+    "**CKA**: of the source language's sentences, to the pretrained layer; 1 where fine-tuning changed nothing."
+)
+CORRELATION = (
+    "Points are a target language, a set of blocks and a seed: Spearman's coefficient of the similarity to the source "
+    "(CKA of the fine-tuned model) with the gap of that language; 95% interval by bootstrap over languages."
+)
+
+
+class Extra(NamedTuple):
+    """How much more the targets lost than the source, in points."""
+
+    mean: float
+    low: float  # NaN with one seed
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.low):
+            return f"{self.mean:+.1f}"
+        text = f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"**{text}**" if self.low > 0 or self.high < 0 else text
+
+
+def write(
+    workdir: Path,
+    scores: Sequence[Record],
+    similarity: Sequence[Record],
+    movement: Sequence[Record],
+    *,
+    source: str,
+    facts: Mapping[str, str],
+) -> tuple[Path, str]:
+    """Writes report.md and its pictures; returns its path, and the summary with the tables of losses.
+
+    Args:
+      workdir: where.
+      scores: `model`, `ablation`, `seed`, `language`, `metric`, `value`; the first metric is reported.
+      similarity: `model`, `ablation`, `seed`, `language`, `layer`, `value`; `ablation` "" is the pretrained model.
+      movement: `model`, `ablation`, `seed`, `layer`, `distance`, and `cka` where there is parallel text.
+      source: the language that was trained on.
+      facts: name -> value.
+    """
+    found = by_language(scores, source)
+    metric = scores[0]["metric"]
+    models, sets, languages = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+    languages = [source, *(x for x in languages if x not in (source, TARGETS)), TARGETS]
+    lines = [line for model in models for line in summary(found, model, sets, source)]
+    lines += border_comparison(found, models, sets, source)
+    parts = ["# Where transfer lives: blocks re-initialised before fine-tuning", *report.facts_table(facts)]
+    parts += ["## Summary", "\n".join(f"- {line}" for line in lines)]
+    tables = []
+    for model in models:
+        title = f"{model}: losses" if model else "Losses"
+        tables += [f"### {title}", losses_table(found, model, sets, languages, source)]
+    parts += ["## What each set of blocks is worth", LOSSES, *tables]
+    with report.writing(workdir):
+        maps = {
+            model or metric: np.array([[_lost(found, model, s, x) for x in languages] for s in sets if s != NONE])
+            for model in models
+        }
+        rows = [s for s in sets if s != NONE]
+        if rows:
+            plot_heat_maps(
+                workdir / "losses.png", {name: -values for name, values in maps.items()}, rows, languages,
+                title=f"Change of {metric} against the model as it was, points; source ({source}) and targets",
+            )  # fmt: skip
+            parts += ["![Losses by set of blocks and language](losses.png)"]
+        parts += ["## Scores", LEGEND.format(metric=metric)]
+        for model in models:
+            parts += [f"### {model}"] if model else []
+            parts += [scores_table(found, model, sets, languages, source)]
+        if similarity:
+            panels = similarity_panels(similarity, models)
+            plot_layers(workdir / "similarity.png", panels, title=f"Similarity of the targets to {source}, mean")
+            parts += ["## Similarity of the languages", "![CKA by layer](similarity.png)", CORRELATION]
+            parts += ["\n".join(f"- {line}" for line in correlations(found, similarity, models, source))]
+        if movement:
+            parts += ["## How far fine-tuning moved each block", MOVEMENT, *movement_tables(movement, models)]
+        return report.write_text(workdir, parts), "\n\n".join([*lines, *tables])
+
+
+def by_language(scores: Sequence[Record], source: str) -> Scores:
+    """The first metric's value by seed; `targets` is the mean of all languages but the source."""
+    metric = scores[0]["metric"]
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for r in scores:
+        if r["metric"] == metric:
+            found.setdefault((r["model"], r["ablation"], r["language"]), {})[r["seed"]] = r["value"]
+    for model, one in dict.fromkeys(key[:2] for key in found):
+        targets = [v for (m, s, x), v in found.items() if (m, s) == (model, one) and x != source]
+        seeds = set.intersection(*map(set, targets)) if targets else set()
+        if seeds:
+            found[model, one, TARGETS] = {seed: float(np.mean([v[seed] for v in targets])) for seed in sorted(seeds)}
+    return found
+
+
+def _differences(found: Scores, model: str, one: str, language: str) -> dict[int, float]:
+    """What the language loses by the set, by seed, in points."""
+    before, after = (found.get((model, s, language), {}) for s in (NONE, one))
+    return {seed: before[seed] - after[seed] for seed in before if seed in after}
+
+
+def _lost(found: Scores, model: str, one: str, language: str) -> float:
+    values = list(_differences(found, model, one, language).values())
+    return float(np.mean(values)) if values else float("nan")
+
+
+def extra_by_seed(found: Scores, model: str, one: str, source: str) -> dict[int, float]:
+    """What the targets lose beyond the source, by seed."""
+    own, targets = (_differences(found, model, one, language) for language in (source, TARGETS))
+    return {seed: targets[seed] - own[seed] for seed in targets if seed in own}
+
+
+def extra(values: Sequence[float]) -> Extra:
+    """Mean and interval over the seeds."""
+    low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
+    return Extra(float(np.mean(values)) if len(values) else float("nan"), low, high)
+
+
+def border(found: Scores, model: str, sets: Sequence[str], source: str) -> tuple[list[str], list[str]]:
+    """(the sets from the lowest block on that widen the gap for sure, the next one where that ends).
+
+    Sets of one kind that follow each other from block 1 on: singles where there are two or more, else pairs.
+    """
+    singles = sorted((s for s in sets if s.isdecimal()), key=int)
+    ranges = [s for s in sets if "-" in s]
+    pairs = sorted((s for s in ranges if int(s.partition("-")[0]) % 2), key=lambda s: int(s.partition("-")[0]))
+    pairs = [s for s in pairs if int(s.partition("-")[2]) - int(s.partition("-")[0]) == 1]
+    order = singles if len(singles) > 1 else pairs
+    sure = []
+    for one in order:
+        found_extra = extra(list(extra_by_seed(found, model, one, source).values()))
+        if not found_extra.low > 0:  # NaN, too
+            return sure, [one]
+        sure.append(one)
+    return sure, []
+
+
+def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list[str]:
+    """What the numbers say of one model, in sentences."""
+    name = f"**{model}**: " if model else ""
+    known = [s for s in sets if s != NONE and extra_by_seed(found, model, s, source)]
+    if not known:
+        return [f"{name}nothing was re-initialised, or there is no target language"]
+    extras = {s: extra(list(extra_by_seed(found, model, s, source).values())) for s in known}
+    worst = max(extras, key=lambda s: extras[s].mean)
+    costs = {s: _lost(found, model, s, source) for s in known}
+    lines = [
+        f"{name}the gap to the targets grows most, by {extras[worst]} points, when blocks {worst} are re-initialised; "
+        f"{source} itself loses {costs[worst]:.1f} then",
+    ]
+    if any(np.isnan(x.low) for x in extras.values()):
+        return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
+    sure, end = border(found, model, sets, source)
+    if sure:
+        last = sure[-1].rpartition("-")[2]
+        text = f"{name}an aligner up to block {last}: re-initialising {', '.join(sure)} widens the gap, each for sure"
+        text += f"; {end[0]} does not ({extras[end[0]]})" if end else "; so does every higher set that was tried"
+    else:
+        text = f"{name}no border: re-initialising {end[0]} does not widen the gap for sure" if end else ""
+    return [*lines, *([text] if text else [])]
+
+
+def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str], source: str) -> list[str]:
+    """Of the first model and each other: where the extra loss differs for sure, seeds paired."""
+    lines = []
+    for model in models[1:]:
+        moved = []
+        for one in sets:
+            first, other = (extra_by_seed(found, m, one, source) for m in (models[0], model))
+            both = [other[seed] - first[seed] for seed in first if seed in other]
+            if one != NONE and len(both) > 1 and (change := extra(both)) and (change.low > 0 or change.high < 0):
+                moved.append(f"{one} {change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]")
+        told = "; ".join(moved) or "no set of blocks, for sure"
+        lines.append(f"**{model}** against **{models[0]}**, extra loss of the targets: {told}")
+    return lines
+
+
+def _shown(values: Mapping[int, float] | None) -> str | None:
+    numbers = list((values or {}).values())
+    if not numbers:
+        return None
+    return f"{np.mean(numbers):.1f}" + (f" ±{np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else "")
+
+
+def scores_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
+    """A line for each set, a column for each language, and the gap."""
+    rows = []
+    for one in sets:
+        own, targets = (found.get((model, one, x), {}) for x in (source, TARGETS))
+        gap = {seed: own[seed] - targets[seed] for seed in own if seed in targets}
+        rows.append([one, *(_shown(found.get((model, one, x))) for x in languages), _shown(gap)])
+    return markdown.table(["blocks", *languages, "gap"], rows)
+
+
+def losses_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
+    """A line for each set but `none`: what each language loses, and the extra loss of the targets."""
+    rows = []
+    for one in (s for s in sets if s != NONE):
+        values = extra(list(extra_by_seed(found, model, one, source).values()))
+        shown = None if np.isnan(values.mean) else str(values)
+        rows.append([one, *(_shown(_differences(found, model, one, x)) for x in languages), shown])
+    return markdown.table(["blocks", *languages, "extra"], rows)
+
+
+def _curve(records: Sequence[Record]) -> dict[int, float]:
+    """Mean over languages and seeds, by layer."""
+    layers = sorted({r["layer"] for r in records})
+    return {layer: float(np.mean([r["value"] for r in records if r["layer"] == layer])) for layer in layers}
+
+
+def similarity_panels(similarity: Sequence[Record], models: Sequence[str]) -> list[LayerCurves]:
+    """For each model: pretrained, fine-tuned, and fine-tuned after each set was re-initialised."""
+    panels = []
+    for model in models:
+        mine = [r for r in similarity if r["model"] == model]
+        names = {"": "pretrained", NONE: "fine-tuned"}
+        curves = {
+            names.get(one, f"{one} re-initialised, fine-tuned"): _curve([r for r in mine if r["ablation"] == one])
+            for one in dict.fromkeys(r["ablation"] for r in mine)
+        }
+        panels.append(LayerCurves(model or "CKA", "CKA", curves))
+    return panels
+
+
+def correlation(
+    found: Scores, similarity: Sequence[Record], model: str, source: str, layer: int | None = None
+) -> Correlation | None:
+    """Of the similarity after fine-tuning (at a layer, or the mean over all) with the gap; groups are languages."""
+    values: dict[tuple[str, str, int], list[float]] = {}
+    for r in similarity:
+        if r["model"] == model and r["ablation"] and layer in (None, r["layer"]):
+            values.setdefault((r["language"], r["ablation"], r["seed"]), []).append(r["value"])
+    points = []
+    for (language, one, seed), cka in values.items():
+        own, other = (found.get((model, one, x), {}).get(seed) for x in (source, language))
+        if own is not None and other is not None:
+            points.append((float(np.mean(cka)), own - other, language))
+    return spearman([x for x, *_ in points], [y for _, y, _ in points], [language for *_, language in points])
+
+
+def correlations(found: Scores, similarity: Sequence[Record], models: Sequence[str], source: str) -> list[str]:
+    """A line for each model: the mean over the layers, and the last one."""
+    last = max(r["layer"] for r in similarity)
+    lines = []
+    for model in models:
+        kinds = {"mean over the layers": None, f"layer {last}": last}
+        told = [
+            f"{kind}: {correlation(found, similarity, model, source, layer) or f'fewer than {FEWEST} points'}"
+            for kind, layer in kinds.items()
+        ]
+        lines.append((f"{model}, " if model else "") + "; ".join(told))
+    return lines
+
+
+def movement_tables(movement: Sequence[Record], models: Sequence[str]) -> list[str]:
+    """Blocks down, models across; without ablation, mean over the seeds."""
+    layers = sorted({r["layer"] for r in movement})
+    rows = []
+    for layer in layers:
+        row: list[Any] = ["embeddings" if layer == 0 else f"block {layer}"]
+        for model in models:
+            mine = [r for r in movement if (r["model"], r["ablation"], r["layer"]) == (model, NONE, layer)]
+            row.append(f"{np.mean([r['distance'] for r in mine]):.4f}" if mine else None)
+            row.append(f"{np.mean([r['cka'] for r in mine]):.3f}" if mine and "cka" in mine[0] else None)
+        rows.append(row)
+    columns = [f"{model} {kind}".strip() for model in models for kind in ("distance", "CKA")]
+    return [markdown.table(["", *columns], rows)]

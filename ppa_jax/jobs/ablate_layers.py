@@ -1,0 +1,253 @@
+"""Where in an encoder transfer lives (First Align, then Predict; Muller et al. 2021), by blocks drawn anew.
+
+For each set of blocks, and for none: the blocks are re-initialised (model/reinitialise.py), the model is fine-tuned on
+the source language and tested on all. What the targets lose beyond the source was needed to align. Beside it: how alike
+the languages are by layer (CKA) before and after fine-tuning, and how far fine-tuning moved each block.
+
+What it leaves in the workdir, beside config.json: for each model, set and seed a directory with scores, predictions and
+measured.json; scores.json, similarity.json and movement.json of all; report.md with its pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ppa_jax.config import Config, one_of, require
+from ppa_jax.data import world
+from ppa_jax.errors import UserError
+from ppa_jax.evaluation import ablation_report, report, similarity
+from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.jobs import finetune_inputs, finetune_run
+from ppa_jax.jobs.finetune_inputs import Setup
+from ppa_jax.model.reinitialise import reinitialise, relative_distance
+from ppa_jax.training import loop
+from ppa_jax.training.memory import device_memory
+
+POOLING = "mean_without_special"
+NONE = "none"
+Blocks = tuple[int, ...]
+
+
+def run(config: Config, workdir: str) -> int:
+    """Runs the job; returns the exit status."""
+    source = validate(config)
+    texts = read_parallel(config, source)
+    if config.mesh.distributed:
+        loop.initialize_hosts()
+    if not config.init:
+        status, config = finetune_run.aligned_first(config, Path(workdir))
+        if status:
+            return status
+    opened = finetune_inputs.open_run(config, Path(workdir))
+    found: list[dict[str, Any]] = []
+    try:
+        for model, setup in opened:
+            pretrained = huggingface.read(model.directory)
+            measure = Measure(setup, pretrained.params["encoder"], texts, source, config.similarity)
+            found.append({"model": model.name, "similarity": measure.pretrained})
+            for name, blocks in ablations(config.ablations, setup.sizes.num_layers).items():
+                for seed in finetune_inputs.seeds(config):
+                    one = run_one(setup, pretrained, blocks, seed, model.workdir / name / f"seed-{seed}", measure)
+                    found.append({"model": model.name, "ablation": name, "seed": seed, **one})
+                    if jax.process_index() == 0:
+                        write_records(Path(workdir), found)
+    except loop.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
+    if jax.process_index() == 0:
+        kept = "kept" if config.keep_layer_norm else "1 and 0"
+        facts = finetune_run.facts(opened) | {
+            "source": source,
+            "re-initialised": f"blocks as BERT begins: N(0, {opened[0][1].sizes.initializer_range}), biases 0, "
+            f"LayerNorm {kept}; embeddings and the other blocks stay",
+            "similarity": f"{config.similarity.kind} CKA in batches of {config.similarity.batch} of "
+            f"{config.similarity.sentences} sentences, {POOLING.replace('_', ' ')} tokens: {config.parallel or 'none'}",
+        }
+        path, summary = ablation_report.write(
+            Path(workdir), *write_records(Path(workdir), found), source=source, facts=facts
+        )
+        print(f"\n{summary}\n\nreport: {path}")
+    return 0
+
+
+def validate(config: Config) -> str:
+    """Checks what has limits; returns the source language. Raises UserError naming the field."""
+    finetune_inputs.validate(config)
+    languages = {entry.partition("=")[0].strip() for entry in config.data.train.split(",") if entry.strip()}
+    if len(languages) != 1 or "{lang}" in config.data.train:
+        raise UserError(f"config.data.train={config.data.train}: give one language, the source, as en=FILE")
+    if not config.data.test:
+        raise UserError("config.data.test is empty: give the source language and the targets")
+    if config.data.code_switch:
+        raise UserError("config.data.code_switch: a model of one source language has nothing to switch to")
+    one_of(config, "similarity.kind", similarity.KINDS)
+    require(config, "similarity.batch", lambda n: n >= 4, "at least 4")
+    require(
+        config, "similarity.sentences", lambda n: n >= config.similarity.batch, "at least similarity.batch sentences"
+    )
+    ablations(config.ablations, 10**3)
+    return languages.pop()
+
+
+def ablations(spec: str, depth: int) -> dict[str, Blocks]:
+    """The sets of blocks, from 1, by name: `none` first, which re-initialises nothing.
+
+    Args:
+      spec: with commas between: `pairs` (1-2, 3-4, ...), `singles`, `upwards` (from each block to the last), a block
+        `3`, several `1-4` or `1+4`, `none`.
+      depth: blocks of the model.
+
+    Raises:
+      UserError: another form, or a block that the model has not.
+    """
+    sets: dict[str, Blocks] = {NONE: ()}
+    for entry in filter(None, map(str.strip, spec.split(","))):
+        if entry == "pairs":
+            found = [tuple(range(k, min(k + 2, depth + 1))) for k in range(1, depth + 1, 2)]
+        elif entry == "singles":
+            found = [(k,) for k in range(1, depth + 1)]
+        elif entry == "upwards":
+            found = [tuple(range(k, depth + 1)) for k in range(1, depth + 1)]
+        elif entry == NONE:
+            found = []
+        elif match := re.fullmatch(r"(\d+)-(\d+)", entry):
+            found = [tuple(range(int(match[1]), int(match[2]) + 1))]
+        elif re.fullmatch(r"\d+(\+\d+)*", entry):
+            found = [tuple(sorted({int(block) for block in entry.split("+")}))]
+        else:
+            raise UserError(
+                f"config.ablations: {entry!r}: write pairs, singles, upwards, or sets of blocks from 1: 3, 1-2, 1+4"
+            )
+        for blocks in found:
+            if not blocks or blocks[0] < 1 or blocks[-1] > depth:
+                raise UserError(f"config.ablations: {entry!r}: the model has blocks 1 to {depth}")
+            sets[set_name(blocks)] = blocks
+    return sets
+
+
+def set_name(blocks: Blocks) -> str:
+    """`3`, `1-2`, `1+4`."""
+    if len(blocks) > 1 and blocks == tuple(range(blocks[0], blocks[-1] + 1)):
+        return f"{blocks[0]}-{blocks[-1]}"
+    return "+".join(map(str, blocks))
+
+
+def read_parallel(config: Config, source: str) -> similarity.Texts:
+    """The first sentences of config.parallel in every language; none if it is empty. Raises UserError."""
+    given, count = config.parallel, config.similarity.sentences
+    if not given:
+        return {}
+    if match := re.fullmatch(r"world:(\d+)-(\d+)", given):
+        numbers = range(int(match[1]), int(match[2]))
+        if not 0 <= numbers.start < numbers.stop <= world.size():
+            raise UserError(f"config.parallel={given}: write world:A-B, with numbers up to {world.size()}")
+        said = [world.sentence(number) for number in numbers]
+        texts = {language: [sentence[language].text for sentence in said] for language in world.LANGUAGES}
+    else:
+        texts = similarity.read_parallel(given, field="config.parallel")
+    if source != similarity.PIVOT or source not in texts:
+        raise UserError(f"config.parallel: similarity is to {similarity.PIVOT}, and the source language is {source}")
+    texts = {language: sentences[:count] for language, sentences in texts.items()}
+    if len(texts[source]) < config.similarity.batch:
+        raise UserError(
+            f"config.similarity.batch={config.similarity.batch}: {given} has {len(texts[source])} sentences; give less"
+        )
+    return texts
+
+
+class Measure:
+    """Similarity of the languages by layer, and of a fine-tuned model to the pretrained one; compiled once."""
+
+    def __init__(self, setup: Setup, encoder: Any, texts: similarity.Texts, source: str, settings: Config) -> None:
+        """`encoder`: the pretrained parameters."""
+        self._texts, self._source, self._settings = texts, source, settings
+        self._layers = list(range(setup.sizes.num_layers + 1))
+        self._embedder = setup.embedder
+        self._before = self._vectors(encoder) if texts else {}
+        self.pretrained = self.languages(encoder)
+
+    def _vectors(self, encoder: Any) -> Mapping[Any, np.ndarray]:
+        requests = [(layer, POOLING) for layer in self._layers]
+        return self._embedder.embed(encoder, self._texts[self._source], requests)
+
+    def languages(self, encoder: Any) -> list[dict[str, Any]]:
+        """{language, layer, value} for every other language."""
+        if not self._texts:
+            return []
+        settings = self._settings
+        scores = similarity.evaluate_cka(
+            self._embedder, encoder, self._texts, self._layers, batch=settings.batch, kinds=[settings.kind],
+            pooling=POOLING,
+        )  # fmt: skip
+        return [
+            {"language": score.language, "layer": score.layer, "value": round(score.value, 6)}
+            for score in scores
+            if score.language in self._texts
+        ]
+
+    def movement(self, before: Any, after: Any) -> list[dict[str, Any]]:
+        """{layer, distance, cka}: of each block from 1, and of the embeddings, 0; CKA is to the pretrained model."""
+        vectors = self._vectors(after) if self._texts else {}
+        found = []
+        for layer in self._layers:
+            name = "embeddings" if layer == 0 else f"layer_{layer - 1}"
+            entry = {"layer": layer, "distance": round(relative_distance(before[name], after[name]), 6)}
+            if vectors:
+                cka = similarity.KINDS[self._settings.kind]
+                entry["cka"] = round(cka(self._before[layer, POOLING], vectors[layer, POOLING]), 6)
+            found.append(entry)
+        return found
+
+
+@device_memory("lower config.train.batch_size, config.test_batch_size or config.data.max_length")
+def run_one(
+    setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: Path, measure: Measure
+) -> dict[str, Any]:
+    """Scores, similarity and movement of one training; what is done is not done again."""
+    path = directory / "measured.json"
+    if not path.exists():
+        logging.info("blocks re-initialised: %s; seed %d", set_name(blocks) or NONE, seed)
+        encoder = reinitialise(
+            pretrained.params["encoder"], setup.sizes, blocks, seed, keep_layer_norm=setup.config.keep_layer_norm
+        )
+        start = dataclasses.replace(pretrained, params=pretrained.params | {"encoder": encoder})
+        params = finetune_run.trained(setup, start, seed, directory)
+        finetune_run.test(setup, seed, directory, params)
+        found = {
+            "similarity": measure.languages(params["encoder"]),
+            "movement": measure.movement(encoder, params["encoder"]),
+        }
+        if jax.process_index() == 0:
+            weight_files.write_json(path, found)
+            shutil.rmtree(directory / "trained", ignore_errors=True)  # as large as the model, for every set and seed
+        loop.wait_for_hosts("what was measured")
+    measured = json.loads(path.read_text(encoding="utf-8"))
+    scores = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
+    asked = {(test.language, finetune_inputs.checksum(test.examples)) for test in setup.tests}
+    if {(r["language"], r["content"]) for r in scores} != asked:
+        raise UserError(f"config.data.test: {directory} was tested on other sets; give those, or another --workdir")
+    return {"scores": scores, **measured}
+
+
+def write_records(workdir: Path, found: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Writes scores.json, similarity.json and movement.json, and returns their records."""
+    kinds: dict[str, list[dict[str, Any]]] = {"scores": [], "similarity": [], "movement": []}
+    for one in found:
+        where = {name: one.get(name, "") for name in ("model", "ablation", "seed")}
+        for kind, records in kinds.items():
+            records += [where | {x: y for x, y in r.items() if x != "content"} for r in one.get(kind, ())]
+    for kind, records in kinds.items():
+        report.write_records(workdir / f"{kind}.json", records)
+    return kinds["scores"], kinds["similarity"], kinds["movement"]

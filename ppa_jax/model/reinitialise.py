@@ -1,0 +1,56 @@
+"""Whole blocks of an encoder drawn anew, all else left to the bit (First Align, then Predict; Muller et al. 2021)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ppa_jax.model.bert import Block, EncoderConfig
+
+
+def reinitialise(
+    params: Any, config: EncoderConfig, blocks: Iterable[int], seed: int, *, keep_layer_norm: bool = False
+) -> Any:
+    """The encoder's parameters with `blocks` as BERT begins: kernels N(0, 0.02), biases 0, LayerNorm 1 and 0.
+
+    A block's draw hangs on the seed and its number alone, so that it is the same whatever else is drawn.
+
+    Args:
+      params: of the encoder; not changed.
+      config: its sizes; `initializer_range` is the standard deviation.
+      blocks: numbers from 1, the block next to the embeddings, to the depth.
+      seed: of the draw.
+      keep_layer_norm: leave the two LayerNorms of a block as they are.
+
+    Raises:
+      ValueError: a block that the encoder has not.
+    """
+    changed = dict(params)
+    for block in sorted(set(blocks)):
+        if not 1 <= block <= config.num_layers:
+            raise ValueError(f"block {block}: this encoder has blocks 1 to {config.num_layers}")
+        name = f"layer_{block - 1}"
+        fresh = jax.device_get(_draw(config, jax.random.fold_in(jax.random.key(seed), block)))
+        if keep_layer_norm:
+            fresh = {part: tree | {"layer_norm": params[name][part]["layer_norm"]} for part, tree in fresh.items()}
+        changed[name] = fresh
+    return changed
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(config: EncoderConfig, key: jax.Array) -> Any:
+    x = jnp.zeros((1, 1, config.hidden_size))
+    return Block(config, jnp.float32).init(key, x, jnp.zeros((1, 1, 1, 1)), None, 0)["params"]
+
+
+def relative_distance(before: Any, after: Any) -> float:
+    """How far a tree of parameters moved: the norm of the difference over the norm before."""
+    moved, norm = (
+        sum(float(jnp.sum(jnp.square(x))) for x in jax.tree.leaves(tree))
+        for tree in (jax.tree.map(jnp.subtract, after, before), before)
+    )
+    return (moved / norm) ** 0.5
