@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
-	$(PY) -m pytest --durations=10
+	$(PY) -m pytest --durations=10 --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .

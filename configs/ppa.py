@@ -94,6 +94,7 @@ def get_config(mode: str = "") -> Any:
             tensorboard=True,
             wandb="",  # project name
         ),
+        plan="",  # true, or a slice of TPUs as v5e:4x4: print memory, operations and traffic of a step; train nothing
         profile=False,  # trace steps 10 to 14 into workdir/profile
         model=dict(  # of a new model, when init is empty
             tokenizer="",  # Hugging Face directory or name whose vocabulary to take; empty: one is trained

@@ -38,12 +38,12 @@ from ppa_jax.evaluation.comparison import main_place
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
-from ppa_jax.jobs import align, new_model
+from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training import identity, mesh, optimizer
 
 # A workdir continues with other values of these; anything else would be another run.
-MAY_CHANGE = ("eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate")
+MAY_CHANGE = ("eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "plan")
 
 
 def validate(config: Config) -> None:
@@ -220,7 +220,8 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
 
 def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    planned = plan.devices(config.plan) if config.plan else None
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned)
     check_batch_size(config, "train.batch_size", devices)
     test_sets = read_test_sets(config)
     directory = huggingface.resolve(config.init)
@@ -245,18 +246,19 @@ def open_run(config: Config, workdir: Path) -> Run:
         drop_duplicates=config.data.drop_duplicates,
     )
     logging.info("corpora:\n%s", corpora.describe(pairs))
-    plan = Plan(
+    order = Plan(
         [pair.lengths for pair in pairs],
         config.train.batch_size,
         config.seed,
         config.data.temperature,
         config.data.shuffle_sides,
     )
-    steps = config.train.steps or max(1, round(config.train.epochs * plan.pairs / config.train.batch_size))
-    check_identity(config, workdir, pretrained, pairs)
+    steps = config.train.steps or max(1, round(config.train.epochs * order.pairs / config.train.batch_size))
+    if not config.plan:
+        check_identity(config, workdir, pretrained, pairs)
     batches = PairBatches(
         pairs,
-        plan,
+        order,
         tokenizer,
         max_length=config.data.max_length,
         row_length=config.data.row_length or -(-longest_sequence(config) // 64) * 64,
@@ -266,10 +268,10 @@ def open_run(config: Config, workdir: Path) -> Run:
         joint=config.tlm.joint,
         shards=devices.shape["data"],
         accumulate=config.train.accumulate,
-        own_shards=mesh.own_shards(devices),
+        own_shards=range(devices.shape["data"]) if config.plan else mesh.own_shards(devices),
         languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not config.plan:
         base = workdir / "base"
         huggingface.save_base(base, pretrained, files_from=directory)
         sentence_transformers.write_settings(

@@ -22,9 +22,10 @@ from ppa_jax.config import Config
 from ppa_jax.data import corpora
 from ppa_jax.data.dictionaries import write_dictionary
 from ppa_jax.data.pairs import Batch
+from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
-from ppa_jax.jobs import align, align_inputs, new_model
+from ppa_jax.jobs import align, align_inputs, new_model, plan
 from ppa_jax.training import loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
@@ -40,6 +41,8 @@ def run(config: Config, workdir: str) -> int:
         loop.initialize_hosts()
     try:
         if not config.init:
+            if config.plan:
+                raise UserError("config.plan: give config.init; what a new model takes is not planned")
             align_inputs.check_new_model(config)
             config = new_model.pretrain(config, Path(workdir), align_model)
         align_model(config, Path(workdir))
@@ -83,6 +86,10 @@ def train(run: align_inputs.Run) -> None:
     )
     shapes = jax.eval_shape(init, run.pretrained.params)
     shardings = align.state_shardings(shapes, mesh.RULES[config.mesh.rules], run.mesh)
+    step = align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations)
+    if config.plan:
+        print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config)}")
+        return
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -101,7 +108,7 @@ def train(run: align_inputs.Run) -> None:
     writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
-            step=align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations),
+            step=step,
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
             put=lambda batch: mesh.put_batch(batch, run.mesh),
             count=count_tokens,

@@ -6,8 +6,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
@@ -21,6 +23,15 @@ from ppa_jax.training.collectives import collective_bytes
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
 METHOD = align.Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_tlm_length=31, mask_id=3)
 BATCH = 16
+
+
+@pytest.fixture
+def hasty():
+    """Compiling with few optimizations: it takes longer than the few steps that are run."""
+    old = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", old)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +59,7 @@ def make(params, number_pairs, number_tokenizer):
 
     def build(
         devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True,
-        sources=two, languages=None,
+        sources=two, languages=None, optimize=None, words=None, translations=None,
     ):  # fmt: skip
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
@@ -66,11 +77,12 @@ def make(params, number_pairs, number_tokenizer):
             shards=devices,
             accumulate=accumulate,
         )
-        adamw = optimizer.adamw(optimizer.schedule(rate, 0.1, 20), weight_decay=0.01, clip=1.0)
-        state = align.init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
+        optimize = optimize or optimizer.adamw(optimizer.schedule(rate, 0.1, 20), weight_decay=0.01, clip=1.0)
+        state = align.init_state(params, method, config, optimize, batch_size=BATCH, seed=0)
         shardings = align.state_shardings(state, meshes.RULES[rules], mesh)
         state = jax.device_put(state, shardings, may_alias=False)
-        return Setting(batches, state, align.make_step(method, config, adamw, mesh, shardings), mesh)
+        step = align.make_step(method, config, optimize, mesh, shardings, words, translations)
+        return Setting(batches, state, step, mesh)
 
     return build
 
@@ -108,6 +120,7 @@ def test_devices_rules_and_accumulation_change_nothing(make, reference, devices,
     np.testing.assert_allclose(state.queue.keys, expected_state.queue.keys, atol=2e-4)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_in_batch_negatives_are_the_same_on_devices_and_accumulated(make):
     method = dataclasses.replace(METHOD, in_batch=True)
     _, expected = run(make(method=method), 3)
@@ -118,6 +131,7 @@ def test_in_batch_negatives_are_the_same_on_devices_and_accumulated(make):
             np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("hasty")
 def test_three_steps_equal_pytorch(make, params, tmp_path):
     """The whole recipe in PyTorch, as its users write it: losses and every parameter after three steps of AdamW."""
     import torch
@@ -224,6 +238,84 @@ def test_three_steps_equal_pytorch(make, params, tmp_path):
     np.testing.assert_allclose(state.queue.keys[0], queue[2].numpy(), atol=1e-4)  # two slots: step 2 wrote over step 0
 
 
+@pytest.mark.parametrize("objective", ["mlm", "xlm", "dict_mlm, input", "dict_mlm, label", "align_mlm"])
+@pytest.mark.usefixtures("hasty")
+def test_loss_and_gradient_of_every_objective_equal_pytorch(make, tmp_path, objective):
+    """Of the whole step, by one step of gradient descent at rate 1. Masks and their translations are the project's draw
+    (tests/objectives has their content); all the rest is PyTorch's."""
+    import torch
+    import torch.nn.functional as F
+    import transformers
+
+    from ppa_jax.interop import huggingface
+
+    config = dataclasses.replace(CONFIG, hidden_dropout=0.0, attention_dropout=0.0)
+    name, _, form = objective.partition(", ")
+    # Word 10 + i is translated by 25 + i; of the dictionary's words some are two pieces.
+    translations = np.full(50, -1, np.int32)
+    translations[10:25], translations[25:40] = np.arange(25, 40), np.arange(10, 25)
+    words = WordPairs(
+        np.array([10, 25, 11, 12, 26, 27], np.int32), np.array([1, 1, 2, 1, 1], np.int32),
+        np.array([[0, 1], [2, 3], [2, 4]], np.int32),
+    )  # fmt: skip
+    method = dataclasses.replace(
+        METHOD, contrastive_weight=0.0, dict_mlm=form, word_alignment_weight=10.0 * (name == "align_mlm")
+    )
+    setting = make(
+        config=config, method=method, joint=name == "xlm", languages=("a", "b") if name == "xlm" else None,
+        optimize=optax.sgd(1.0), words=words, translations=translations,
+    )  # fmt: skip
+    start = jax.tree.map(np.array, setting.state.params)
+    huggingface.write(tmp_path, huggingface.Pretrained(config, start, {}, {}))
+    theirs = transformers.BertForMaskedLM.from_pretrained(tmp_path).train()
+
+    batch = setting.batches.make(0)
+    step_key = jax.random.fold_in(jax.random.wrap_key_data(setting.state.rng), 0)
+    flat = lambda tree: jax.tree.map(lambda x: x[0, 0], tree)  # noqa: E731
+    rows = jax.tree.map(lambda x: x.reshape(-1), flat(batch.rows))
+    masked = masking.mask_tokens(
+        jax.random.split(step_key, 3)[0], rows.ids, flat(batch.sequences), flat(batch.slots), longest=31, mask_id=3,
+        vocab_size=50, translations=jnp.asarray(translations) if form else None, form=form,
+    )  # fmt: skip
+    labels, used = np.full(rows.ids.size, -100), np.asarray(masked.weights) == 1
+    labels[np.asarray(masked.at)[used]] = np.asarray(masked.labels)[used]
+    types = np.zeros_like(rows.ids) if batch.types is None else flat(batch.types).reshape(-1)
+    columns = {
+        "input_ids": np.asarray(masked.ids), "position_ids": rows.positions, "token_type_ids": types, "labels": labels
+    }  # fmt: skip
+    total, count = 0, int(used.sum())
+    for number in sorted(set(rows.segments.tolist()) - {0}):  # one sequence at a time: none sees another
+        given = {key: torch.tensor(x[rows.segments == number])[None].long() for key, x in columns.items()}
+        wanted = given.pop("labels")
+        logits = theirs(**given).logits
+        total = total + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum")
+    loss = total / count
+    if name == "align_mlm":
+        E = theirs.bert.embeddings.word_embeddings.weight
+        vectors = [E[10], E[25], (E[11] + E[12]) / 2, E[26], E[27]]
+        cosines = [F.cosine_similarity(vectors[i], vectors[j], dim=0) for i, j in ((0, 1), (2, 3), (2, 4))]
+        loss = loss - 10 * torch.stack(cosines).mean()
+    loss.backward()
+    if form == "label":
+        asked = np.asarray(masked.labels)[used] != rows.ids[np.asarray(masked.at)[used]]
+        assert 0.2 < asked.mean() < 0.5, "half of those that have a translation, which are 6 of 10"
+
+    state, metrics = setting.step(setting.state, meshes.put_batch(batch, setting.mesh))
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    tensors, compared = dict(theirs.named_parameters()), 0
+    for tensor, path in huggingface.tensor_names(config).items():
+        if tensor in tensors and path[0] in start:
+            before, after = start, state.params
+            for k in path:
+                before, after = before[k], after[k]
+            gradient = np.asarray(before) - np.asarray(after)
+            wanted = tensors[tensor].grad.numpy()
+            wanted = wanted.T if path[-1] == "kernel" else wanted
+            np.testing.assert_allclose(gradient, wanted, atol=1e-5, rtol=1e-4, err_msg=tensor)
+            compared += 1
+    assert compared > 35
+
+
 def test_the_queue_is_never_gathered(make):
     """Compiled for 8 devices, no collective is as large as the queue, and the queries are what is gathered."""
     method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
@@ -254,6 +346,7 @@ def test_a_loss_of_weight_zero_is_not_computed(make):
         assert absent not in losses[0]
 
 
+@pytest.mark.usefixtures("hasty")
 def test_the_key_side_follows_and_the_queue_holds_its_keys(make):
     setting = make(rate=1e-2)
     before = jax.tree.map(np.asarray, {"key": setting.state.key_params, "query": setting.state.params})
@@ -292,6 +385,7 @@ def test_batches_say_what_the_plan_says(make, number_pairs):
     assert (batch.slots.rank >= 0).sum() == masking.masked_count(plan.lengths.sum(axis=1), 0.15).sum()
 
 
+@pytest.mark.usefixtures("hasty")
 def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_tokenizer):
     """Its sentences are masked alone, pairs in one sequence, in the same batch; and the step takes it."""
     pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
@@ -311,6 +405,7 @@ def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_to
     assert np.isfinite(metrics["tlm"]) and state.step == 1
 
 
+@pytest.mark.usefixtures("hasty")
 def test_xlm_tells_the_language_and_counts_positions_anew(make, number_pairs):
     """In the second sentence of a pair; text of one language is of that language alone."""
     pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)

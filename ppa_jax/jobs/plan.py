@@ -1,0 +1,103 @@
+"""What a run would take, before it is paid for: `--config.plan=true`, or `v5e:4x4` for a slice that is not here.
+
+Compiles the step of the user's own settings and data, and reads memory and traffic from the compiled program. Nothing
+is trained or written. For TPUs the TPU compiler does it on any machine; it needs libtpu, installed or in
+TPU_LIBRARY_PATH.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax import markdown
+from ppa_jax.data.pairs import Batch, PairBatches
+from ppa_jax.errors import UserError
+from ppa_jax.jobs import align
+from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.training.collectives import KINDS, collective_bytes
+from ppa_jax.training.loop import count_parameters
+
+HERE = "true"
+
+
+def devices(plan: str) -> list[Any] | None:
+    """The devices that are planned for: None for those of this machine, else a topology's, which nothing can run on.
+
+    Raises UserError for a name that the TPU compiler does not know, or without one.
+    """
+    if plan == HERE:
+        return None
+    if ":" not in plan:
+        raise UserError(f"config.plan={plan}: write true (the devices that are here), or a slice of TPUs as v5e:4x4")
+    from jax.experimental import topologies
+
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no cloud which machine this is
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened: another program may compile as well
+    try:
+        return list(topologies.get_topology_desc(plan, "tpu").devices)
+    except Exception as error:  # of the compiler, of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"config.plan={plan}: the TPU compiler does not take it ({reason}); it needs a slice such as v5e:4x4, and "
+            "libtpu, installed (pip install libtpu) or in TPU_LIBRARY_PATH"
+        ) from error
+
+
+def flops(config: EncoderConfig, batches: PairBatches, steps: int = 4) -> float:
+    """Floating-point operations of a step on real tokens, padding left out: forward, and twice that backward.
+
+    The mean of the first `steps` batches.
+    """
+
+    def forward(rows: Any) -> float:
+        shards = rows.segments.reshape(-1, rows.segments.shape[-2] * rows.segments.shape[-1])
+        lengths = np.concatenate([np.bincount(shard)[1:] for shard in shards])  # of every sequence
+        attention = 4 * config.num_layers * config.hidden_size * np.sum(lengths.astype(float) ** 2)
+        return float(lengths.sum() * config.flops_per_token(0) + attention)
+
+    total = 0.0
+    for t in range(steps):
+        batch = batches.make(t)
+        total += 3 * forward(batch.rows) + (forward(batch.key_rows) if batch.key_rows is not None else 0.0)
+        if batch.slots is not None:
+            total += 3 * int((batch.slots.rank >= 0).sum()) * config.flops_per_prediction()
+    return total / steps
+
+
+def describe(
+    step: Any, shapes: align.State, shardings: align.State, batches: PairBatches, config: EncoderConfig
+) -> str:
+    """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
+    mesh: Any = shardings.step.mesh
+    rows = NamedSharding(mesh, P(None, "data"))
+    state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    first: Batch = batches.make(0)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), first)
+    compiled = step.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    mib, operations = 2**20, flops(config, batches)
+    table: list[tuple[str, Any]] = [
+        ("devices", f"{mesh.shape['data']} x {mesh.shape['model']} {mesh.devices.flat[0].device_kind}"),
+        ("parameters trained", f"{count_parameters(shapes.params):,}"),
+        ("parameters of the key encoder", f"{count_parameters(shapes.key_params):,}"),
+        ("memory of a device: state and batch", f"{held / mib:,.0f} MiB"),
+        ("memory of a device: temporary", f"{memory.temp_size_in_bytes / mib:,.0f} MiB"),
+        ("memory of a device, in all", f"{(held + memory.temp_size_in_bytes) / mib:,.0f} MiB"),
+        ("operations of a step, real tokens", f"{operations / 1e12:,.3f} TFLOP"),
+        ("the same for each device", f"{operations / 1e12 / mesh.size:,.3f} TFLOP"),
+    ]
+    found = collective_bytes(compiled.as_text()) if mesh.size > 1 else {}
+    for kind in KINDS:
+        sizes = found.get(kind, [])
+        if sizes:
+            table.append((f"{kind}, a device and step", f"{sum(sizes) / mib:,.1f} MiB in {len(sizes)}"))
+    if not found:
+        table.append(("traffic between devices", "none"))
+    return markdown.table(("plan", ""), table)

@@ -1,0 +1,67 @@
+"""`config.plan`: what a run would take, from the compiled step of the user's own settings; and that nothing is left."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ppa_jax import config as configs
+from ppa_jax.interop import huggingface
+from ppa_jax.jobs import align_inputs, plan
+from ppa_jax.main import main
+
+pytestmark = pytest.mark.usefixtures("compilation")
+
+
+def planned(capsys, arguments):
+    assert main(arguments) == 0
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    return {name.strip(): value.strip() for name, value in rows[2:]}
+
+
+def test_tells_parameters_memory_operations_and_traffic(command, shelf, tmp_path, capsys):
+    table = planned(capsys, command(tmp_path / "run", {"plan": "true"}))
+    params = huggingface.read(shelf / "model").params
+    trained = sum(x.size for name in ("encoder", "mlm_head") for x in jax.tree.leaves(params[name]))
+    trained += 32 * 32 + 32 + 32 * 8 + 8  # the projection of the tests' settings
+    assert table["parameters trained"] == f"{trained:,}" and table["devices"] == "8 x 1 cpu"
+    assert re.fullmatch(r"\d+ MiB", table["memory of a device, in all"])
+    assert "MiB in" in table["all-reduce, a device and step"]
+    assert not list((tmp_path / "run").glob("*")), "nothing is written"
+    alone = planned(capsys, command(tmp_path / "run", {"plan": "true", "mesh.data": 1}))
+    assert alone["traffic between devices"] == "none" and alone["devices"] == "1 x 1 cpu"
+
+
+def test_operations_are_those_of_real_tokens(command, tmp_path):
+    """Counted sequence by sequence: products with its tokens, scores among them, predictions; forward and backward."""
+    config = configs.load(command(tmp_path)[0].removeprefix("--config="), [
+        tuple(x.removeprefix("--config.").split("=", 1)) for x in command(tmp_path)[2:]
+    ])  # fmt: skip
+    run = align_inputs.open_run(config, tmp_path)
+    c, batch = run.pretrained.config, run.batches.make(0)
+    D, total = c.hidden_size, 0.0
+    for rows, times in ((batch.rows, 3), (batch.key_rows, 1)):
+        segments = np.asarray(rows.segments).reshape(rows.segments.shape[1], -1)
+        for shard in segments:
+            for number in set(shard.tolist()) - {0}:
+                n = int((shard == number).sum())
+                total += times * c.num_layers * (n * (8 * D * D + 4 * D * c.intermediate_size) + 4 * n * n * D)
+    total += 3 * (np.asarray(batch.slots.rank) >= 0).sum() * 2 * D * (D + c.vocab_size)
+    assert plan.flops(c, run.batches, steps=1) == pytest.approx(total)
+
+
+def test_mistakes(command, tmp_path, error_line, monkeypatch):
+    from jax.experimental import topologies
+
+    def none(name, platform):
+        raise RuntimeError("no\nlibtpu")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", none)
+    for given, said in (
+        ({"plan": "8"}, "config.plan=8: write true"),
+        ({"plan": "v5e:2x4"}, "config.plan=v5e:2x4: the TPU compiler does not take it (no libtpu)"),
+        ({"plan": "true", "init": None, "pretrain.steps": 3}, "config.plan: give config.init"),
+    ):
+        assert main(command(tmp_path, given)) == 2
+        assert said in error_line()
