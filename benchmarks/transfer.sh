@@ -1,39 +1,40 @@
 #!/usr/bin/env bash
-# Zero-shot transfer before and after alignment: every task, three seeds, models side by side; and code-switching.
+# Zero-shot transfer before and after alignment: every task, models side by side; and code-switching.
 #
 #   benchmarks/transfer.sh MODELS DATA WORKDIR [TASK...]
 #
 # MODELS is "before=DIR,after=DIR,...", DATA holds ud, wikiann, nli_train, xnli, tydiqa_goldp, xquad and mlqa in the forms of
 # docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching, all by default. The same command goes
-# on where it stopped. Recipes are XTREME's, but for fewer epochs: hours on two CPU cores as it is.
+# on where it stopped. From the environment: SEEDS (0,1,2), STEPS of training (200) and ITEMS of each test set (1000; 0:
+# all), which are what two CPU cores can do in some hours; XTREME's recipes are far longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODELS=${1:?give NAME=DIR,...} D=${2:?give the directory of the data} W=${3:?give a workdir}
 TASKS=("${@:4}")
 [[ ${#TASKS[@]} -gt 0 ]] || TASKS=(pos ner parsing nli qa code_switching)
-PYTHON=${PYTHON:-python}
+PYTHON=${PYTHON:-python} SEEDS=${SEEDS:-0,1,2} STEPS=${STEPS:-200} ITEMS=${ITEMS:-1000}
 
 run() { # name, configuration, settings...
-  $PYTHON -m ppa_jax.main --config="configs/$2.py" --workdir="$W/$1" --config.init="$MODELS" --config.seeds=0,1,2 \
-    --config.dtype=float32 --config.checkpoint.every=100 --config.test_batch_size=32 "${@:3}"
+  $PYTHON -m ppa_jax.main --config="configs/$2.py" --workdir="$W/$1" --config.init="$MODELS" --config.seeds="$SEEDS" \
+    --config.dtype=float32 --config.checkpoint.every=100 --config.test_batch_size=32 --config.train.epochs=0 \
+    --config.train.steps="$STEPS" --config.train.warmup=0.1 --config.train.learning_rate=1e-4 \
+    --config.data.test_examples="$ITEMS" "${@:3}"
 }
 
 UD="$D/ud" WIKIANN="$D/wikiann" NLI="$D/nli_train"
 for task in "${TASKS[@]}"; do
   case $task in
-    pos) run pos tagging --config.data.train="en=$UD/en_ewt-ud-train.conllu" --config.data.test="$UD/{lang}_pud-ud-test.conllu" \
-      --config.train.epochs=2 --config.train.learning_rate=5e-5 ;;
-    ner) run ner tagging --config.data.train="en=$WIKIANN/train-en.tsv" --config.data.test="$WIKIANN/dev-{lang}.tsv" \
-      --config.train.epochs=2 --config.train.learning_rate=5e-5 ;;
+    pos) run pos tagging --config.data.train="en=$UD/en_ewt-ud-train.conllu" --config.data.test="$UD/{lang}_pud-ud-test.conllu" ;;
+    ner) run ner tagging --config.data.train="en=$WIKIANN/train-en.tsv" --config.data.test="$WIKIANN/dev-{lang}.tsv" ;;
     parsing) run parsing parsing --config.data.train="en=$UD/en_ewt-ud-train.conllu" \
-      --config.data.test="$UD/{lang}_pud-ud-test.conllu" --config.train.epochs=2 --config.train.learning_rate=1e-4 ;;
-    nli) run nli xnli --config.data.test="$D/xnli/dev.{lang}.tsv" --config.train.epochs=2 --config.train.warmup=0.1 \
+      --config.data.test="$UD/{lang}_pud-ud-test.conllu" ;;
+    nli) run nli xnli --config.data.test="$D/xnli/dev.{lang}.tsv" \
       --config.data.train="en=$NLI/taxinli10k.tsv|$NLI/cad_all_combined_train.tsv|$NLI/SICK.txt" ;;
     qa)
       MLQA=$(for lang in de en es zh; do printf ",%s-mlqa=%s" $lang "$D/mlqa/dev-context-$lang-question-$lang.json"; done)
-      run qa mlqa --config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" --config.train.epochs=2 \
+      run qa mlqa --config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" \
       --config.data.test="$D/xquad/xquad.{lang}.json$MLQA" \
-      --config.data.max_length=256 --config.train.learning_rate=1e-4 --config.train.batch_size=16 ;;
+      --config.data.max_length=256 --config.train.batch_size=16 ;;
     code_switching)
       # XNLI's dev sets are translations of each other, three hypotheses a premise: split by premise.
       mkdir -p "$W/xnli_split"
@@ -44,8 +45,7 @@ for task in "${TASKS[@]}"; do
       done
       for switch in "" pivot=en; do
         run "translate_train${switch:+_code_switched}" xnli --config.data.code_switch="$switch" \
-          --config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv" \
-          --config.train.epochs=2 --config.train.warmup=0.1
+          --config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv"
       done ;;
     *) echo "unknown task: $task" >&2; exit 2 ;;
   esac

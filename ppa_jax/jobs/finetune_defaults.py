@@ -23,6 +23,7 @@ def defaults(task: str) -> Any:
             train="",
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested
+            test_examples=0,  # of each test set, its first so many; 0: all
             max_length=128,  # tokens of a row, special ones included
             code_switch="",  # languages of the two sides: pivot=en (PPA), uniform, or en=0.5,de=0.5; empty: off
         ),

@@ -34,7 +34,7 @@ TASKS = {
 }
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
-    "init", "seeds", "ablations", "data.test", "checkpoint", "log", "profile", "mesh", "test_batch_size"
+    "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh", "test_batch_size"
 )  # fmt: skip
 
 
@@ -221,7 +221,7 @@ def validate(config: Config) -> None:
         require(config, name, lambda x: x > 0, "greater than 0")
     for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip"):
         require(config, name, lambda x: x >= 0, "0 or more")
-    for name in ("checkpoint.every", "eval.every", "eval.patience"):
+    for name in ("checkpoint.every", "eval.every", "eval.patience", "data.test_examples"):
         require(config, name, lambda x: x >= 0, "0 or more")
     require(config, "train.dropout", lambda x: x == -1 or 0 <= x < 1, "-1 (as pretrained) or in [0, 1)")
     require(config, "data.max_length", lambda n: n >= 8, "at least 8")
@@ -254,6 +254,8 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
             for part in ("train", "dev", "test")
         )
     )
+    if count := config.data.test_examples:
+        examples = dataclasses.replace(examples, test={x: found[:count] for x, found in examples.test.items()})
     labels = task.labels(examples.all_of_training())
     if config.data.code_switch:
         code_switched(config, task, examples.train, seed=0)  # what is wrong with it shows here

@@ -196,9 +196,10 @@ def test_one_device_trains_like_eight(whole, shelf, files, tmp_path):
 def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
     path = tmp_path / "grows.tsv"
     lines = (files / "test.en.tsv").read_text().splitlines()
-    for count in (4, 8):
-        path.write_text("\n".join(lines[:count]) + "\n")
-        assert main(arguments(tmp_path / "run", shelf, files, **{"data.test": f"en={path}", "seeds": "0"})) == 0
+    for lines_there, count in ((4, 4), (10, 8)):
+        path.write_text("\n".join(lines[:lines_there]) + "\n")
+        given = {"data.test": f"en={path}", "data.test_examples": 8, "seeds": "0"}
+        assert main(arguments(tmp_path / "run", shelf, files, **given)) == 0
         (record,) = json.loads((tmp_path / "run/scores.json").read_text())
         assert record["count"] == count
     # Cut short while it was saved: the seed is trained again, and an export begun is made again.
