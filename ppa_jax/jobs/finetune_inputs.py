@@ -34,7 +34,8 @@ TASKS = {
 }
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
-    "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh", "test_batch_size"
+    "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
+    "test_batch_size",
 )  # fmt: skip
 
 

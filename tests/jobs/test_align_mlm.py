@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 def arguments(workdir, **fields):
     given = {
         "dtype": "float32", "objectives": "xlm,align_mlm", "transformations": "trans+inv", "seeds": "0",
-        "data.text": "world:0-300", "data.dictionary_share": 0.5, "tasks.pos.train": "world:300-340", "tasks.pos.test": "world:340-350",
+        "data.text": "world:0-300", "data.dictionary_share": 0.5,
+        "tasks.pos.train": "world:300-340", "tasks.pos.test": "world:340-350",
         "tasks.pos.epochs": 1, "finetuning.train.batch_size": 8, "finetuning.data.max_length": 32,
         "pretraining.model.vocab_size": 120, "pretraining.model.hidden_size": 16, "pretraining.model.num_layers": 1,
         "pretraining.model.num_heads": 2, "pretraining.data.max_length": 48, "pretraining.data.max_pair_pieces": 90,
