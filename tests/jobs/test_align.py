@@ -125,10 +125,9 @@ def test_in_batch_negatives_are_the_same_on_devices_and_accumulated(make):
     method = dataclasses.replace(METHOD, in_batch=True)
     _, expected = run(make(method=method), 3)
     assert expected[0]["contrastive"] > 1  # there are negatives from the first step on
-    for devices, accumulate in ((2, 1), (2, 2), (1, 4)):
-        _, losses = run(make(devices, accumulate=accumulate, method=method), 3)
-        for got, want in zip(losses, expected, strict=True):
-            np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
+    _, losses = run(make(2, accumulate=2, method=method), 3)
+    for got, want in zip(losses, expected, strict=True):
+        np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -337,12 +336,13 @@ def test_a_loss_of_weight_zero_is_not_computed(make):
     flops = []
     for setting in (both, tlm, contrast):
         batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
-        flops.append(setting.step.lower(setting.state, batch).compile().cost_analysis()["flops"])
+        setting.step = setting.step.lower(setting.state, batch).compile()
+        flops.append(setting.step.cost_analysis()["flops"])
     assert flops[1] < 0.85 * flops[0] and flops[2] < 0.7 * flops[0]
     assert tlm.state.queue is None and not tlm.state.key_params and tlm.batches.make(0).key_rows is None
     assert "mlm_head" not in contrast.state.params and contrast.batches.make(0).slots is None
     for setting, absent in ((tlm, "contrastive"), (contrast, "tlm")):
-        _, losses = run(setting, 2)
+        _, losses = run(setting, 1)
         assert absent not in losses[0]
 
 
