@@ -265,9 +265,16 @@ class WordOrder:
     def _sides(self, head: int, children: Sequence[int], tree: Tree) -> tuple[list[int], list[int]]:
         """The dependents before and after the head, from left to right."""
         before, after = [], []
+        rank = {  # how near a dependent stands among those of its side, as in `learn`
+            child: i
+            for side in (False, True)
+            for i, child in enumerate(
+                sorted((c for c in children if (c < head) == side), key=lambda c: abs(c - head)), 1
+            )
+        }
         for child in children:
             kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
-            share, distance = self._kinds.get(kind, (float(child < head), abs(child - head)))
+            share, distance = self._kinds.get(kind, (float(child < head), rank[child]))
             # A kind on both sides about as often stays where it is.
             is_before = share > 0.5 if abs(share - 0.5) > 0.1 else child < head
             (before if is_before else after).append((distance, abs(child - head), child))

@@ -103,7 +103,7 @@ def open_texts(source: Source) -> Texts:
     if not isinstance(first, Mapping):
         raise UserError(f"{where}: no row that can be read; check the dataset")
     of_text = [name for name, value in first.items() if isinstance(value, (str, bytes))]
-    named = [name for name in ("text", source.languages[0]) if name in of_text]
+    named = [name for name in ("text", source.languages[0]) if name in first]  # whatever the first row has there
     if not named and len(of_text) != 1:
         raise UserError(
             f"{where}: no column text or {source.languages[0]}, and not one column of text alone "

@@ -28,15 +28,17 @@ LEGEND = (
 )
 LOSSES = (
     "Points lost against `none` with the same seed. **extra**: what the targets lose beyond the source, so how much "
-    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval is off zero."
+    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval is off zero. It "
+    "says nothing of other sentences or languages, and is not corrected for the number of sets compared."
 )
 MOVEMENT = (
     "Fine-tuning without ablation. **distance**: norm of the change of a block's parameters over their norm before. "
-    "**CKA**: of the source language's sentences, to the pretrained layer; 1 where fine-tuning changed nothing."
+    "**CKA**: of the source language's sentences, to the pretrained layer, in batches, too; 1 where nothing changed."
 )
 CORRELATION = (
     "Points are a target language, a set of blocks and a seed: Spearman's coefficient of the similarity to the source "
-    "(CKA of the fine-tuned model) with the gap of that language; 95% interval by bootstrap over languages."
+    "(CKA of the fine-tuned model) with the gap of that language. Points of one language vary together, and points of "
+    "one set of blocks: the 95% interval is the wider of the bootstraps over either."
 )
 
 
@@ -150,23 +152,29 @@ def extra(values: Sequence[float]) -> Extra:
     return Extra(float(np.mean(values)) if len(values) else float("nan"), low, high)
 
 
-def border(found: Scores, model: str, sets: Sequence[str], source: str) -> tuple[list[str], list[str]]:
-    """(the sets from the lowest block on that widen the gap for sure, the next one where that ends).
+def chain(sets: Sequence[str]) -> list[str]:
+    """The sets that follow each other from block 1 without a hole: singles if there are two or more, else pairs."""
+    spans = {(int(s.partition("-")[0]), int(s.rpartition("-")[2])): s for s in sets if s != NONE and "+" not in s}
+    chains = []
+    for size in (1, 2):
+        found, first = [], 1
+        while (one := spans.get((first, first + size - 1))) is not None:
+            found.append(one)
+            first += size
+        if size == 2 and found and (last := spans.get((first, first))) is not None:
+            found.append(last)  # of an odd depth
+        chains.append(found)
+    return next((found for found in chains if len(found) > 1), [])
 
-    Sets of one kind that follow each other from block 1 on: singles where there are two or more, else pairs.
-    """
-    singles = sorted((s for s in sets if s.isdecimal()), key=int)
-    ranges = [s for s in sets if "-" in s]
-    pairs = sorted((s for s in ranges if int(s.partition("-")[0]) % 2), key=lambda s: int(s.partition("-")[0]))
-    pairs = [s for s in pairs if int(s.partition("-")[2]) - int(s.partition("-")[0]) == 1]
-    order = singles if len(singles) > 1 else pairs
-    sure = []
-    for one in order:
-        found_extra = extra(list(extra_by_seed(found, model, one, source).values()))
-        if not found_extra.low > 0:  # NaN, too
-            return sure, [one]
-        sure.append(one)
-    return sure, []
+
+def border(found: Scores, model: str, sets: Sequence[str], source: str) -> tuple[list[str], str | None]:
+    """(the sets of the chain that widen the gap with an interval above zero; the first that does not)."""
+    wide: list[str] = []
+    for one in chain([s for s in sets if extra_by_seed(found, model, s, source)]):
+        if not extra(list(extra_by_seed(found, model, one, source).values())).low > 0:  # NaN, too
+            return wide, one
+        wide.append(one)
+    return wide, None
 
 
 def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list[str]:
@@ -184,28 +192,37 @@ def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list
     ]
     if any(np.isnan(x.low) for x in extras.values()):
         return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
-    sure, end = border(found, model, sets, source)
-    if sure:
-        last = sure[-1].rpartition("-")[2]
-        text = f"{name}an aligner up to block {last}: re-initialising {', '.join(sure)} widens the gap, each for sure"
-        text += f"; {end[0]} does not ({extras[end[0]]})" if end else "; so does every higher set that was tried"
-    else:
-        text = f"{name}no border: re-initialising {end[0]} does not widen the gap for sure" if end else ""
-    return [*lines, *([text] if text else [])]
+    wide, end = border(found, model, sets, source)
+    ended = f"{end} does not ({extras[end]})" if end else "no higher set was measured after it"
+    if wide:
+        last = wide[-1].rpartition("-")[2]
+        text = (
+            f"an aligner up to block {last}: re-initialising {', '.join(wide)} widens the gap, each with an interval "
+        )
+        return [*lines, f"{name}{text}above zero; {ended}"]
+    if end:
+        return [*lines, f"{name}no border: re-initialising {end} does not widen the gap with an interval above zero"]
+    return [*lines, f"{name}no border: it takes singles or pairs, from block 1 on"]
 
 
 def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str], source: str) -> list[str]:
-    """Of the first model and each other: where the extra loss differs for sure, seeds paired."""
+    """Of the first model and each other: where the extra loss differs, by an interval off zero; seeds are paired."""
     lines = []
     for model in models[1:]:
-        moved = []
+        moved, compared = [], 0
         for one in sets:
             first, other = (extra_by_seed(found, m, one, source) for m in (models[0], model))
             both = [other[seed] - first[seed] for seed in first if seed in other]
-            if one != NONE and len(both) > 1 and (change := extra(both)) and (change.low > 0 or change.high < 0):
+            if one == NONE or len(both) < 2:
+                continue
+            change, compared = extra(both), compared + 1
+            if change.low > 0 or change.high < 0:
                 moved.append(f"{one} {change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]")
-        told = "; ".join(moved) or "no set of blocks, for sure"
-        lines.append(f"**{model}** against **{models[0]}**, extra loss of the targets: {told}")
+        told = "; ".join(moved) or "none"
+        lines.append(
+            f"**{model}** against **{models[0]}**, extra loss of the targets, intervals off zero among {compared} sets "
+            f"(95% each, not corrected): {told}"
+        )
     return lines
 
 
@@ -259,7 +276,7 @@ def similarity_panels(similarity: Sequence[Record], models: Sequence[str]) -> li
 def correlation(
     found: Scores, similarity: Sequence[Record], model: str, source: str, layer: int | None = None
 ) -> Correlation | None:
-    """Of the similarity after fine-tuning (at a layer, or the mean over all) with the gap; groups are languages."""
+    """Of the similarity after fine-tuning (at a layer, or the mean over all) with the gap."""
     values: dict[tuple[str, str, int], list[float]] = {}
     for r in similarity:
         if r["model"] == model and r["ablation"] and layer in (None, r["layer"]):
@@ -268,8 +285,9 @@ def correlation(
     for (language, one, seed), cka in values.items():
         own, other = (found.get((model, one, x), {}).get(seed) for x in (source, language))
         if own is not None and other is not None:
-            points.append((float(np.mean(cka)), own - other, language))
-    return spearman([x for x, *_ in points], [y for _, y, _ in points], [language for *_, language in points])
+            points.append((float(np.mean(cka)), own - other, language, one))
+    groups = {"languages": [x for *_, x, _ in points], "sets of blocks": [x for *_, x in points]}
+    return spearman([x for x, *_ in points], [y for _, y, *_ in points], groups)
 
 
 def correlations(found: Scores, similarity: Sequence[Record], models: Sequence[str], source: str) -> list[str]:

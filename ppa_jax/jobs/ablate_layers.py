@@ -51,6 +51,12 @@ def run(config: Config, workdir: str) -> int:
         if status:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
+    tested = list(opened[0][1].examples.test)
+    if source not in tested or len(tested) < 2:
+        raise UserError(f"config.data.test: give the source language, {source}, and targets (there are {tested})")
+    texts = {language: text for language, text in texts.items() if language in tested}
+    if len(texts) == 1:
+        raise UserError(f"config.parallel={config.parallel}: none of the targets is there; give such text, or none")
     found: list[dict[str, Any]] = []
     try:
         for model, setup in opened:
@@ -176,6 +182,7 @@ class Measure:
         self._layers = list(range(setup.sizes.num_layers + 1))
         self._embedder = setup.embedder
         self._before = self._vectors(encoder) if texts else {}
+        self.content = finetune_inputs.checksum(sorted(texts.items()))
         self.pretrained = self.languages(encoder)
 
     def _vectors(self, encoder: Any) -> Mapping[Any, np.ndarray]:
@@ -201,12 +208,14 @@ class Measure:
         """{layer, distance, cka}: of each block from 1, and of the embeddings, 0; CKA is to the pretrained model."""
         vectors = self._vectors(after) if self._texts else {}
         found = []
+        cka, batch = similarity.KINDS[self._settings.kind], self._settings.batch
+        starts = range(0, len(self._texts.get(self._source, ())) // batch * batch, batch)
         for layer in self._layers:
             name = "embeddings" if layer == 0 else f"layer_{layer - 1}"
             entry = {"layer": layer, "distance": round(relative_distance(before[name], after[name]), 6)}
             if vectors:
-                cka = similarity.KINDS[self._settings.kind]
-                entry["cka"] = round(cka(self._before[layer, POOLING], vectors[layer, POOLING]), 6)
+                one, other = self._before[layer, POOLING], vectors[layer, POOLING]
+                entry["cka"] = round(float(np.mean([cka(one[i : i + batch], other[i : i + batch]) for i in starts])), 6)
             found.append(entry)
         return found
 
@@ -228,6 +237,7 @@ def run_one(
         found = {
             "similarity": measure.languages(params["encoder"]),
             "movement": measure.movement(encoder, params["encoder"]),
+            "parallel": measure.content,
         }
         if jax.process_index() == 0:
             weight_files.write_json(path, found)
@@ -238,6 +248,8 @@ def run_one(
     asked = {(test.language, finetune_inputs.checksum(test.examples)) for test in setup.tests}
     if {(r["language"], r["content"]) for r in scores} != asked:
         raise UserError(f"config.data.test: {directory} was tested on other sets; give those, or another --workdir")
+    if measured["parallel"] != measure.content:
+        raise UserError(f"config.parallel: {directory} was measured on other text; give that, or another --workdir")
     return {"scores": scores, **measured}
 
 

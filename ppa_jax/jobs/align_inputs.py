@@ -255,7 +255,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     )
     steps = config.train.steps or max(1, round(config.train.epochs * order.pairs / config.train.batch_size))
     if not config.plan:
-        check_identity(config, workdir, pretrained, pairs)
+        check_identity(config, workdir, pretrained, pairs, dictionaries)
     batches = PairBatches(
         pairs,
         order,
@@ -330,7 +330,9 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     )
 
 
-def check_identity(config: Config, workdir: Path, pretrained: Pretrained, pairs: list) -> None:
+def check_identity(
+    config: Config, workdir: Path, pretrained: Pretrained, pairs: list, dictionaries: list[Dictionary]
+) -> None:
     """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
     words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
@@ -338,6 +340,7 @@ def check_identity(config: Config, workdir: Path, pretrained: Pretrained, pairs:
         "content": {
             "model": zlib.crc32(np.ascontiguousarray(words).data),
             "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
+            "dictionaries": {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries},
         }
     }
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):

@@ -10,18 +10,20 @@ What it leaves in the workdir: vocabulary/, data/TRANSFORMATION/, models/TRANSFO
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
+from ml_collections import config_dict
 
+from ppa_jax import config as configs
 from ppa_jax.config import Config, require
 from ppa_jax.data.derived import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
 from ppa_jax.data.dictionaries import from_pairs, write_dictionary
@@ -29,13 +31,25 @@ from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import derived_report, neighbours, report
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import finetune_inputs, finetune_run, new_model, pretrain
+from ppa_jax.jobs import align_inputs, finetune_inputs, finetune_run, new_model, pretrain
+from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import derive
 from ppa_jax.tasks.derive import ENGLISH
 from ppa_jax.training import identity
 
 DERIVED = "xx"  # the derived language, whichever it is
-MAY_CHANGE = ("objectives", "transformations", "seeds", "tasks", "finetuning.seeds", "finetuning.test_batch_size")
+MAY_CHANGE = (
+    "objectives", "transformations", "seeds", "tasks", "finetuning.seeds",
+    *(f"pretraining.{field}" for field in align_inputs.MAY_CHANGE),
+    *(f"finetuning.{field}" for field in finetune_inputs.MAY_CHANGE),
+)  # fmt: skip
+# What the experiment sets itself, in each group.
+OWN = {
+    "pretraining": ("init", "objective", "seed", "dtype", "plan", "data.pairs", "word_alignment.dictionaries",
+                    "model.tokenizer", "mesh.distributed"),
+    "finetuning": ("init", "align_first", "task", "dtype", "data.train", "data.test", "data.dev", "train.steps",
+                   "train.epochs", "data.code_switch", "mesh.distributed"),
+}  # fmt: skip
 Records = list[dict[str, Any]]
 
 
@@ -51,8 +65,6 @@ class Vocabulary(NamedTuple):
 def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     tasks = validate(config)
-    if jax.process_count() > 1:
-        raise UserError("mesh.distributed: the experiment runs on one host; its trainings alone run on several")
     directory = Path(workdir)
     text = derive.read_text(config.data.text, field="config.data.text")
     examples = {
@@ -60,9 +72,12 @@ def run(config: Config, workdir: str) -> int:
                for part in ("train", "test")}
         for name, task in tasks.items()
     }  # fmt: skip
-    order = learn_order(config)
-    if not identity.check_identity(directory, config.to_dict(), may_change=MAY_CHANGE):
-        identity.write_identity(directory, config.to_dict())
+    order, trees = learn_order(config)
+    if "syn" in config.transformations and not all(sentence.tree for sentence in text):
+        raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
+    described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text), "order_from": trees}}
+    if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
+        identity.write_identity(directory, described)
     vocabulary = make_vocabulary(config, text, directory / "vocabulary")
     records: Records = []
     for name in names(config.transformations):
@@ -80,21 +95,33 @@ def run(config: Config, workdir: str) -> int:
                 records += [_record(name, objective, seed, "", *score) for score in found]
                 _write_scores(directory, records)
         for task in tasks:
-            torn = write_task(data, task, tasks[task].task, examples[task], derivation, vocabulary.split)
-            found = transfer(config, task, data, models, directory / "finetuned" / name)
+            given = examples[task]
+            if "syn" in name.split("+") and not all(x.tree for part in given.values() for x in part):
+                logging.warning("%s: %s has no trees, and is left out", name, task)
+                continue
+            torn = write_task(data, task, tasks[task].task, given, derivation, vocabulary.split)
+            found = transfer(config, task, data, models, directory / "finetuned" / name / task, given)
             if isinstance(found, int):
                 return found
             records += [_record(name, *model.rsplit("-", 1), task, *score) for model, *score in found]
             logging.info("%s, %s: %d entities torn apart by the order of words", name, task, torn)
             _write_scores(directory, records)
+        path, table = write_report(config, directory, records, text, vocabulary)
+    print(f"\n{table}\n\nreport: {path}")
+    return 0
+
+
+def write_report(
+    config: Config, directory: Path, records: Records, text: Sequence[derive.Sentence], vocabulary: Vocabulary
+) -> tuple[Path, str]:
+    """Of all that is measured so far."""
+    measured = {record["transformation"] for record in records}
     curves = {
         name: {objective: directory / "models" / name / f"{objective}-{finetune_inputs.seeds(config)[0]}"
                for objective in names(config.objectives)}
-        for name in names(config.transformations)
+        for name in names(config.transformations) if name in measured
     }  # fmt: skip
-    path, table = derived_report.write(directory, records, facts=facts(config, text, vocabulary), curves=curves)
-    print(f"\n{table}\n\nreport: {path}")
-    return 0
+    return derived_report.write(directory, records, facts=facts(config, text, vocabulary), curves=curves)
 
 
 def names(spec: str) -> list[str]:
@@ -118,9 +145,13 @@ def validate(config: Config) -> dict[str, Any]:
         if not names(config[field]):
             raise UserError(f"config.{field} is empty: give a list with commas")
     finetune_inputs.seeds(config)
-    model = config.pretraining.model
-    if model.tokenizer or model.vocabulary != "wordpiece":
-        raise UserError("config.pretraining.model: the vocabulary is trained and cloned, and must be a WordPiece one")
+    if config.pretraining.model.vocabulary != "wordpiece":
+        raise UserError("config.pretraining.model.vocabulary: a WordPiece vocabulary is trained and cloned, no other")
+    for group, own in OWN.items():
+        given = configs.fields(config[group])
+        for field in own:
+            if field in given:
+                raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
     require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
     if not config.data.text:
         raise UserError("config.data.text is empty: give files of English text, or world:0-20000")
@@ -133,18 +164,74 @@ def validate(config: Config) -> dict[str, Any]:
                 raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
     if "syn" in config.transformations and not config.data.order_from:
         raise UserError("config.data.order_from is empty: trans+syn takes the order of a treebank; give CoNLL-U files")
+    validate_trainings(config, tasks)
     return tasks
 
 
-def learn_order(config: Config) -> WordOrder | None:
-    """The word order of the treebank, for `syn`."""
+def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
+    """Checks the settings of both groups as their jobs will, before anything is trained."""
+    some = {ENGLISH: "world:0-9", DERIVED: "world:0-9", f"{ENGLISH}-{DERIVED}": "world:0-9"}
+    for objective in names(config.objectives):
+        with _told("pretraining"):
+            given = pretrain.by_objective(pretraining(config, objective, 0, some, "world", "random"))
+            given.init = "random"  # as pretrain.run does
+            align_inputs.validate(given)
+            new_model.validate(given)
+            align_inputs.check_lengths(given, new_model.encoder_config(given, given.model.vocab_size))
+    for task in tasks.values():
+        with _told("finetuning"):
+            given = finetuning(config, task, "random", "en=some", "en=some")
+            finetune_inputs.validate(given)
+            if given.data.max_length > (limit := EncoderConfig.max_positions):
+                raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
+
+
+@contextlib.contextmanager
+def _told(group: str) -> Iterator[None]:
+    """Names the group in what goes wrong."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("config.", f"config.{group}.")) from None
+
+
+def pretraining(
+    config: Config, objective: str, seed: int, text: Mapping[str, str], dictionaries: str, tokenizer: str
+) -> Config:
+    """The settings of a pretraining; `text` is the source of each language, and of the two together."""
+    given = _copy(config.pretraining)
+    sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
+    given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
+    given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
+    given.model.tokenizer, given.word_alignment.dictionaries = tokenizer, dictionaries
+    given.mesh.distributed = False
+    return given
+
+
+def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> Config:
+    """The settings of a fine-tuning."""
+    given = _copy(config.finetuning)
+    given.update(task=task.task, dtype=config.dtype, init=init, align_first="")
+    given.data.update(train=train, test=test, dev="", code_switch="")
+    given.train.update(epochs=task.epochs, steps=0)
+    given.mesh.distributed = False
+    return given
+
+
+def _copy(group: Any) -> Any:
+    """Open to further fields, as the group is not."""
+    return config_dict.ConfigDict(group.to_dict())
+
+
+def learn_order(config: Config) -> tuple[WordOrder | None, int]:
+    """The word order of the treebank, for `syn`, and its checksum."""
     if not config.data.order_from:
-        return None
+        return None, 0
     read = derive.read_text(config.data.order_from, field="config.data.order_from")
     trees = [sentence.tree for sentence in read if sentence.tree is not None]
     if not trees:
         raise UserError(f"config.data.order_from={config.data.order_from}: no trees; give CoNLL-U files")
-    return WordOrder.learn(trees)
+    return WordOrder.learn(trees), finetune_inputs.checksum(trees)
 
 
 def make_vocabulary(config: Config, text: Sequence[derive.Sentence], directory: Path) -> Vocabulary:
@@ -226,20 +313,38 @@ def pretrain_once(
     """Pretrains one model, unless that is done; returns the exit status."""
     if (directory / "report.md").exists():  # written last
         return 0
-    given = copy.deepcopy(config.pretraining)
-    texts = {language: data / f"{language}.txt" for language in (ENGLISH, DERIVED)}
-    pairs = [f"{language}={path}" for language, path in texts.items()]
-    if objective == "xlm":
-        pairs.append(f"{ENGLISH}-{DERIVED}={'|'.join(map(str, texts.values()))}")
-    given.update(objective=objective, seed=seed, init="", dtype=config.dtype)
-    given.data.update(pairs=",".join(pairs), cache=given.data.cache or str(data / "corpora"))
-    given.model.tokenizer = str(vocabulary.directory)
-    given.word_alignment.dictionaries = str(dictionary_file(data))
+    text = {language: str(data / f"{language}.txt") for language in (ENGLISH, DERIVED)}
+    text[f"{ENGLISH}-{DERIVED}"] = "|".join(text.values())
+    given = pretraining(config, objective, seed, text, str(dictionary_file(data)), str(vocabulary.directory))
+    given.data.cache = given.data.cache or str(data / "corpora")
     logging.info("pretraining: %s, seed %d, %s", objective, seed, data.name)
-    status = pretrain.run(given, str(directory))
-    if not status:
-        shutil.rmtree(directory / "checkpoints")  # several times as large as the model, and no longer of use
-    return status
+    if status := pretrain.run(given, str(directory)):
+        return status
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # several times as large as the model
+    return 0
+
+
+def to_finetune(model: Path) -> Path:
+    """The model that is fine-tuned: the export, in which the languages have one token type.
+
+    XLM learns a token type for each language, and no task says which language a token is of. Both become their mean, so
+    that xx is not read as English, which none of the other objectives would suffer.
+    """
+    export, neutral = model / "export", model / "export_neutral"
+    pretrained = huggingface.read(export)
+    embeddings = pretrained.params["encoder"]["embeddings"]
+    types = np.asarray(embeddings["token_type_embeddings"]["embedding"])
+    if not model.name.startswith("xlm-"):
+        return export
+    if not neutral.exists():
+        mean = {"embedding": np.broadcast_to(types.mean(axis=0), types.shape).copy()}
+        encoder = pretrained.params["encoder"] | {"embeddings": embeddings | {"token_type_embeddings": mean}}
+        unfinished = neutral.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        changed = dataclasses.replace(pretrained, params=pretrained.params | {"encoder": encoder})
+        huggingface.write(unfinished, changed, files_from=export)
+        unfinished.rename(neutral)
+    return neutral
 
 
 def alignment(model: Path, vocabulary: Vocabulary, data: Path) -> list[tuple[str, float, int]]:
@@ -262,39 +367,63 @@ def alignment(model: Path, vocabulary: Vocabulary, data: Path) -> list[tuple[str
 
 
 def transfer(
-    config: Config, name: str, data: Path, models: dict[str, Path], directory: Path
+    config: Config,
+    name: str,
+    data: Path,
+    models: Mapping[str, Path],
+    directory: Path,
+    examples: Mapping[str, list[Any]],
 ) -> list[tuple[str, str, float, int]] | int:
     """(model, metric, percent, items): en, BS, BZ and delta of every model; or an exit status that is not 0.
 
-    The mean over the seeds of fine-tuning.
+    The mean over the seeds of fine-tuning. What is fine-tuned is not kept: scores.json has it.
     """
     task = config.tasks[name]
+    content = {part: finetune_inputs.checksum(found) for part, found in examples.items()}
+    described = {"task": task.to_dict(), "finetuning": config.finetuning.to_dict(), "content": content}
+    may_change = (
+        "task.train",
+        "task.test",
+        "finetuning.seeds",
+        *(f"finetuning.{x}" for x in finetune_inputs.MAY_CHANGE),
+    )
+    if not identity.check_identity(directory, described, may_change=may_change):
+        identity.write_identity(directory, described)
+    path = directory / "scores.json"
+    records: Records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    for source, tests in ((ENGLISH, (ENGLISH, DERIVED)), (DERIVED, (DERIVED,))):
+        for seed in finetune_inputs.seeds(config.finetuning):
+            done = {r["model"] for r in records if (r["source"], r["seed"]) == (source, seed)}
+            init = ",".join(f"{x}={to_finetune(model)}" for x, model in models.items() if x not in done)
+            if not init:
+                continue
+            train = f"{source}={task_file(data, name, task.task, 'train', source)}"
+            test = ",".join(f"{x}={task_file(data, name, task.task, 'test', x)}" for x in tests)
+            given = finetuning(config, task, init, train, test)
+            given.seeds = str(seed)
+            workdir = directory / f"{source}-{seed}"
+            if status := finetune_run.run(given, str(workdir)):
+                return status
+            found = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
+            records += [{"source": source} | r for r in found]
+            report.write_records(path, records)
+            for spent in workdir.glob("**/seed-*"):
+                for part in ("trained", "export"):
+                    shutil.rmtree(spent / part, ignore_errors=True)
     values: dict[tuple[str, str], list[float]] = {}
     counts: dict[str, int] = {}
-    for source, tests in ((ENGLISH, (ENGLISH, DERIVED)), (DERIVED, (DERIVED,))):
-        given = copy.deepcopy(config.finetuning)
-        given.update(
-            task=task.task, dtype=config.dtype, init=",".join(f"{x}={path / 'export'}" for x, path in models.items())
-        )
-        given.data.train = f"{source}={task_file(data, name, task.task, 'train', source)}"
-        given.data.test = ",".join(f"{x}={task_file(data, name, task.task, 'test', x)}" for x in tests)
-        given.train.epochs = task.epochs
-        workdir = directory / f"{name}-{source}"
-        if status := finetune_run.run(given, str(workdir)):
-            return status
-        records = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
-        metric = records[0]["metric"]
-        for record in records:
-            if record["metric"] == metric:
-                kind = {(ENGLISH, ENGLISH): "en", (ENGLISH, DERIVED): "BZ"}.get((source, record["language"]), "BS")
-                values.setdefault((record["model"], kind), []).append(record["value"])
-                counts[kind] = record["count"]
-    found = []
+    seeds = finetune_inputs.seeds(config.finetuning)
+    for r in records:
+        if r["metric"] == records[0]["metric"] and r["seed"] in seeds:
+            kind = {(ENGLISH, ENGLISH): "en", (ENGLISH, DERIVED): "BZ"}.get((r["source"], r["language"]), "BS")
+            values.setdefault((r["model"], kind), []).append(r["value"])
+            counts[kind] = r["count"]
+    measured = []
     for model in models:
         mean = {kind: float(np.mean(values[model, kind])) for kind in ("en", "BS", "BZ")}
-        found += [(model, kind, value, counts[kind]) for kind, value in mean.items()]
-        found.append((model, "delta", mean["BS"] - mean["BZ"], counts["BZ"]))
-    return found
+        measured += [(model, kind, value, counts[kind]) for kind, value in mean.items()]
+        measured.append((model, "delta", mean["BS"] - mean["BZ"], counts["BZ"]))
+    return measured
 
 
 def _record(transformation: str, objective: str, seed: Any, task: str, metric: str, value: float, count: int) -> Any:

@@ -29,7 +29,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.interop.weight_files import write_json
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
-from ppa_jax.training import loop
+from ppa_jax.training import identity, loop
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LETTERS = 1000  # of a WordPiece vocabulary, at most: rarer ones are unknown
@@ -44,8 +44,8 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
     """
     random, trained = workdir / "new_model" / "random", workdir / "new_model" / "run"
     if not (trained / "report.md").exists():  # written last
-        if jax.process_index() == 0 and not (random / "config.json").exists():  # written last
-            write_random(config, random)
+        if jax.process_index() == 0:
+            make_random(config, random)
         loop.wait_for_hosts("a new model")
         first = copy.deepcopy(config)
         first.init = str(random)
@@ -85,6 +85,20 @@ def encoder_config(config: Config, vocab_size: int) -> EncoderConfig:
         intermediate_size=4 * config.model.hidden_size,
         type_vocab_size=max(2, len(languages)) if config.tlm.language_embeddings else 2,
     )
+
+
+def make_random(config: Config, directory: Path) -> None:
+    """`write_random`, unless the directory has this model. Raises UserError if it has one of other settings."""
+    made_of = {"model": config.model.to_dict(), "seed": config.seed, "languages": config.tlm.language_embeddings}
+    made_of["data"] = {name: config.data[name] for name in ("pairs", "max_characters", "skip_lines")}
+    settings = directory / "made_of"
+    if (directory / "config.json").exists():  # written last
+        identity.check_identity(settings, made_of)
+        return
+    logging.info("a new model with random weights")
+    shutil.rmtree(directory, ignore_errors=True)
+    write_random(config, directory)
+    identity.write_identity(settings, made_of)
 
 
 def write_random(config: Config, directory: Path) -> None:

@@ -18,7 +18,6 @@ import copy
 from pathlib import Path
 
 import jax
-from absl import logging
 
 from ppa_jax.config import Config, one_of
 from ppa_jax.data import sources
@@ -32,6 +31,8 @@ OBJECTIVES = ("mlm", "xlm", "dict_mlm", "align_mlm")
 def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     config = by_objective(config)
+    if config.plan and not config.init:
+        raise UserError("config.plan: give config.init; what a new model takes is not planned")
     if config.init:
         return align_run.run(config, workdir)
     config.init = str(Path(workdir) / "random")
@@ -39,10 +40,12 @@ def run(config: Config, workdir: str) -> int:
     new_model.validate(config)
     if config.mesh.distributed:
         loop.initialize_hosts()
+    # What is wrong with them shows before a model is made of settings that are about to be corrected.
+    align_inputs.check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
+    align_inputs.read_word_alignment(config)
     random = Path(config.init)
-    if jax.process_index() == 0 and not (random / "config.json").exists():  # written last
-        logging.info("a new model with random weights")
-        new_model.write_random(config, random)
+    if jax.process_index() == 0:
+        new_model.make_random(config, random)
     loop.wait_for_hosts("a new model")
     return align_run.run(config, workdir)
 

@@ -1,7 +1,8 @@
 """Text and labelled tasks in a derived language (data/derived.py), written as files that every job reads.
 
-A word is what stands between two spaces of a line, or a row of CoNLL-U and of tagged text; what the tokenizer would cut
-apart in it ("do n't" in "don't") is transliterated part by part, so that a word and its clone have as many pieces.
+A word is a row of CoNLL-U or of tagged text; in plain text, what stands between two spaces, and the punctuation at its
+ends by itself. What the tokenizer would cut apart within a word ("don't") keeps its place in it and is transliterated
+part by part, so that a word and its clone have as many pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ppa_jax.data import text_files, world
-from ppa_jax.data.derived import Derivation, Tree, moved_heads, moved_tags
+from ppa_jax.data.derived import Derivation, Tree, is_punctuation, moved_heads, moved_tags
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.tasks import files, nli, parsing, tagging
@@ -58,24 +59,37 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
     found: list[Sentence] = []
     for name in filter(None, map(str.strip, spec.split(","))):
         path = Path(name).expanduser()
-        if name.startswith("world:") or path.suffix == ".conllu":
+        kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+        if name.startswith("world:") or kind == ".conllu":
             found += [
                 Sentence(x.words, _tree(x)) for x in files.read(TASKS["parsing"], f"en={name}", field=field)[ENGLISH]
             ]
-        elif path.suffix in _TAGGED:
+        elif kind in _TAGGED:
             found += [Sentence(x.words) for x in files.read(TASKS["tagging"], f"en={name}", field=field)[ENGLISH]]
         else:
             lines = text_files.read_lines(path, field=field)
-            found += [Sentence(line.split()) for line in lines if line.strip()]
+            found += [Sentence(words_of(line)) for line in lines if line.strip()]
     if not found:
         raise UserError(f"{field}: no text; give files with commas between, or world:A-B (of {world.size()})")
     return found
 
 
+def words_of(text: str) -> list[str]:
+    """The words of plain text, with the punctuation at their ends apart, as treebanks have it."""
+    words = []
+    for word in text.split():
+        inner = [i for i, letter in enumerate(word) if not is_punctuation(letter)]
+        start, stop = (inner[0], inner[-1] + 1) if inner else (0, 1)
+        words += [*word[:start], word[start:stop], *word[stop:]]
+    return words
+
+
 def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
     """The English examples of a task, of CoNLL-U and of the sample with their trees. Raises as `files.read`."""
     sources = [name.strip() for name in spec.split("|")]
-    if task == "nli" or not all(name.startswith("world:") or name.endswith(".conllu") for name in sources):
+    if task == "nli" or not all(
+        name.startswith("world:") or name.endswith((".conllu", ".conllu.gz")) for name in sources
+    ):
         return [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
     read = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
     if task == "parsing":
@@ -100,13 +114,13 @@ def derive(
         raise UserError(
             f"derived language {derivation.name}: its order needs trees, and a text has none; give CoNLL-U files alone"
         ) from None
-    return derivation.words([" ".join(split(word)) for word in words], order), order
+    parts = [" ".join(split(word)) or word for word in words]  # what the tokenizer makes nothing of stays a word
+    return derivation.words(parts, order), order
 
 
 def derive_text(sentence: Sentence, derivation: Derivation, split: Split) -> tuple[str, str]:
-    """A line of the text and of its derivation; punctuation stands apart in both, so that it can keep its place."""
-    words = sentence.words if sentence.tree else [part for word in sentence.words for part in split(word)]
-    return " ".join(words), " ".join(derive(words, sentence.tree, derivation, split)[0])
+    """A line of the text and of its derivation, words with spaces between."""
+    return " ".join(sentence.words), " ".join(derive(sentence.words, sentence.tree, derivation, split)[0])
 
 
 def write_examples(
@@ -133,7 +147,7 @@ def write_examples(
 
 
 def _side(text: str, derivation: Derivation | None, split: Split) -> str:
-    words = split(text)
+    words = words_of(text)
     return " ".join(words if derivation is None else derive(words, None, derivation, split)[0])
 
 

@@ -284,7 +284,8 @@ def test_hf_json_lines(tmp_path, table):
 def test_hf_text_of_one_language(tmp_path):
     """Every line of every row is a text; the column is `text`, the language's, or the only one of text."""
     for name, column in (("a", "text"), ("b", "en"), ("c", "sentence")):
-        rows = [{"id": 0, column: "One.\nTwo."}, {"id": 1, column: None}, {"id": 2, column: "Three."}]
+        rows = [{"id": 1, column: None}, {"id": 0, column: "One.\nTwo."}, {"id": 2, column: "Three."}]
+        rows = rows if name != "c" else rows[1:] + rows[:1]
         if name != "c":
             rows = [row | {"title": "no"} for row in rows]
         write(tmp_path / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in [*rows, {"id": 3, column: 5}]))

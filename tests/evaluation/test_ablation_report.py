@@ -37,8 +37,15 @@ def test_the_extra_loss_by_hand():
             "an aligner up to block 2: re-initialising 1, 2 widens",
         ),
         ({"1-2": (1, 20), "3-4": (1, 9), "5-6": (2, 2)}, "an aligner up to block 4"),
-        ({"1": (1, 20), "2": (1, 9)}, "so does every higher set that was tried"),
-        ({"1": (20, 20), "2": (1, 9)}, "no border: re-initialising 1 does not widen the gap for sure"),
+        ({"1": (1, 20), "2": (1, 9)}, "an aligner up to block 2"),
+        ({"1": (20, 20), "2": (1, 9)}, "no border: re-initialising 1 does not widen the gap"),
+        ({"3": (1, 20), "5": (1, 9)}, "no border: it takes singles or pairs, from block 1 on"),
+        ({"1-6": (1, 20), "3-6": (1, 9), "5-6": (1, 9)}, "no border: it takes singles"),
+        (
+            {"1-2": (1, 20), "3-4": (1, 1), "5-6": (1, 9), "1": (1, 20), "6": (1, 20)},
+            "up to block 2: re-initialising 1-2",
+        ),
+        ({"1-2": (1, 20), "3-4": (1, 9), "5": (1, 9)}, "an aligner up to block 5"),
     ],
 )
 def test_the_border_is_where_the_gap_stops_to_grow_for_sure(losses, said):
@@ -58,7 +65,17 @@ def test_two_models_are_compared_seed_by_seed():
     both = records({"1": (1, 20), "2": (1, 5)}, model="a") + records({"1": (1, 10), "2": (1, 5)}, model="b")
     found = ablation_report.by_language(both, "en")
     (line,) = ablation_report.border_comparison(found, ["a", "b"], ["none", "1", "2"], "en")
-    assert line.startswith("**b** against **a**, extra loss of the targets: 1 -10.0") and "; 2" not in line
+    assert "among 2 sets" in line and ": 1 -10.0" in line and "; 2" not in line
+
+
+def test_models_of_different_depth():
+    both = records({"1": (1, 20), "2": (1, 20)}, model="a") + records(
+        {"1": (1, 20), "2": (1, 9), "3": (1, 1)}, model="b"
+    )
+    found = ablation_report.by_language(both, "en")
+    sets = ["none", "1", "2", "3"]
+    assert "no higher set" in ablation_report.summary(found, "a", sets, "en")[-1]
+    assert "3 does not" in ablation_report.summary(found, "b", sets, "en")[-1]
 
 
 def test_similarity_and_gap_are_correlated_over_languages_sets_and_seeds():
@@ -71,7 +88,8 @@ def test_similarity_and_gap_are_correlated_over_languages_sets_and_seeds():
     ]  # fmt: skip
     similarity.append({**similarity[0], "ablation": "", "seed": "", "value": 0.9})
     correlation = ablation_report.correlation(found, similarity, "", "en")
-    assert correlation is not None and correlation.points == 12 and correlation.clusters == 2
+    assert correlation is not None and correlation.points == 12
+    assert correlation.groups == {"languages": 2, "sets of blocks": 3} and np.isnan(correlation.low)
     assert correlation.rho < -0.9, "alike languages have small gaps"
     assert ablation_report.correlation(found, similarity[:6], "", "en") is None
 

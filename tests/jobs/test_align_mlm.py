@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from ppa_jax.evaluation import derived_report
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import finetune_run, pretrain
+from ppa_jax.jobs import align_mlm, finetune_run, pretrain
 from ppa_jax.main import main
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/align_mlm.py"
@@ -43,12 +44,25 @@ def test_what_a_run_leaves(whole):
     for objective in ("xlm", "align_mlm"):
         values = {metric: found[objective, "pos", metric] for metric in ("en", "BS", "BZ", "delta")}
         assert values["delta"] == pytest.approx(values["BS"] - values["BZ"], abs=1e-3)
-        own = json.loads((whole / "finetuned/trans+inv/pos-en/scores.json").read_text())
+        own = json.loads((whole / "finetuned/trans+inv/pos/en-0/scores.json").read_text())
         (zero_shot,) = (r["value"] for r in own if (r["model"], r["language"]) == (f"{objective}-0", "xx"))
         assert values["BZ"] == pytest.approx(zero_shot, abs=1e-3)
     report = (whole / "report.md").read_text()
     assert "| trans+inv | align_mlm |" in report and "95.2" in report, "the table and the paper's"
     assert (whole / "alignment.png").stat().st_size > 1000 and not list(whole.glob("models/*/*/checkpoints"))
+    assert not list(whole.glob("finetuned/**/export")) and not list(whole.glob("finetuned/**/trained"))
+
+
+def test_xlm_is_fine_tuned_without_its_languages(whole):
+    """Token type 0 is English to it, and no task says which language a token is of."""
+    trained, neutral = (
+        huggingface.read(whole / "models/trans+inv/xlm-0" / name).params for name in ("export", "export_neutral")
+    )
+    types, means = (x["encoder"]["embeddings"].pop("token_type_embeddings")["embedding"] for x in (trained, neutral))
+    assert not np.allclose(types[0], types[1]) and np.allclose(means, np.mean(types, axis=0))
+    trained.pop("pooler", None), neutral.pop("pooler", None)
+    jax.tree.map(np.testing.assert_array_equal, trained, neutral)
+    assert not (whole / "models/trans+inv/align_mlm-0/export_neutral").exists()
 
 
 def test_the_alignment_is_that_of_the_clones(whole):
@@ -99,6 +113,13 @@ def test_nothing_is_done_again(whole, monkeypatch):
         ({"tasks.pos.test": ""}, "config.tasks.pos.test is empty"),
         ({"tasks.pos.task": "qa"}, "config.tasks.pos.task=qa: must be one of"),
         ({"data.dictionary_share": 0}, "config.data.dictionary_share"),
+        ({"finetuning.train.epochs": 2}, "finetuning.train.epochs"),
+        ({"finetuning.train.batch_size": 0}, "config.finetuning.train.batch_size=0"),
+        ({"finetuning.data.max_length": 600}, "config.finetuning.data.max_length=600"),
+        ({"pretraining.train.epochs": 2}, "config.pretraining.train.steps and config.pretraining.train.epochs"),
+        ({"pretraining.model.hidden_size": 33}, "config.pretraining.model.hidden_size=33: must divide"),
+        ({"pretraining.model.vocabulary": "bpe"}, "config.pretraining.model.vocabulary"),
+        ({"data.text": "world:0-299"}, "holds another run"),
         ({"pretraining.train.steps": 4}, "holds another run"),
     ],
 )
@@ -116,4 +137,32 @@ def test_the_coefficient_needs_eight_models():
 
     assert derived_report.correlation(list(records(7)), "pos", "BZ") is None
     found = derived_report.correlation(list(records(8)), "pos", "BZ")
-    assert found is not None and found.rho == 1 and found.clusters == 4
+    assert found is not None and found.rho == 1 and found.groups == {"objectives and languages": 4}
+
+
+def test_a_text_that_has_changed_is_another_run(tmp_path, error_line, monkeypatch):
+    monkeypatch.setattr(pretrain, "run", lambda config, workdir: 1)
+    text = tmp_path / "en.txt"
+    for content, status in (("A cat sleeps.\nA dog runs.\n", 1), ("A cat sleeps.\nA dog ran.\n", 2)):
+        text.write_text(content * 20)
+        assert main(arguments(tmp_path / "run", **{"data.text": text})) == status
+    assert "content.text" in error_line()
+
+
+def test_a_task_without_trees_is_left_out_where_order_comes_from_trees(tmp_path, monkeypatch):
+    """And text without trees is refused before anything is trained."""
+    asked = []
+    monkeypatch.setattr(align_mlm, "pretrain_once", lambda *args: 0)
+    monkeypatch.setattr(align_mlm, "alignment", lambda *args: [("alignment", 50.0, 10)])
+    monkeypatch.setattr(align_mlm, "transfer", lambda config, name, *args: asked.append(name) or [])
+    monkeypatch.setattr(align_mlm, "write_report", lambda *args: (tmp_path, ""))
+    nli = tmp_path / "nli.tsv"
+    nli.write_text("A cat sleeps.\tA cat rests.\tentailment\n")
+    given = {
+        "transformations": "trans+syn,trans", "data.order_from": "world:0-50", "tasks.nli.train": nli,
+        "tasks.nli.test": nli,
+    }  # fmt: skip
+    assert main(arguments(tmp_path / "run", **given)) == 0 and asked == ["pos", "nli", "pos"]
+    text = tmp_path / "en.txt"
+    text.write_text("A cat sleeps.\n")
+    assert main(arguments(tmp_path / "other", **given, **{"data.text": text})) == 2

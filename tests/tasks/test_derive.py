@@ -40,12 +40,21 @@ def test_text_of_every_kind(tmp_path, conllu):
     (tmp_path / "b.tsv").write_text("en:Ann\tB-PER\nen:sees\tO\n\n")
     spec = f"{tmp_path}/a.txt,{tmp_path}/b.tsv,{conllu},world:0-3"
     sentences = derive.read_text(spec, field="f")
-    assert [len(x.words) for x in sentences[:4]] == [3, 1, 2, 5] and len(sentences) == 7
+    assert [len(x.words) for x in sentences[:4]] == [5, 2, 2, 5] and len(sentences) == 7
     assert [x.tree is not None for x in sentences] == [False] * 3 + [True] * 4
     plain, derived = derive.derive_text(sentences[0], BOTH, split)
     assert plain == "Go on , Ann !" and back(derived) == "Ann , on Go !" and derived != back(derived)
     with pytest.raises(UserError, match="f: no text"):
         derive.read_text(" , ", field="f")
+
+
+def test_words_of_plain_text_are_those_of_treebanks():
+    """And so is their order in a derived language: what is within a word stays in it."""
+    assert derive.words_of('"Don\'t go (in 1980-81)!" ...') == [
+        '"', "Don't", "go", "(", "in", "1980-81", ")", "!", '"', ".", ".", "."
+    ]  # fmt: skip
+    plain, derived = derive.derive_text(derive.Sentence(derive.words_of("they don't go.")), BOTH, split)
+    assert plain == "they don't go ." and back(derived) == "go don ' t they ."
 
 
 def test_tags_go_with_their_words_and_a_word_keeps_its_parts(tmp_path, conllu):
