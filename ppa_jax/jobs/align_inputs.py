@@ -336,13 +336,13 @@ def check_identity(
     """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
     words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
-    described = config.to_dict() | {
-        "content": {
-            "model": zlib.crc32(np.ascontiguousarray(words).data),
-            "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
-            "dictionaries": {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries},
-        }
+    content: dict[str, Any] = {
+        "model": zlib.crc32(np.ascontiguousarray(words).data),
+        "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
     }
+    if dictionaries:
+        content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries}
+    described = config.to_dict() | {"content": content}
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
         if (workdir / "checkpoints").exists():
             raise UserError(f"workdir: {workdir} has checkpoints but no config.json; give another --workdir")
