@@ -2,7 +2,7 @@
 
 The configuration file says which job and documents its fields; `--config=FILE:MODE` picks one of its modes. The same
 command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line says
-which), 130 or 143 stopped by SIGINT or SIGTERM after saving.
+which), 130 or 143 stopped by SIGINT or SIGTERM after saving, 75 another host of the run was lost.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
 from ppa_jax.log_lines import answer
+from ppa_jax.training.loop import ended_with_the_others
 from ppa_jax.training.memory import keep_freed_memory
 
 JOBS = {
@@ -65,7 +66,8 @@ def run(arguments: list[str]) -> int:
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
     try:
-        return importlib.import_module(JOBS[config.job]).run(config, workdir)
+        with ended_with_the_others():
+            return importlib.import_module(JOBS[config.job]).run(config, workdir)
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):

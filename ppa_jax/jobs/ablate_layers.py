@@ -51,6 +51,7 @@ def run(config: Config, workdir: str) -> int:
         if status:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
+    loop.wait_for_hosts("whose workdir it is")
     tested = list(opened[0][1].examples.test)
     if source not in tested or len(tested) < 2:
         raise UserError(f"config.data.test: give the source language, {source}, and targets (there are {tested})")

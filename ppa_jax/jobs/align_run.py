@@ -90,6 +90,7 @@ def train(run: align_inputs.Run) -> None:
     if config.plan:
         print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config)}")
         return
+    loop.wait_for_hosts("whose workdir it is")  # what another one writes there first would look like another run's
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

@@ -49,6 +49,7 @@ def run(config: Config, workdir: str) -> int:
         if status:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
+    loop.wait_for_hosts("whose workdir it is")
     records: Records = []
     try:
         for model, setup in opened:

@@ -7,10 +7,12 @@ whose loss was not finite.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -25,6 +27,7 @@ from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
 
+LOST = 75  # exit status when another host is lost: try again (sysexits.h's EX_TEMPFAIL)
 PROFILED = 5  # steps
 PROFILED_FROM = 10  # steps after the start, when compilation is over
 
@@ -233,6 +236,28 @@ def initialize_hosts() -> None:
     except (ValueError, RuntimeError) as error:
         where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
         raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+
+
+@contextlib.contextmanager
+def ended_with_the_others() -> Iterator[None]:
+    """Ends this process, with one line and status 75, when another process of a multi-host run is lost.
+
+    At once: what a program does at its exit would wait for the lost one.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        logging.flush()
+        reason = " ".join(str(error).split())[:200]
+        print(
+            f"error: another process of the run was lost, or this one cannot go on ({reason}); start all of them "
+            "again: the same command goes on from the last checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(LOST)
 
 
 def wait_for_hosts(what: str) -> None:

@@ -1,0 +1,124 @@
+"""Runs of two processes, connected over the loopback: equal to one, saved together, and not left hanging."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ppa_jax.interop import huggingface
+from ppa_jax.main import main
+from ppa_jax.training import loop
+from ppa_jax.training.metrics import read_metrics
+
+STEPS = 40
+PROCESS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
+from ppa_jax.main import main
+sys.exit(main(sys.argv[3:]))
+"""
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilation(compilation):
+    return compilation
+
+
+@pytest.fixture
+def start(compilation, command, shelf):
+    """Starts both processes of a run in a workdir; each has four devices."""
+    started = []
+
+    def two(workdir, **fields):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        settings = {name.upper(): str(value) for name, value in compilation.items()}
+        environment = os.environ | settings | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+        arguments = command(workdir, FIELDS | {"mesh.distributed": True} | fields)
+        for number in range(2):
+            started.append(subprocess.Popen(
+                [sys.executable, "-c", PROCESS, address, str(number), *arguments], env=environment,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            ))  # fmt: skip
+        return started[-2:]
+
+    yield two
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+FIELDS = {"train.steps": STEPS, "checkpoint.every": 10, "train.learning_rate": 1e-4, "log.tensorboard": False}
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    assert main(command(workdir, FIELDS)) == 0
+    return workdir
+
+
+def assert_same(workdir, alone):
+    """Losses of every step, and what comes out. Tolerance: float32 sums in another order, over 40 steps of AdamW."""
+    found, expected = ([(r["step"], r["loss"]) for r in read_metrics(path)] for path in (workdir, alone))
+    assert [step for step, _ in found] == list(range(STEPS))
+    np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], rtol=1e-4)
+    ours, theirs = (huggingface.read(path / "export").params["encoder"] for path in (workdir, alone))
+    for name in ours:
+        for one, other in zip(*map(flat, (ours[name], theirs[name])), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def flat(tree):
+    return [x for value in tree.values() for x in flat(value)] if isinstance(tree, dict) else [np.asarray(tree)]
+
+
+def wait(process, seconds=240):
+    _, said = process.communicate(timeout=seconds)
+    return process.returncode, said
+
+
+def until_step(workdir, step):
+    for _ in range(3000):
+        if (workdir / "metrics.jsonl").exists() and len(read_metrics(workdir)) > step:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the run did not come so far")
+
+
+def test_two_processes_are_as_one(start, alone, tmp_path):
+    for process in start(tmp_path):
+        status, said = wait(process)
+        assert status == 0, said
+    assert_same(tmp_path, alone)
+
+
+def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp_path):
+    processes = start(tmp_path)
+    until_step(tmp_path, 3)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        status, said = wait(process)
+        assert status == 143 and "the same command goes on from there" in said, said
+    assert 3 < len(read_metrics(tmp_path)) <= STEPS
+    assert main(command(tmp_path, FIELDS)) == 0  # one process of eight devices
+    assert_same(tmp_path, alone)
+
+
+def test_a_dead_process_ends_the_other(start, tmp_path):
+    processes = start(tmp_path, **{"train.steps": 2000})
+    until_step(tmp_path, 3)
+    processes[1].kill()
+    began = time.monotonic()
+    status, said = wait(processes[0])
+    assert status == loop.LOST and time.monotonic() - began < 60, said
+    assert said.splitlines()[-1].startswith("error: another process of the run was lost") and "Traceback" not in said
