@@ -64,4 +64,6 @@ def _interval(x: np.ndarray, y: np.ndarray, names: Sequence[Hashable]) -> np.nda
 
 
 def _rho(x: np.ndarray, y: np.ndarray) -> float:
-    return float(scipy.stats.spearmanr(x, y).statistic)  # pyright: ignore[reportAttributeAccessIssue]
+    """As scipy's spearmanr, which takes a thousand draws several times as long."""
+    one, other = (scipy.stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from ppa_jax.evaluation.correlation import spearman
 
@@ -12,6 +13,7 @@ def test_by_hand():
     y = np.exp([1, 0, 3, 2, 5, 4, 7, 6])  # only the order counts
     found = spearman(x, y, {"points": list(range(8))})
     assert found is not None and found.rho == pytest.approx(1 - 6 * 8 / (8 * 63))
+    assert found.rho == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
     assert found.points == found.groups["points"] == 8 and found.low < found.rho < found.high <= 1
 
 
@@ -30,14 +32,14 @@ def test_points_that_belong_together_count_as_few():
 def test_an_interval_of_a_true_zero_holds_it():
     """What varies comes from the set of blocks that the points share; languages alone would promise too much."""
     missed = 0
-    for trial in range(40):
+    for trial in range(8):
         rng = np.random.default_rng(trial)
         sets, languages = np.repeat(range(10), 12), np.tile(np.repeat(range(4), 3), 10)
         x, y = (rng.normal(size=10)[sets] + 0.3 * rng.normal(size=120) for _ in range(2))
         found = spearman(x, y, {"languages": languages.tolist(), "sets": sets.tolist()})
         assert found is not None
         missed += not found.low < 0 < found.high
-    assert missed <= 7, "5% of 40 is 2; by languages alone it was two thirds"
+    assert missed <= 2, "by languages alone it was two thirds"
 
 
 def test_no_coefficient_of_few_points_or_of_a_constant():
