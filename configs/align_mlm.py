@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from ppa_jax.config import load
-from ppa_jax.jobs.align_mlm import OWN
+from ppa_jax.jobs.align_mlm_inputs import OWN
 from ppa_jax.jobs.finetune_defaults import defaults
 
 

@@ -56,6 +56,11 @@ class CloneScript:
         """The word in the other script; characters that are not of the vocabulary stay."""
         return word.translate(self._clone)
 
+    def piece(self, piece: str) -> str:
+        """The word piece in the other script; the mark of one within a word stays."""
+        start = "##" if piece.startswith("##") and len(piece) > 2 else ""
+        return start + self.word(piece.removeprefix(start))
+
     def original(self, word: str) -> str:
         """The inverse of `word`."""
         return word.translate(self._original)
@@ -77,8 +82,7 @@ def clone_vocabulary(directory: Path, target: Path) -> CloneScript:
     script = CloneScript(char for piece in plain for char in piece.removeprefix("##"))
     clones = []
     for i, piece in enumerate(pieces):
-        start = "##" if piece.startswith("##") and len(piece) > 2 else ""
-        clones.append(f"[clone {i}]" if is_special(piece) else start + script.word(piece.removeprefix(start)))
+        clones.append(f"[clone {i}]" if is_special(piece) else script.piece(piece))
     target.mkdir(parents=True, exist_ok=True)
     (target / "vocab.txt").write_text("\n".join([*pieces, *clones]) + "\n", encoding="utf-8")
     settings = directory / "tokenizer_config.json"

@@ -59,10 +59,7 @@ class Rows:
 def open_rows(source: Source) -> Rows:
     """Finds the dataset of `source`. Raises UserError if it is not there, cannot be read or lacks a language."""
     where = f"data.pairs: {source}"
-    dataset = open_dataset(source.location, where=where)
-    first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
-    if not isinstance(first, Mapping):
-        raise UserError(f"{where}: no row that can be read; check the dataset")
+    dataset, first = _open_with_row(source, where)
     tables = {None: first, **{key: value for key, value in first.items() if isinstance(value, Mapping)}}
     for column, table in tables.items():
         if {"language", "translation"} <= table.keys() or all(code in table for code in source.languages):
@@ -98,10 +95,7 @@ class Texts:
 def open_texts(source: Source) -> Texts:
     """Finds the dataset of a source of one language. Raises UserError if it cannot be read or has no column of text."""
     where = f"data.pairs: {source}"
-    dataset = open_dataset(source.location, where=where)
-    first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
-    if not isinstance(first, Mapping):
-        raise UserError(f"{where}: no row that can be read; check the dataset")
+    dataset, first = _open_with_row(source, where)
     of_text = [name for name, value in first.items() if isinstance(value, (str, bytes))]
     named = [name for name in ("text", source.languages[0]) if name in first]  # whatever the first row has there
     if not named and len(of_text) != 1:
@@ -110,6 +104,15 @@ def open_texts(source: Source) -> Texts:
             f"(there are {', '.join(map(str, first))}); rename one"
         )
     return Texts(dataset.identity, (named or of_text)[0], dataset.stream)
+
+
+def _open_with_row(source: Source, where: str) -> tuple[Dataset, Mapping[Any, Any]]:
+    """The dataset, and the first row that can be read, whose columns say what there is."""
+    dataset = open_dataset(source.location, where=where)
+    first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
+    if not isinstance(first, Mapping):
+        raise UserError(f"{where}: no row that can be read; check the dataset")
+    return dataset, first
 
 
 def open_dataset(location: str, *, where: str, split: str = "train") -> Dataset:

@@ -5,66 +5,38 @@ how well the input embeddings of a piece and its clone lie together is measured;
 each task: on the derived language (BS, supervised) and on English (BZ, zero-shot), both tested on the derived language.
 
 What it leaves in the workdir: vocabulary/, data/TRANSFORMATION/, models/TRANSFORMATION/OBJECTIVE-SEED/ (runs of the job
-`pretrain`), finetuned/TRANSFORMATION/TASK-LANGUAGE/ (runs of `finetune`), scores.json, report.md with its pictures.
+`pretrain`), finetuned/TRANSFORMATION/TASK/LANGUAGE-SEED/ (runs of `finetune`), scores.json, report.md and pictures.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import logging
-from ml_collections import config_dict
 
-from ppa_jax import config as configs
-from ppa_jax.config import Config, require
-from ppa_jax.data.derived import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
-from ppa_jax.data.dictionaries import from_pairs, write_dictionary
-from ppa_jax.data.tokenizer import load_tokenizer
+from ppa_jax.config import Config
+from ppa_jax.data.derived import Derivation, is_special
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import derived_report, neighbours, report
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import align_inputs, finetune_inputs, finetune_run, new_model, pretrain
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.jobs import align_mlm_inputs, finetune_inputs, finetune_run, pretrain
+from ppa_jax.jobs.align_mlm_inputs import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, names, task_file
 from ppa_jax.tasks import derive
 from ppa_jax.tasks.derive import ENGLISH
 from ppa_jax.training import identity
 
-DERIVED = "xx"  # the derived language, whichever it is
-MAY_CHANGE = (
-    "objectives", "transformations", "seeds", "tasks", "finetuning.seeds",
-    *(f"pretraining.{field}" for field in align_inputs.MAY_CHANGE),
-    *(f"finetuning.{field}" for field in finetune_inputs.MAY_CHANGE),
-)  # fmt: skip
-# What the experiment sets itself, in each group.
-OWN = {
-    "pretraining": ("init", "objective", "seed", "dtype", "plan", "data.pairs", "word_alignment.dictionaries",
-                    "model.tokenizer", "mesh.distributed"),
-    "finetuning": ("init", "align_first", "task", "dtype", "data.train", "data.test", "data.dev", "train.steps",
-                   "train.epochs", "data.code_switch", "mesh.distributed"),
-}  # fmt: skip
 Records = list[dict[str, Any]]
-
-
-class Vocabulary(NamedTuple):
-    """A vocabulary and its clone: piece i is cloned to piece i + size."""
-
-    directory: Path  # of the tokenizer that has both
-    pieces: list[str]  # the plain ones
-    script: CloneScript
-    split: derive.Split
 
 
 def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
-    tasks = validate(config)
+    tasks = align_mlm_inputs.validate(config)
     directory = Path(workdir)
     text = derive.read_text(config.data.text, field="config.data.text")
     examples = {
@@ -72,18 +44,20 @@ def run(config: Config, workdir: str) -> int:
                for part in ("train", "test")}
         for name, task in tasks.items()
     }  # fmt: skip
-    order, trees = learn_order(config)
+    order, trees = align_mlm_inputs.learn_order(config)
     if "syn" in config.transformations and not all(sentence.tree for sentence in text):
         raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
     described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text), "order_from": trees}}
     if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
         identity.write_identity(directory, described)
-    vocabulary = make_vocabulary(config, text, directory / "vocabulary")
+    vocabulary = align_mlm_inputs.make_vocabulary(config, text, directory / "vocabulary")
     records: Records = []
     for name in names(config.transformations):
         derivation = Derivation(name, script=vocabulary.script, order=order, seed=config.data.seed)
         data = directory / "data" / name
-        write_data(data, text, derivation, vocabulary, share=config.data.dictionary_share, seed=config.data.seed)
+        align_mlm_inputs.write_data(
+            data, text, derivation, vocabulary, share=config.data.dictionary_share, seed=config.data.seed
+        )
         models = {}
         for objective in names(config.objectives):
             for seed in finetune_inputs.seeds(config):
@@ -99,7 +73,7 @@ def run(config: Config, workdir: str) -> int:
             if "syn" in name.split("+") and not all(x.tree for part in given.values() for x in part):
                 logging.warning("%s: %s has no trees, and is left out", name, task)
                 continue
-            torn = write_task(data, task, tasks[task].task, given, derivation, vocabulary.split)
+            torn = align_mlm_inputs.write_task(data, task, tasks[task].task, given, derivation, vocabulary.split)
             found = transfer(config, task, data, models, directory / "finetuned" / name / task, given)
             if isinstance(found, int):
                 return found
@@ -124,189 +98,6 @@ def write_report(
     return derived_report.write(directory, records, facts=facts(config, text, vocabulary), curves=curves)
 
 
-def names(spec: str) -> list[str]:
-    """The entries of a comma-separated list."""
-    return list(dict.fromkeys(filter(None, map(str.strip, spec.split(",")))))
-
-
-def validate(config: Config) -> dict[str, Any]:
-    """The tasks that have files, by name. Raises UserError naming the field."""
-    for objective in names(config.objectives):
-        if objective not in pretrain.OBJECTIVES:
-            raise UserError(f"config.objectives: {objective!r}: must be of {', '.join(pretrain.OBJECTIVES)}")
-    for name in names(config.transformations):
-        if "trans" not in name.split("+"):
-            raise UserError(
-                f"config.transformations: {name!r}: write trans, trans+inv, trans+perm or trans+syn; without another "
-                "script a word and its clone are one piece, and there is nothing to align"
-            )
-        Derivation(name, script=CloneScript(""), order=WordOrder({}))  # whatever else is wrong with its name
-    for field in ("objectives", "transformations"):
-        if not names(config[field]):
-            raise UserError(f"config.{field} is empty: give a list with commas")
-    finetune_inputs.seeds(config)
-    if config.pretraining.model.vocabulary != "wordpiece":
-        raise UserError("config.pretraining.model.vocabulary: a WordPiece vocabulary is trained and cloned, no other")
-    for group, own in OWN.items():
-        given = configs.fields(config[group])
-        for field in own:
-            if field in given:
-                raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
-    require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
-    if not config.data.text:
-        raise UserError("config.data.text is empty: give files of English text, or world:0-20000")
-    tasks = {name: task for name, task in config.tasks.items() if task.train or task.test}
-    for name, task in tasks.items():
-        if task.task not in derive.TASKS:
-            raise UserError(f"config.tasks.{name}.task={task.task}: must be one of {', '.join(derive.TASKS)}")
-        for part in ("train", "test"):
-            if not task[part]:
-                raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
-    if "syn" in config.transformations and not config.data.order_from:
-        raise UserError("config.data.order_from is empty: trans+syn takes the order of a treebank; give CoNLL-U files")
-    validate_trainings(config, tasks)
-    return tasks
-
-
-def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
-    """Checks the settings of both groups as their jobs will, before anything is trained."""
-    some = {ENGLISH: "world:0-9", DERIVED: "world:0-9", f"{ENGLISH}-{DERIVED}": "world:0-9"}
-    for objective in names(config.objectives):
-        with _told("pretraining"):
-            given = pretrain.by_objective(pretraining(config, objective, 0, some, "world", "random"))
-            given.init = "random"  # as pretrain.run does
-            align_inputs.validate(given)
-            new_model.validate(given)
-            align_inputs.check_lengths(given, new_model.encoder_config(given, given.model.vocab_size))
-    for task in tasks.values():
-        with _told("finetuning"):
-            given = finetuning(config, task, "random", "en=some", "en=some")
-            finetune_inputs.validate(given)
-            if given.data.max_length > (limit := EncoderConfig.max_positions):
-                raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
-
-
-@contextlib.contextmanager
-def _told(group: str) -> Iterator[None]:
-    """Names the group in what goes wrong."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("config.", f"config.{group}.")) from None
-
-
-def pretraining(
-    config: Config, objective: str, seed: int, text: Mapping[str, str], dictionaries: str, tokenizer: str
-) -> Config:
-    """The settings of a pretraining; `text` is the source of each language, and of the two together."""
-    given = _copy(config.pretraining)
-    sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
-    given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
-    given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
-    given.model.tokenizer, given.word_alignment.dictionaries = tokenizer, dictionaries
-    given.mesh.distributed = False
-    return given
-
-
-def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> Config:
-    """The settings of a fine-tuning."""
-    given = _copy(config.finetuning)
-    given.update(task=task.task, dtype=config.dtype, init=init, align_first="")
-    given.data.update(train=train, test=test, dev="", code_switch="")
-    given.train.update(epochs=task.epochs, steps=0)
-    given.mesh.distributed = False
-    return given
-
-
-def _copy(group: Any) -> Any:
-    """Open to further fields, as the group is not."""
-    return config_dict.ConfigDict(group.to_dict())
-
-
-def learn_order(config: Config) -> tuple[WordOrder | None, int]:
-    """The word order of the treebank, for `syn`, and its checksum."""
-    if not config.data.order_from:
-        return None, 0
-    read = derive.read_text(config.data.order_from, field="config.data.order_from")
-    trees = [sentence.tree for sentence in read if sentence.tree is not None]
-    if not trees:
-        raise UserError(f"config.data.order_from={config.data.order_from}: no trees; give CoNLL-U files")
-    return WordOrder.learn(trees), finetune_inputs.checksum(trees)
-
-
-def make_vocabulary(config: Config, text: Sequence[derive.Sentence], directory: Path) -> Vocabulary:
-    """Trains a WordPiece vocabulary on the text, once, and clones it."""
-    plain, both = directory / "plain", directory / "cloned"
-    if not (plain / "tokenizer_config.json").exists():  # written last
-        plain.mkdir(parents=True, exist_ok=True)
-        lines = (" ".join(sentence.words) for sentence in text)
-        new_model.train_wordpiece(lines, config.pretraining.model.vocab_size, plain)
-    script = clone_vocabulary(plain, both)
-    pieces = (plain / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
-    split = derive.splitter(load_tokenizer(plain))
-    return Vocabulary(both, pieces, script, functools.lru_cache(1 << 18)(split))
-
-
-def write_data(
-    directory: Path,
-    text: Sequence[derive.Sentence],
-    derivation: Derivation,
-    vocabulary: Vocabulary,
-    *,
-    share: float,
-    seed: int,
-) -> None:
-    """Writes en.txt and xx.txt, line by line translations, and dictionary/en-xx.tsv of a random share of the pieces."""
-    lines = [derive.derive_text(sentence, derivation, vocabulary.split) for sentence in text]
-    for language, side in zip((ENGLISH, DERIVED), zip(*lines, strict=True), strict=True):
-        _write_if_changed(directory / f"{language}.txt", "".join(f"{line}\n" for line in side))
-    pieces = [piece for piece in vocabulary.pieces if not is_special(piece)]
-    chosen = np.random.default_rng(seed).permutation(len(pieces))[: round(share * len(pieces))]
-    clone = {piece: _clone(piece, vocabulary.script) for piece in pieces}
-    known = [pieces[i] for i in sorted(chosen.tolist())]
-    beside = directory / "dictionary.tsv.new"
-    write_dictionary(beside, from_pairs(ENGLISH, DERIVED, [(piece, clone[piece]) for piece in known]))
-    _write_if_changed(dictionary_file(directory), beside.read_text(encoding="utf-8"))
-    beside.unlink()
-
-
-def _clone(piece: str, script: CloneScript) -> str:
-    start = "##" if piece.startswith("##") and len(piece) > 2 else ""
-    return start + script.word(piece.removeprefix(start))
-
-
-def dictionary_file(directory: Path) -> Path:
-    """Of the data of a transformation."""
-    return directory / "dictionary" / f"{ENGLISH}-{DERIVED}.tsv"
-
-
-def write_task(
-    directory: Path, name: str, task: str, examples: dict[str, list[Any]], derivation: Derivation, split: derive.Split
-) -> int:
-    """Writes NAME.PART.LANGUAGE for both parts and both languages; returns the number of entities torn."""
-    torn = 0
-    for part, found in examples.items():
-        for language, how in ((ENGLISH, None), (DERIVED, derivation)):
-            path = task_file(directory, name, task, part, language)
-            beside = path.with_suffix(".new")
-            torn += derive.write_examples(beside, task, found, how, split)
-            _write_if_changed(path, beside.read_text(encoding="utf-8"))
-            beside.unlink()
-    return torn
-
-
-def task_file(directory: Path, name: str, task: str, part: str, language: str) -> Path:
-    """Of a task's examples."""
-    return directory / f"{name}.{part}.{language}{derive.TASKS[task].SUFFIX}"
-
-
-def _write_if_changed(path: Path, content: str) -> None:
-    """Leaves a file that says the same alone: what was prepared from it stays valid."""
-    if not path.exists() or path.read_text(encoding="utf-8") != content:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-
-
 def pretrain_once(
     config: Config, objective: str, seed: int, data: Path, vocabulary: Vocabulary, directory: Path
 ) -> int:
@@ -315,7 +106,9 @@ def pretrain_once(
         return 0
     text = {language: str(data / f"{language}.txt") for language in (ENGLISH, DERIVED)}
     text[f"{ENGLISH}-{DERIVED}"] = "|".join(text.values())
-    given = pretraining(config, objective, seed, text, str(dictionary_file(data)), str(vocabulary.directory))
+    given = align_mlm_inputs.pretraining(
+        config, objective, seed, text, str(dictionary_file(data)), str(vocabulary.directory)
+    )
     given.data.cache = given.data.cache or str(data / "corpora")
     logging.info("pretraining: %s, seed %d, %s", objective, seed, data.name)
     if status := pretrain.run(given, str(directory)):
@@ -331,12 +124,12 @@ def to_finetune(model: Path) -> Path:
     that xx is not read as English, which none of the other objectives would suffer.
     """
     export, neutral = model / "export", model / "export_neutral"
-    pretrained = huggingface.read(export)
-    embeddings = pretrained.params["encoder"]["embeddings"]
-    types = np.asarray(embeddings["token_type_embeddings"]["embedding"])
     if not model.name.startswith("xlm-"):
         return export
     if not neutral.exists():
+        pretrained = huggingface.read(export)
+        embeddings = pretrained.params["encoder"]["embeddings"]
+        types = np.asarray(embeddings["token_type_embeddings"]["embedding"])
         mean = {"embedding": np.broadcast_to(types.mean(axis=0), types.shape).copy()}
         encoder = pretrained.params["encoder"] | {"embeddings": embeddings | {"token_type_embeddings": mean}}
         unfinished = neutral.with_suffix(".unfinished")
@@ -399,7 +192,7 @@ def transfer(
                 continue
             train = f"{source}={task_file(data, name, task.task, 'train', source)}"
             test = ",".join(f"{x}={task_file(data, name, task.task, 'test', x)}" for x in tests)
-            given = finetuning(config, task, init, train, test)
+            given = align_mlm_inputs.finetuning(config, task, init, train, test)
             given.seeds = str(seed)
             workdir = directory / f"{source}-{seed}"
             if status := finetune_run.run(given, str(workdir)):

@@ -242,11 +242,7 @@ def validate(config: Config) -> None:
 def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
     """Looks at all models and reads all examples; a mistake in them shows here, before anything is trained."""
     task = open_task(config)
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
-    for field in ("train.batch_size", "test_batch_size"):
-        size = config.train.batch_size if field == "train.batch_size" else config.test_batch_size
-        if size % devices.shape["data"]:
-            raise UserError(f"config.{field}={size}: must divide by the {devices.shape['data']} devices along data")
+    devices = open_devices(config)
     names = model_names(config)
     looked = {name: look_at(huggingface.resolve(given), config) for name, given in names.items()}
     examples = Examples(
@@ -271,6 +267,15 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
         check_identity(model, setups[key])
         opened.append((model, setups[key]))
     return opened
+
+
+def open_devices(config: Config) -> Any:
+    """The mesh. Raises UserError unless both batch sizes divide by its devices along `data`."""
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    for field, size in (("train.batch_size", config.train.batch_size), ("test_batch_size", config.test_batch_size)):
+        if size % devices.shape["data"]:
+            raise UserError(f"config.{field}={size}: must divide by the {devices.shape['data']} devices along data")
+    return devices
 
 
 def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Tokenizer]:

@@ -123,10 +123,10 @@ def derive_text(sentence: Sentence, derivation: Derivation, split: Split) -> tup
     return " ".join(sentence.words), " ".join(derive(sentence.words, sentence.tree, derivation, split)[0])
 
 
-def write_examples(
-    path: Path, task: str, examples: Sequence[Example], derivation: Derivation | None, split: Split
-) -> int:
-    """Writes the examples for `TASKS[task].read`, derived unless `derivation` is None; returns the entities torn."""
+def examples_text(
+    task: str, examples: Sequence[Example], derivation: Derivation | None, split: Split
+) -> tuple[str, int]:
+    """(a file's text for `TASKS[task].read`, derived unless `derivation` is None; the number of entities torn)."""
     lines, torn = [], 0
     for example, tree in examples:
         if task == "nli":
@@ -142,8 +142,7 @@ def write_examples(
         else:
             lines += _conllu(words, [example.upos[i] for i in order], moved_heads(example.heads, order),
                              [example.relations[i] for i in order])  # fmt: skip
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return torn
+    return "".join(f"{line}\n" for line in lines), torn
 
 
 def _side(text: str, derivation: Derivation | None, split: Split) -> str:

@@ -47,6 +47,9 @@ def test_what_a_run_leaves(whole):
         own = json.loads((whole / "finetuned/trans+inv/pos/en-0/scores.json").read_text())
         (zero_shot,) = (r["value"] for r in own if (r["model"], r["language"]) == (f"{objective}-0", "xx"))
         assert values["BZ"] == pytest.approx(zero_shot, abs=1e-3)
+        own = json.loads((whole / "finetuned/trans+inv/pos/xx-0/scores.json").read_text())
+        (supervised,) = (r["value"] for r in own if r["model"] == f"{objective}-0")
+        assert values["BS"] == pytest.approx(supervised, abs=1e-3)
     report = (whole / "report.md").read_text()
     assert "| trans+inv | align_mlm |" in report and "95.2" in report, "the table and the paper's"
     assert (whole / "alignment.png").stat().st_size > 1000 and not list(whole.glob("models/*/*/checkpoints"))
@@ -116,6 +119,8 @@ def test_nothing_is_done_again(whole, monkeypatch):
         ({"finetuning.train.epochs": 2}, "finetuning.train.epochs"),
         ({"finetuning.train.batch_size": 0}, "config.finetuning.train.batch_size=0"),
         ({"finetuning.data.max_length": 600}, "config.finetuning.data.max_length=600"),
+        ({"pretraining.train.batch_size": 9}, "config.pretraining.train.batch_size=9: must divide"),
+        ({"finetuning.test_batch_size": 9}, "config.finetuning.test_batch_size=9: must divide"),
         ({"pretraining.train.epochs": 2}, "config.pretraining.train.steps and config.pretraining.train.epochs"),
         ({"pretraining.model.hidden_size": 33}, "config.pretraining.model.hidden_size=33: must divide"),
         ({"pretraining.model.vocabulary": "bpe"}, "config.pretraining.model.vocabulary"),

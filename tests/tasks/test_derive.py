@@ -24,6 +24,13 @@ def split(text):
     return "".join(f" {c} " if c in ".,'!" else c for c in text).split()
 
 
+def write(path, *given):
+    """Writes derived examples; returns the number of entities torn."""
+    text, torn = derive.examples_text(*given)
+    path.write_text(text, encoding="utf-8")
+    return torn
+
+
 def back(text):
     return " ".join(SCRIPT.original(word) for word in text.split())
 
@@ -60,11 +67,11 @@ def test_words_of_plain_text_are_those_of_treebanks():
 def test_tags_go_with_their_words_and_a_word_keeps_its_parts(tmp_path, conllu):
     examples = derive.read_examples("tagging", conllu, field="f")
     path = tmp_path / "xx.tsv"
-    assert derive.write_examples(path, "tagging", examples, BOTH, split) == 0
+    assert write(path, "tagging", examples, BOTH, split) == 0
     (found,) = tagging.read(path, language="xx", field="f")
     assert [back(word) for word in found.words] == ["Bo", "n ' t", "sees", "Ann", "."]
     assert list(found.tags) == ["PROPN", "PART", "VERB", "PROPN", "PUNCT"]
-    derive.write_examples(path, "tagging", examples, None, split)
+    write(path, "tagging", examples, None, split)
     (plain,) = tagging.read(path, language="en", field="f")
     assert list(plain.words) == ["Ann", "sees", "n't", "Bo", "."]
 
@@ -73,13 +80,10 @@ def test_entities_that_the_order_tears_are_counted(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("Ann\tB-PER\nBo\tI-PER\nsees\tO\nParis\tB-LOC\n\n")
     examples = derive.read_examples("tagging", str(path), field="f")
-    assert derive.write_examples(tmp_path / "xx.tsv", "tagging", examples, BOTH, split) == 0
+    assert write(tmp_path / "xx.tsv", "tagging", examples, BOTH, split) == 0
     (found,) = tagging.read(tmp_path / "xx.tsv", language="xx", field="f")
     assert list(found.tags) == ["B-LOC", "O", "B-PER", "I-PER"], "an entity is reversed, not torn"
-    torn = [
-        derive.write_examples(tmp_path / "p.tsv", "tagging", examples, Derivation("perm", seed=seed), split)
-        for seed in range(8)
-    ]
+    torn = [write(tmp_path / "p.tsv", "tagging", examples, Derivation("perm", seed=seed), split) for seed in range(8)]
     assert 0 < sum(torn) < 8
 
 
@@ -87,7 +91,7 @@ def test_trees_move_and_remain_trees(tmp_path, conllu):
     order = WordOrder.learn([derive.read_text(conllu, field="f")[0].tree] * 20, fewest=20)  # English as it is
     examples = derive.read_examples("parsing", conllu, field="f")
     path = tmp_path / "xx.conllu"
-    derive.write_examples(path, "parsing", examples, Derivation("trans+inv+syn", script=SCRIPT, order=order), split)
+    write(path, "parsing", examples, Derivation("trans+inv+syn", script=SCRIPT, order=order), split)
     (found,) = parsing.read(path, language="xx", field="f")
     assert parsing.is_tree(found.heads)
     heads = {
@@ -100,7 +104,7 @@ def test_both_sides_of_a_pair_are_derived(tmp_path):
     path = tmp_path / "nli.tsv"
     path.write_text("Ann sees Bo.\tBo, go!\tneutral\nA b\tc d\tentailment\n")
     examples = derive.read_examples("nli", str(path), field="f")
-    derive.write_examples(tmp_path / "xx.tsv", "nli", examples, BOTH, split)
+    write(tmp_path / "xx.tsv", "nli", examples, BOTH, split)
     first, second = nli.read(tmp_path / "xx.tsv", language="xx", field="f")
     assert (back(first.premise), back(first.hypothesis), first.label) == ("Bo sees Ann .", "go , Bo !", "neutral")
     assert (back(second.premise), second.label) == ("b A", "entailment")
@@ -112,4 +116,4 @@ def test_an_order_from_trees_needs_trees(tmp_path):
     examples = derive.read_examples("nli", str(path), field="f")
     with pytest.raises(UserError, match=r"trans\+syn: its order needs trees"):
         derivation = Derivation("trans+syn", script=SCRIPT, order=WordOrder({}))
-        derive.write_examples(tmp_path / "xx.tsv", "nli", examples, derivation, split)
+        write(tmp_path / "xx.tsv", "nli", examples, derivation, split)
