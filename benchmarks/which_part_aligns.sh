@@ -40,7 +40,9 @@ for name in mlm tlm contrast ppa ppa_unshuffled; do
   for seed in $SEEDS; do RUNS+="|$W/$name-$seed"; done
   MODELS+=",$name=${RUNS#|}"
 done
+mkdir -p "$W/ntrex" # half of it: on a CPU, that is what an evening allows
+for file in "$D"/ntrex/*.txt; do head -n 1000 "$file" > "$W/ntrex/$(basename "$file")"; done
 $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured" --config.models="$MODELS" \
   --config.baseline=before,mlm,ppa --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \
-  --config.parallel="$D/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" \
+  --config.parallel="$W/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" \
   --config.word_alignment_method=softmax,argmax --config.dictionaries="$D/dictionaries" --config.dictionary_words=6500

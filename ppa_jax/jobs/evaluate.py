@@ -120,17 +120,23 @@ def measure(name: str, source: str, places: Places, parts: list[Part], max_lengt
 
 
 def digest(source: str, places: Places, max_length: int, config: Config) -> str:
-    """Of all that the scores of a model depend on; files count by name, size and time."""
+    """Of all that the scores of a model depend on: files count by name and content, so that a copy is the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
-        (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+        (str(file.relative_to(path.parent)), content(file))
         for path in map(Path, [str(resolve(source)), *given])
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]
     facts = [settings, dataclasses.astuple(places), max_length, files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def content(file: Path) -> str:
+    """A digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def facts(config: Config, max_length: int) -> dict[str, str]:

@@ -74,7 +74,8 @@ def describe(
     step: Any, shapes: align.State, shardings: align.State, batches: PairBatches, config: EncoderConfig
 ) -> str:
     """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
-    mesh: Any = shardings.step.mesh
+    step_sharding: Any = shardings.step
+    mesh = step_sharding.mesh
     rows = NamedSharding(mesh, P(None, "data"))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     first: Batch = batches.make(0)
