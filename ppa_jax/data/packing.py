@@ -1,89 +1,200 @@
-"""Packing sentences into rows of one width, and the few static shapes that batches may have."""
+"""Packing sentences into rows of a few widths, and the few static shapes that batches may have."""
 
 from __future__ import annotations
 
 import bisect
 import dataclasses
-from typing import NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
+from ppa_jax.model.bert import Layout
 
-class Rows(NamedTuple):
-    """Packed rows: [R, W] each, or with leading axes. Padding is segment 0."""
-
-    ids: np.ndarray
-    positions: np.ndarray  # from 0 in every sequence
-    segments: np.ndarray  # the number of the sequence plus 1, unique in the global batch
+ATTEMPTS = 8  # at packing; each of the later ones helps in about a third of the cases
+NARROWEST = 64  # narrower rows cost as much on a TPU, and few sentences fill them
 
 
-def pack(lengths: np.ndarray, width: int) -> tuple[np.ndarray, int]:
-    """Best-fit decreasing: the flat start of every sequence in rows of `width` tokens, and how many rows that takes.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["ids", "positions", "segments"], meta_fields=["layout"]
+)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Packed tokens, [..., N] each. The layout is static: another one is another compiled program."""
 
-    Longest first, each into the fullest row that still holds it; within 11/9 of the optimum, in practice within a few
-    per cent of full. Empty sequences start at 0 and take no room.
+    ids: Any
+    positions: Any  # from 0 in every sequence
+    segments: Any  # the number of the sequence plus 1, unique in the global batch; 0 is padding
+    layout: Layout
+
+
+def widths_for(longest: int) -> list[int]:
+    """Widths of rows, rising: the longest sequence's, and its halves down to NARROWEST.
+
+    Attention pays for a row's width, whatever the sentences in it; short ones lie in narrow rows.
     """
+    widths = [longest]
+    while widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
+        widths.insert(0, widths[0] // 2)
+    return widths
+
+
+def places(layout: Layout) -> int:
+    """How many tokens a layout has room for."""
+    return sum(rows * width for rows, width in layout)
+
+
+def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
+    """The place of every sequence's first token; None if no way was found to fit them all.
+
+    Best-fit decreasing: longest first, each into the row with the least room that still holds it. Where that fails,
+    other orders are tried, near to the first, the same ones each time. Empty sequences start at 0 and take no room.
+    """
+    lengths = np.asarray(lengths)
+    if lengths.sum() > places(layout):
+        return None
+    order = np.argsort(-lengths, kind="stable")
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            noise = np.random.default_rng(attempt).random(len(lengths))
+            order = np.argsort(-lengths * (1 + 0.6 * noise), kind="stable")
+        starts = _best_fit(lengths, order, layout)
+        if starts is not None:
+            return starts
+    return None
+
+
+def _best_fit(lengths: np.ndarray, order: np.ndarray, layout: Layout) -> np.ndarray | None:
+    room: list[tuple[int, int]] = []  # (free tokens, place of the first of them), sorted
+    first = 0
+    for rows, width in layout:
+        room += [(width, first + row * width) for row in range(rows)]
+        first += rows * width
+    room.sort()
     starts = np.zeros(len(lengths), np.int64)
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
-    rows = 0
-    for i in np.argsort(-np.asarray(lengths), kind="stable"):
-        n = int(lengths[i])
+    for i, n in zip(order.tolist(), lengths[order].tolist(), strict=True):
         if n == 0:
-            break
-        if n > width:
-            raise ValueError(f"a sequence of {n} tokens does not fit a row of {width}")
-        place = bisect.bisect_left(room, (n, -1))
-        if place < len(room):
-            free, row = room.pop(place)
-        else:
-            free, row, rows = width, rows, rows + 1
-        starts[i] = row * width + width - free
-        bisect.insort(room, (free - n, row))
-    return starts, rows
+            continue
+        row = bisect.bisect_left(room, (n, -1))
+        if row == len(room):
+            return None
+        free, place = room.pop(row)
+        starts[i] = place
+        bisect.insort(room, (free - n, place + n))
+    return starts
 
 
-def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, rows: int, width: int, pad_id: int) -> Rows:
+def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, layout: Layout, pad_id: int) -> Rows:
     """Writes each sequence's tokens at its start; `numbers` become the segments (plus 1)."""
-    ids = np.full(rows * width, pad_id, np.int32)
-    positions, segments = np.zeros(rows * width, np.int32), np.zeros(rows * width, np.int32)
+    ids = np.full(places(layout), pad_id, np.int32)
+    positions, segments = np.zeros_like(ids), np.zeros_like(ids)
     for start, sequence, number in zip(starts, tokens, numbers, strict=True):
         end = start + len(sequence)
         ids[start:end] = sequence
         positions[start:end] = np.arange(len(sequence))
         segments[start:end] = number + 1
-    return Rows(*(x.reshape(rows, width) for x in (ids, positions, segments)))
+    return Rows(ids, positions, segments, layout)
+
+
+def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
+    """A layout that holds each of `batches` (the lengths of its sequences) with little padding in narrow rows.
+
+    Many narrow rows leave gaps that no sequence fills, so ever more of them are joined to wider ones; each time all
+    that can go is left out, and the cheapest is taken.
+
+    Raises ValueError for a sequence longer than the widest row.
+    """
+    widths = sorted(widths)
+    if (longest := max(int(np.max(lengths, initial=0)) for lengths in batches)) > widths[-1]:
+        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {widths[-1]}")
+    batches = sorted(batches, key=lambda lengths: -int(np.sum(lengths)))
+
+    def holds(rows: list[int]) -> bool:
+        layout = as_layout(rows, widths)
+        for i, lengths in enumerate(batches):
+            if pack(lengths, layout) is None:
+                batches.insert(0, batches.pop(i))  # the hard ones first
+                return False
+        return True
+
+    def shrink(rows: list[int]) -> list[int]:
+        for i in range(len(widths)):  # the narrow first: they were what the wide ones took over
+            while rows[i] and holds(fewer := [*rows[:i], rows[i] - 1, *rows[i + 1 :]]):
+                rows = fewer
+        return rows
+
+    def cost(rows: list[int]) -> float:
+        # Dense layers pay by the place; what attention adds grows with the width, to as much at some 400 tokens in a
+        # model of width 384 on a CPU (measured), at 1,000 or more in the usual models.
+        return sum(r * w * (1 + w / 1024) for r, w in zip(rows, widths, strict=True))
+
+    rows = _rows_as_needed(batches, widths)
+    while not holds(rows):
+        rows = [r + 1 for r in rows]
+    best = shrink(rows)
+    for i in range(len(widths) - 1):
+        rows, joined = best, 1
+        while 2 * joined <= rows[i]:
+            tried = list(rows)
+            tried[i], tried[i + 1] = rows[i] - 2 * joined, rows[i + 1] + joined
+            while not holds(tried):
+                tried[i] += 1
+            best = min(best, shrink(tried), key=cost)
+            joined += -(-joined // 4)
+    return as_layout(best, widths)
+
+
+def _rows_as_needed(batches: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
+    """The most rows of each width that a batch takes when each sequence which fits nowhere opens its narrowest row."""
+    most = np.zeros(len(widths), int)
+    for lengths in batches:
+        rows, room = np.zeros(len(widths), int), []
+        for n in sorted(map(int, lengths), reverse=True):
+            place = bisect.bisect_left(room, n)
+            if place < len(room):
+                free = room.pop(place)
+            else:
+                kind = bisect.bisect_left(widths, n)
+                rows[kind] += 1
+                free = widths[kind]
+            bisect.insort(room, free - n)
+        most = np.maximum(most, rows)
+    return most.tolist()
+
+
+def as_layout(rows: Sequence[int], widths: Sequence[int]) -> Layout:
+    """The layout of so many rows of each width; of at least one row."""
+    return tuple((int(r), int(w)) for r, w in zip(rows, widths, strict=True) if r) or ((1, int(widths[0])),)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """The static sizes of one shard of a batch."""
 
-    query_rows: int
-    key_rows: int
+    query: Layout
+    key: Layout
     slots: int  # masked positions
-
-    def __le__(self, other: Shape) -> bool:
-        mine, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Shapes from the usual one upwards, in steps of a sixteenth: a batch takes the first that holds it.
+    """Shapes from the usual one upwards, in steps of a thirty-second: a batch takes the first that holds it.
 
-    The base is the largest need among the batches of the plan's first window; as every window is dealt out evenly,
-    nearly all batches have it, and the step is compiled once or twice in a run.
+    The base holds the batches of the plan's first window; as every window is dealt out evenly, nearly all batches have
+    it, and the step is compiled once or twice in a run.
     """
 
     base: Shape
 
     def at(self, level: int) -> Shape:
         """The shape of a level, from 0."""
-        return Shape(*(size + level * -(-size // 16) for size in dataclasses.astuple(self.base)))
 
-    def smallest(self, need: Shape) -> Shape:
-        """The first shape that holds `need`."""
-        level = 0
-        while not need <= self.at(level):
-            level += 1
-        return self.at(level)
+        def more(size: int) -> int:
+            return size + level * -(-size // 32)
+
+        def wider(layout: Layout) -> Layout:
+            return tuple((more(rows), width) for rows, width in layout)
+
+        return Shape(wider(self.base.query), wider(self.base.key), more(self.base.slots))

@@ -4,7 +4,7 @@ A batch is laid out for A accumulation steps and S data shards. Every array star
 (s * A + a) * b + i of the global batch is pair i of block (a, s), so a device holds the same share of the batch, and of
 the queue, whatever A is. Nothing in a block refers to another block: finding its tokens needs no communication.
 
-Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, R rows, W width.
+Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, N tokens.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ppa_jax.data import packing
-from ppa_jax.data.packing import Rows, Shape
+from ppa_jax.data.packing import Ladder, Rows, Shape
 from ppa_jax.data.plan import WINDOW, BatchPlan, Plan
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
+SAMPLE = 4096  # pairs whose packing the base of the ladder is tried on
+
 
 class Places(NamedTuple):
-    """Where each pair's sentence lies in the flattened rows of its block."""
+    """Where each pair's sentence lies among the tokens of its block."""
 
     start: np.ndarray  # [A, S, b]
     length: np.ndarray  # [A, S, b], with special tokens
@@ -32,24 +35,37 @@ class Places(NamedTuple):
 class Batch(NamedTuple):
     """One global batch. The parts of a loss whose weight is zero are None: nothing is read or computed for them."""
 
-    rows: Rows  # [A, S, R, W]: for the query encoder, query sentences and TLM sequences together
+    rows: Rows  # [A, S, N]: for the query encoder, query sentences and TLM sequences together
     query: Any  # Places
     key_rows: Any  # Rows for the key encoder
     key: Any  # Places
     hashes: Any  # [A, S, b] of each key's sentence
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
-    types: Any = None  # [A, S, R, W]: XLM's language of each token of `rows`
+    types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
+
+
+class Need(NamedTuple):
+    """What one block asks for, known before any text is read."""
+
+    query: np.ndarray  # [b] tokens
+    tlm: np.ndarray  # [T] tokens
+    key: np.ndarray  # [b] tokens
+    counts: np.ndarray  # [T] masked positions
+
+    @property
+    def encoded(self) -> np.ndarray:
+        """Tokens of all sequences of the query encoder."""
+        return np.concatenate([self.query, self.tlm])
 
 
 class Block(NamedTuple):
-    """Lengths and places of one block, known before any text is read."""
+    """Where the sequences of one block lie."""
 
     query: np.ndarray  # [b] starts
     tlm: np.ndarray  # [T] starts
     key: np.ndarray  # [b] starts
     counts: np.ndarray  # [T] masked positions
-    need: Shape
 
 
 def sentence_hash(text: str) -> int:
@@ -66,7 +82,7 @@ class PairBatches:
       plan: says which pairs make up a step.
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
       max_length: word pieces of one sentence with its special tokens; longer ones are cut.
-      row_length: W, at least the longest sequence.
+      row_length: of the widest rows, at least the longest sequence.
       contrast, tlm: which losses are on.
       joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM. Text of one
         language is masked alone whatever this says.
@@ -93,14 +109,33 @@ class PairBatches:
 
     def __post_init__(self) -> None:
         self.own_shards = self.own_shards or range(self.shards)
-        needs = [self._need(self._blocks(self.plan.batch(step))) for step in range(WINDOW)]
-        self.ladder = packing.Ladder(base=_largest(needs))
+        needs = [need for step in range(WINDOW) for row in self._needs(self.plan.batch(step)) for need in row]
+        some = needs[:: -(-len(needs) // max(16, SAMPLE // self.plan.batch_size * self.shards * self.accumulate))]
+        widths = packing.widths_for(self.row_length)
+        self.ladder = Ladder(
+            Shape(
+                query=packing.find_layout([need.encoded for need in some], widths),
+                key=packing.find_layout([need.key for need in some], widths),
+                # A shard without any slot still needs arrays of at least one.
+                slots=max(1, *(int(need.counts.sum()) for need in needs)),
+            )
+        )
 
-    def _blocks(self, plan: BatchPlan) -> list[list[Block]]:
-        """The packing of every block, [A][S], from the lengths alone."""
+    def _needs(self, plan: BatchPlan) -> list[list[Need]]:
+        """Of every block, [A][S], from the lengths alone."""
         order = self.order()
         lengths, joint = plan.lengths[order], self._joint(plan)[order]  # [A, S, b, 2], [A, S, b]
-        return [[self._block(lengths[a, s], joint[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
+        return [[self._need(lengths[a, s], joint[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
+
+    def _packed(self, needs: list[list[Need]]) -> tuple[Shape, list[list[Block]]]:
+        """The first shape of the ladder that holds all blocks, and where their sequences lie in it."""
+        level = 0
+        while True:
+            shape = self.ladder.at(level)
+            blocks = [[_pack(need, shape) for need in row] for row in needs]
+            if all(block is not None for row in blocks for block in row):
+                return shape, blocks  # pyright: ignore[reportReturnType]
+            level += 1
 
     def _joint(self, plan: BatchPlan) -> np.ndarray:
         """[B] bool: which pairs are one TLM sequence."""
@@ -116,31 +151,24 @@ class PairBatches:
         numbers = np.arange(self.plan.batch_size)
         return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
 
-    def _block(self, lengths: np.ndarray, joint: np.ndarray) -> Block:
+    def _need(self, lengths: np.ndarray, joint: np.ndarray) -> Need:
         first, second = lengths[:, 0], lengths[:, 1]
         none = np.zeros(0, np.int64)
-        query = first + 2 if self.contrast else none
         one = np.stack([first + second, np.zeros_like(first)], 1)
         pieces = np.where(joint[:, None], one, lengths)[:, : self._sequences].reshape(-1) if self.tlm else none
         special = np.where(joint[:, None], (3, 0), 2)[:, : self._sequences].reshape(-1) if self.tlm else none
-        tlm = pieces + special
-        key = second + 2 if self.contrast else none
-        starts, rows = packing.pack(np.concatenate([query, tlm]), self.row_length)
-        key_starts, key_rows = packing.pack(key, self.row_length)
-        counts = masked_count(pieces, self.mask_rate)
-        need = Shape(query_rows=rows, key_rows=key_rows, slots=int(counts.sum()))
-        return Block(starts[: len(query)], starts[len(query) :], key_starts, counts, need)
-
-    @staticmethod
-    def _need(blocks: list[list[Block]]) -> Shape:
-        return _largest([block.need for row in blocks for block in row])
+        return Need(
+            query=first + 2 if self.contrast else none,
+            tlm=pieces + special,
+            key=second + 2 if self.contrast else none,
+            counts=masked_count(pieces, self.mask_rate),
+        )
 
     def make(self, step: int) -> Batch:
         """The batch of `step`: this process's shards, in arrays of the ladder's shape."""
         plan = self.plan.batch(step)
-        blocks = self._blocks(plan)
         # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
-        shape = self.ladder.smallest(self._need(blocks))
+        shape, blocks = self._packed(self._needs(plan))
         own = self.order()[:, self.own_shards]  # [A, own shards, b]
         texts = self._texts(plan, own.reshape(-1))
         tokens = self._tokens(plan, own.reshape(-1), texts)
@@ -148,7 +176,7 @@ class PairBatches:
             [self._lay_out(blocks[a][s], shape, own[a, i], plan, tokens) for i, s in enumerate(self.own_shards)]
             for a in range(self.accumulate)
         ]
-        stack = _stack([_stack(row) for row in made])
+        stack = stacked([stacked(row) for row in made])
         if self.contrast:
             hashes = np.array([sentence_hash(texts[n][1]) for n in own.reshape(-1)], np.uint32).reshape(own.shape)
             stack = stack._replace(hashes=hashes)
@@ -174,7 +202,7 @@ class PairBatches:
 
     def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, plan: BatchPlan, tokens: dict) -> Batch:
         cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
-        B, W = self.plan.batch_size, self.row_length
+        B = self.plan.batch_size
         sides = [tokens[int(n)] for n in numbers]
         queries = [[cls, *a, sep] for a, _ in sides] if self.contrast else []
         tlm: list[list[int]] = []
@@ -188,14 +216,14 @@ class PairBatches:
             tlm_numbers = (n * numbers[:, None] + np.arange(n)).reshape(-1)
         segment = np.concatenate([numbers[: len(queries)], B + tlm_numbers])
         starts = np.concatenate([block.query, block.tlm])
-        batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query_rows, W, pad), *[None] * 6)
+        batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query, pad), *[None] * 6)
         if self.languages is not None:
             batch = self._with_languages(batch, block.tlm, tlm, middle, self._sides_of(plan, numbers).reshape(-1))
         if self.contrast:
             keys = [[cls, *b, sep] for _, b in sides]
             batch = batch._replace(
                 query=Places(*_int32(block.query, [len(x) for x in queries])),
-                key_rows=packing.fill(block.key, keys, numbers, shape.key_rows, W, pad),
+                key_rows=packing.fill(block.key, keys, numbers, shape.key, pad),
                 key=Places(*_int32(block.key, [len(x) for x in keys])),
             )
         if self.tlm:
@@ -220,7 +248,7 @@ class PairBatches:
         self, batch: Batch, starts: np.ndarray, tlm: list[list[int]], middle: np.ndarray, languages: np.ndarray
     ) -> Batch:
         """Writes token types, and positions anew, for sequences whose sides are `languages` [2 b]."""
-        types, positions = np.zeros(batch.rows.ids.size, np.int32), batch.rows.positions.reshape(-1).copy()
+        types, positions = np.zeros(batch.rows.ids.size, np.int32), batch.rows.positions.copy()
         n = self._sequences
         for i, (start, tokens, inner) in enumerate(zip(starts, tlm, middle, strict=True)):
             first = languages[2 * i] if n == 1 else languages[i]
@@ -230,8 +258,7 @@ class PairBatches:
                 second = slice(start + inner + 1, start + len(tokens))
                 types[second] = languages[pair + 1]
                 positions[second] = np.arange(len(tokens) - inner - 1)
-        shape = batch.rows.ids.shape
-        return batch._replace(rows=batch.rows._replace(positions=positions.reshape(shape)), types=types.reshape(shape))
+        return batch._replace(rows=dataclasses.replace(batch.rows, positions=positions), types=types)
 
     def iterate(self, start: int, stop: int, *, workers: int = 0, prefetch: int = 4) -> Iterator[Batch]:
         """Batches of steps start..stop-1, in order, made ahead by threads (or `workers` processes) of grain."""
@@ -248,20 +275,18 @@ class PairBatches:
         return iter(batches)
 
 
-def _largest(shapes: list[Shape]) -> Shape:
-    # A shard without any row or slot still needs arrays of at least one.
-    return Shape(*(max(1, *sizes) for sizes in zip(*map(dataclasses.astuple, shapes), strict=True)))
+def _pack(need: Need, shape: Shape) -> Block | None:
+    """Where a block's sequences lie in a shape; None if it does not hold them."""
+    starts, key = packing.pack(need.encoded, shape.query), packing.pack(need.key, shape.key)
+    if starts is None or key is None or need.counts.sum() > shape.slots:
+        return None
+    return Block(starts[: len(need.query)], starts[len(need.query) :], key, need.counts)
 
 
 def _int32(*arrays: Any) -> list[np.ndarray]:
     return [np.asarray(x, np.int32) for x in arrays]
 
 
-def _stack(batches: list[Any]) -> Any:
-    """Stacks trees of arrays along a new first axis, None staying None."""
-    first = batches[0]
-    if first is None:
-        return None
-    if isinstance(first, np.ndarray):
-        return np.stack(batches)
-    return type(first)(*(_stack(list(parts)) for parts in zip(*batches, strict=True)))
+def stacked(trees: list[Any]) -> Any:
+    """Stacks trees of arrays along a new first axis; what is None stays None."""
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *trees)

@@ -5,21 +5,26 @@ Every process computes the same plan, for any number of devices; the position in
 - A language pair is drawn with probability proportional to n**(1/T). Its share is kept exactly, window by window (a
   window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
 - Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
-- Within a window the pairs are sorted by length and dealt out, one of each length stratum to every batch: batches hold
-  all lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of
-  one static shape be full. Within a batch the order spreads the lengths so that any contiguous share of a power of two
-  is balanced too: those shares are what devices and accumulation steps get.
+- Within a window the pairs are sorted by length and dealt out like cards, one of each length stratum to every share of
+  a batch (up to `SHARE` pairs), the longest to the share that has the fewest tokens so far: shares hold all lengths
+  (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of one static
+  shape be full. Devices and accumulation steps get whole shares, or contiguous parts of one, in which the order
+  spreads the lengths.
+- Which sentence comes first is a fair coin for every pair; the coins of a share are tossed together, so that its first
+  sentences have about as many tokens as its second.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-WINDOW = 64  # batches
+WINDOW = 256  # batches
+SHARE = 32  # pairs, the smallest share of a batch that is dealt to evenly
 
 
 class BatchPlan(NamedTuple):
@@ -61,6 +66,40 @@ def spread(n: int) -> np.ndarray:
     for b in range(bits):
         reversed_bits |= ((ranks >> b) & 1) << (bits - 1 - b)
     return reversed_bits[reversed_bits < n]
+
+
+def deal(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """One of every stratum to each share, [shares, strata], so that the shares have nearly the same total size.
+
+    Args:
+      strata: [strata, shares] of indices into `sizes`, by rising size.
+      sizes: of every item.
+    """
+    dealt = np.empty(strata.shape, strata.dtype)
+    total = np.zeros(strata.shape[1], sizes.dtype)
+    for row, stratum in reversed(list(enumerate(strata))):
+        fullest = np.argsort(-total, kind="stable")  # gets the smallest of the stratum
+        dealt[row, fullest] = stratum
+        total[fullest] += sizes[stratum]
+    return dealt.T
+
+
+def toss(difference: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Fair coins, [shares, n] bool, such that in each share sum(where(coin, difference, -difference)) is near zero.
+
+    Every share has one coin for its largest difference; each of the rest, by falling size, goes against the sum so
+    far, or has a coin of its own where it makes none. A coin alone is fair: turned over, all of them are as likely.
+    """
+    order = np.argsort(-np.abs(difference), axis=1, kind="stable")
+    coins = np.empty(difference.shape, bool)
+    total = np.zeros(len(difference))
+    own = random.random(difference.shape) < 0.5
+    for column, tossed in zip(order.T, own.T, strict=True):
+        size = np.take_along_axis(difference, column[:, None], axis=1)[:, 0]
+        coin = np.where((size == 0) | (total == 0), tossed, (total > 0) == (size < 0))
+        np.put_along_axis(coins, column[:, None], coin[:, None], axis=1)
+        total += np.where(coin, size, -size)
+    return coins
 
 
 @dataclasses.dataclass
@@ -127,9 +166,13 @@ class Plan:
         random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window)))
         # Ties in length are broken at random, or a window of equal lengths would be dealt out by language.
         by_length = np.lexsort((random.random(len(index)), lengths.sum(axis=1)))
-        strata = by_length.reshape(self.batch_size, WINDOW)
-        dealt = random.permuted(strata, axis=1).T[:, spread(self.batch_size)]  # [WINDOW, B]
-        swap = random.random(dealt.shape) < 0.5 if self.shuffle_sides else np.zeros(dealt.shape, bool)
+        share = math.gcd(self.batch_size, SHARE)
+        dealt = deal(by_length.reshape(share, -1), lengths.sum(axis=1))[random.permutation(len(index) // share)]
+        dealt = dealt[:, spread(share)].reshape(-1, share)
+        swap = toss(lengths[dealt, 1] - lengths[dealt, 0], random)
+        if not self.shuffle_sides:
+            swap = np.zeros_like(swap)
+        dealt, swap = dealt.reshape(WINDOW, -1), swap.reshape(WINDOW, -1)
         pieces = lengths[dealt]
         return BatchPlan(
             source=source[dealt],

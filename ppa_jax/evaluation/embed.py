@@ -224,7 +224,10 @@ class Embedder:
             width = next((w for w in SINGLE_ROWS if total <= w < width), width)
         for W, chosen in ((width, lengths <= width), (self._widest, lengths > width)):
             numbers = np.flatnonzero(chosen)
-            starts, used = packing.pack(lengths[numbers], W)
+            # All but one of the rows that are used are more than half full.
+            starts = packing.pack(lengths[numbers], ((2 * int(lengths[numbers].sum()) // W + 1, W),))
+            assert starts is not None
+            used = int(starts.max(initial=-1)) // W + 1
             order = np.argsort(starts, kind="stable")
             row = 0
             for R in self._row_counts(used, W):
@@ -244,12 +247,13 @@ class Embedder:
     def _block(self, numbers: np.ndarray, starts: np.ndarray, tokens: list, R: int, W: int) -> tuple[Any, Any, Block]:
         k = max(1, W // SHORTEST)
         chosen = [tokens[i] for i in numbers]
-        rows = packing.fill(starts, chosen, np.arange(len(numbers)), R, W, self.tokenizer.pad_id)
+        rows = packing.fill(starts, chosen, np.arange(len(numbers)), ((R, W),), self.tokenizer.pad_id)
         row = starts // W
         slots = row * k + np.arange(len(numbers)) - np.searchsorted(row, row)  # the n-th sentence of its row
         start, length = np.zeros(R * k, np.int32), np.zeros(R * k, np.int32)
         start[slots], length[slots] = starts % W, [len(sequence) for sequence in chosen]
-        return numbers, slots, Block(*rows, start.reshape(R, k), length.reshape(R, k))
+        arrays = rows.ids, rows.positions, rows.segments
+        return numbers, slots, Block(*(x.reshape(R, -1) for x in (*arrays, start, length)))
 
     def _pooled(self, requests: tuple[Request, ...]) -> Program:
         def pooled(params, ids, positions, segments, start, length):

@@ -12,7 +12,7 @@ One step, on a batch of sentences that translate each other:
 Everything is a pure function of (state, batch). Dropout and masks hang on the step and on a sequence's number in the
 global batch, so the number of devices, the packing and the accumulation change no result beyond float rounding.
 
-Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, R rows, W width, D hidden, P projection.
+Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, N tokens, D hidden, P projection.
 """
 
 from __future__ import annotations
@@ -122,15 +122,19 @@ def make_step(
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
-    def encode(params, rows, seed, types=None, **options):
-        """Hidden states of all layers, each [S, R*W, D]; the shards lie side by side in one pass."""
-        S, R, W = rows.ids.shape
-        ids, positions, segments, types = (None if x is None else x.reshape(S * R, W) for x in (*rows, types))
-        seed = seed if dropout else None
-        states: Any = encoder.apply(
-            {"params": params}, ids, positions, segments, types, dropout_seed=seed, all_hidden=True, **options
+    def encode(params, rows, seed, types=None, layers=None) -> Any:
+        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass."""
+        return encoder.apply(
+            {"params": params},
+            rows.ids,
+            rows.positions,
+            rows.segments,
+            types,
+            dropout_seed=seed if dropout else None,
+            all_hidden=True,
+            layers=layers,
+            layout=rows.layout,
         )
-        return [x.reshape(S, R * W, -1) for x in states]
 
     def project(params, hidden, places) -> Any:
         return projection.apply({"params": params}, pool(hidden, places.start, places.length, method.pooling))
@@ -163,8 +167,8 @@ def make_step(
                     form=method.dict_mlm,
                 )
             )  # over shards
-            masked = draw(rows.ids.reshape(rows.ids.shape[0], -1), batch.sequences, batch.slots)
-            rows = rows._replace(ids=masked.ids.reshape(rows.ids.shape))
+            masked = draw(rows.ids, batch.sequences, batch.slots)
+            rows = dataclasses.replace(rows, ids=masked.ids)
         hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), types=batch.types)
         loss, metrics = 0.0, {}
         if masked is not None:

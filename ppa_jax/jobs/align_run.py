@@ -26,6 +26,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model, plan
+from ppa_jax.model.bert import Layout
 from ppa_jax.training import loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
@@ -134,19 +135,25 @@ def count_tokens(batch: Batch) -> tuple[int, int]:
     return sum(int(np.count_nonzero(r.segments)) for r in rows), sum(r.segments.size for r in rows)
 
 
+def in_words(layout: Layout) -> str:
+    """`17 x 64 + 3 x 128` of rows of two widths."""
+    return " + ".join(f"{rows} x {width}" for rows, width in layout)
+
+
 def log_facts(run: align_inputs.Run, state: align.State) -> None:
     """What a user wants to see before the first step."""
     logging.info(
         "%d steps of %d pairs on %d x %d devices (%s), %s parameters trained; "
-        "rows of %d tokens, %d for queries and TLM, %d for keys, %d masked slots a shard",
+        "a shard's rows: %s for queries and TLM, %s for keys; %d masked slots",
         run.steps,
         run.config.train.batch_size,
         run.mesh.shape["data"],
         run.mesh.shape["model"],
         run.config.mesh.rules,
         f"{loop.count_parameters(state.params):,}",
-        run.batches.row_length,
-        *dataclasses.astuple(run.batches.ladder.base),
+        in_words(run.batches.ladder.base.query),
+        in_words(run.batches.ladder.base.key),
+        run.batches.ladder.base.slots,
     )
     if state.queue is not None:
         slots, batch_size, _ = state.queue.keys.shape

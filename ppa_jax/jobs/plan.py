@@ -56,7 +56,7 @@ def flops(config: EncoderConfig, batches: PairBatches, steps: int = 4) -> float:
     """
 
     def forward(rows: Any) -> float:
-        shards = rows.segments.reshape(-1, rows.segments.shape[-2] * rows.segments.shape[-1])
+        shards = rows.segments.reshape(-1, rows.segments.shape[-1])
         lengths = np.concatenate([np.bincount(shard)[1:] for shard in shards])  # of every sequence
         attention = 4 * config.num_layers * config.hidden_size * np.sum(lengths.astype(float) ** 2)
         return float(lengths.sum() * config.flops_per_token(0) + attention)

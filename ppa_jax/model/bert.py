@@ -3,7 +3,8 @@
 The two share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type
 table and LayerNorm's epsilon. Rows may hold several sentences: `segments` numbers them from 1, 0 is padding, and a
 token attends only within its own segment. Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast
-variance, softmax and LayerNorm in float32 whatever the compute dtype.
+variance, softmax and LayerNorm in float32 whatever the compute dtype. Dense layers see tokens alone; attention sees
+rows, which may be of several widths (`layout`), so that short sentences do not pay for the longest.
 
 Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary.
 """
@@ -19,6 +20,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
+
+# (rows, width), by rising width: L tokens lie in these rows one after the other, first those of the narrowest.
+Layout = tuple[tuple[int, int], ...]
 
 MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
 
@@ -76,6 +80,15 @@ def attention_mask(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
     return jnp.where(same, 0.0, MASKED)
 
 
+def in_rows(x_BxL: Array, layout: Layout) -> list[Array]:
+    """The tokens of each kind of row, [B * rows, width, ...]; nothing moves between the B."""
+    parts, first = [], 0
+    for rows, width in layout:
+        parts.append(x_BxL[:, first : first + rows * width].reshape(-1, width, *x_BxL.shape[2:]))
+        first += rows * width
+    return parts
+
+
 def attend(
     query_BxLxHxd: Array, key_BxLxHxd: Array, value_BxLxHxd: Array, mask: Array, seeds: Array | None, rate: float
 ) -> Array:
@@ -116,18 +129,23 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, mask: Array, seeds: Array | None, site: int) -> Array:
+    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: int) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
 
-        def heads(name: str) -> Array:
-            return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
+        def heads(name: str) -> list[Array]:
+            x_BxLxHxd = _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
+            return in_rows(x_BxLxHxd, layout)
 
         def at(k: int) -> Any:
             return None if seeds is None else drop.at_site(seeds, site + k)
 
-        mixed = attend(heads("query"), heads("key"), heads("value"), mask, at(0), c.attention_dropout)
-        out = _dense(D, c, self.dtype, "output")(mixed.reshape(B, L, D))
+        dropped = [None] * len(layout) if seeds is None else in_rows(at(0), layout)
+        mixed = [
+            attend(*parts, c.attention_dropout).reshape(B, -1, D)
+            for parts in zip(heads("query"), heads("key"), heads("value"), masks, dropped, strict=True)
+        ]
+        out = _dense(D, c, self.dtype, "output")(jnp.concatenate(mixed, axis=1))
         if seeds is not None and c.hidden_dropout > 0:
             out = drop.drop_features(out, at(1), c.hidden_dropout)
         return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
@@ -156,8 +174,8 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, mask: Array, seeds: Array | None, site: int) -> Array:
-        x_BxLxD = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, mask, seeds, site)
+    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: int) -> Array:
+        x_BxLxD = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, masks, layout, seeds, site)
         return FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
 
 
@@ -177,6 +195,7 @@ class Encoder(nn.Module):
         dropout_seed: UInt[Array, ""] | None = None,
         all_hidden: bool = False,
         layers: int | None = None,
+        layout: Layout | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer.
 
@@ -188,8 +207,10 @@ class Encoder(nn.Module):
           dropout_seed: switches dropout on; a new word each step.
           all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
           layers: run only so many of the blocks (the rest need no parameters then).
+          layout: the L tokens are rows of several widths, one after the other; None: each of the B is one row.
         """
-        mask = attention_mask(segments)
+        layout = layout or ((1, ids.shape[1]),)
+        masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
         x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
         if seeds is not None and self.config.hidden_dropout > 0:
@@ -197,7 +218,7 @@ class Encoder(nn.Module):
         states = [x.astype(self.dtype)]
         for i in range(self.config.num_layers if layers is None else layers):
             block = Block(self.config, self.dtype, name=f"layer_{i}")
-            states.append(block(states[-1], mask, seeds, 1 + 3 * i))
+            states.append(block(states[-1], masks, layout, seeds, 1 + 3 * i))
         return tuple(states) if all_hidden else states[-1]
 
 

@@ -44,7 +44,7 @@ def reinitialise(
 @functools.partial(jax.jit, static_argnums=0)
 def _draw(config: EncoderConfig, key: jax.Array) -> Any:
     x = jnp.zeros((1, 1, config.hidden_size))
-    return Block(config, jnp.float32).init(key, x, jnp.zeros((1, 1, 1, 1)), None, 0)["params"]
+    return Block(config, jnp.float32).init(key, x, [jnp.zeros((1, 1, 1, 1))], ((1, 1),), None, 0)["params"]
 
 
 def relative_distance(before: Any, after: Any) -> float:

@@ -94,26 +94,83 @@ def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens():
     assert min(longest) > np.quantile(lengths.sum(axis=1), 0.95)
 
 
-@given(st.lists(st.integers(0, 64), min_size=1, max_size=80))
-@settings(max_examples=60, deadline=None)
-def test_packed_sequences_never_overlap_nor_cross_a_row(lengths):
-    starts, rows = packing.pack(np.array(lengths), 64)
-    taken = np.zeros(max(rows, 1) * 64, int)
+def test_each_share_gets_one_of_every_stratum_and_about_as_many_tokens():
+    rng = np.random.default_rng(2)
+    sizes = np.sort(np.minimum(rng.lognormal(3.8, 0.5, 32 * 100), 120).astype(int))
+    dealt = plan.deal(np.arange(3200).reshape(32, 100), sizes)
+    assert np.array_equal(np.sort(dealt.reshape(-1)), np.arange(3200))
+    assert np.array_equal(dealt // 100, np.tile(np.arange(32), (100, 1)))
+    assert np.ptp(sizes[dealt].sum(axis=1)) < sizes[dealt].sum(axis=1).mean() / 100
+
+
+def test_coins_are_fair_one_by_one_and_balance_each_share():
+    rng = np.random.default_rng(3)
+    difference = rng.normal(0, 10, (8, 32)).astype(int)
+    tossed = np.stack([plan.toss(difference, np.random.default_rng(seed)) for seed in range(400)])
+    assert np.abs(tossed.mean(axis=0) - 0.5).max() < 4.5 * 0.5 / np.sqrt(400)
+    total = np.where(tossed, difference, -difference).sum(axis=2)
+    assert np.abs(total).max() < np.abs(difference).max()
+    equal = plan.toss(np.zeros((50, 32), int), rng)  # coins of their own: no share falls on one side
+    assert equal.any(axis=1).all() and not equal.all(axis=1).any()
+
+
+def lengths_in_rows(draw_layout):
+    """Lengths that a layout has room for by their sum, and the layout."""
+    return draw_layout.flatmap(
+        lambda layout: st.tuples(st.lists(st.integers(0, max(w for _, w in layout)), max_size=60), st.just(layout))
+    )
+
+
+LAYOUTS = st.lists(st.integers(1, 9), min_size=1, max_size=3).map(
+    lambda rows: tuple(zip(rows, (16, 32, 64), strict=False))
+)
+
+
+@given(lengths_in_rows(LAYOUTS))
+@settings(max_examples=150, deadline=None)
+def test_packed_sequences_never_overlap_nor_cross_a_row(drawn):
+    lengths, layout = drawn
+    starts = packing.pack(np.array(lengths, int), layout)
+    row_of = np.repeat(np.arange(sum(r for r, _ in layout)), np.concatenate([[w] * r for r, w in layout]))
+    if starts is None:
+        assert 2 * sum(lengths) > packing.places(layout) or max(lengths) > max(w for _, w in layout[-1:]) / 2
+        return
+    taken = np.zeros(packing.places(layout), int)
     for start, n in zip(starts, lengths, strict=True):
         if n:
-            assert start // 64 == (start + n - 1) // 64
+            assert row_of[start] == row_of[start + n - 1]
             taken[start : start + n] += 1
     assert taken.max(initial=0) <= 1
-    assert rows <= 11 / 9 * -(-sum(lengths) // 64) + 1 or rows <= 2 * -(-sum(lengths) // 64)
 
 
-def test_pack_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match="65 tokens"):
-        packing.pack(np.array([65]), 64)
+@pytest.mark.parametrize(
+    ("lengths", "rows"), [([2, 5, 4, 6, 3, 4], 2), ([4, 5, 6, 3, 5, 5, 3, 3], 3), ([11, 3, 4, 6, 4, 5, 6, 3, 5], 4)]
+)
+def test_other_orders_find_fits_that_the_first_does_not(lengths, rows, monkeypatch):
+    """Rows of 12 with no place or almost none to spare."""
+    assert packing.pack(np.array(lengths), ((rows, 12),)) is not None
+    monkeypatch.setattr(packing, "ATTEMPTS", 1)
+    assert packing.pack(np.array(lengths), ((rows, 12),)) is None
 
 
-def test_ladder_gives_the_first_shape_that_holds_the_need():
-    ladder = packing.Ladder(packing.Shape(32, 8, 100))
-    assert ladder.smallest(packing.Shape(32, 8, 100)) == ladder.base
-    assert ladder.smallest(packing.Shape(33, 1, 1)) == packing.Shape(34, 9, 107)
-    assert ladder.smallest(packing.Shape(1, 20, 1)) == ladder.at(12)
+def test_the_layout_holds_every_batch_and_is_nearly_full():
+    rng = np.random.default_rng(4)
+    batches = [np.clip(rng.lognormal(3.5, 0.5, 64), 5, 200).astype(int) for _ in range(20)]
+    layout = packing.find_layout(batches, packing.widths_for(256))
+    assert [w for _, w in layout] == [64, 128, 256]
+    assert all(packing.pack(lengths, layout) is not None for lengths in batches)
+    assert packing.places(layout) < 1.05 * max(lengths.sum() for lengths in batches)
+    assert packing.find_layout([np.zeros(0, int)], [64]) == ((1, 64),)
+    with pytest.raises(ValueError, match="257 tokens"):
+        packing.find_layout([np.array([257])], [64, 256])
+
+
+@pytest.mark.parametrize(("longest", "widths"), [(256, [64, 128, 256]), (192, [96, 192]), (25, [25]), (512, None)])
+def test_widths_are_halves_down_to_the_narrowest(longest, widths):
+    assert packing.widths_for(longest) == (widths or [64, 128, 256, 512])
+
+
+def test_the_ladder_rises_in_every_size():
+    ladder = packing.Ladder(packing.Shape(((32, 64), (3, 128)), ((8, 64),), 100))
+    assert ladder.at(0) == ladder.base
+    assert ladder.at(2) == packing.Shape(((34, 64), (5, 128)), ((10, 64),), 108)

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from ppa_jax.data import packing
 from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
@@ -50,6 +51,14 @@ class Setting:
     state: align.State
     step: object
     mesh: object
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rows_of_several_widths():
+    """Of 8, 16 and 32 tokens, in the small as 64, 128 and 256 are in a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "NARROWEST", 8)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +197,10 @@ def test_three_steps_equal_pytorch(make, params, tmp_path):
         labels = np.full(batch.rows.ids[0, 0].size, -100)
         used = np.asarray(masked.weights) == 1
         labels[np.asarray(masked.at)[used]] = np.asarray(masked.labels)[used]
-        corrupted = flat(batch.rows)._replace(ids=np.asarray(masked.ids))
+        corrupted = dataclasses.replace(flat(batch.rows), ids=np.asarray(masked.ids))
         numbers = [BATCH + n for n in range(BATCH)]
         ids, mask = pad([unpack(corrupted, n) for n in numbers])
-        wanted, _ = pad([(unpack(corrupted._replace(ids=labels), n)) for n in numbers])
+        wanted, _ = pad([(unpack(dataclasses.replace(corrupted, ids=labels), n)) for n in numbers])
         wanted[mask == 0] = -100
         tlm = F.cross_entropy(query(ids, mask).logits.flatten(0, 1), wanted.flatten(), ignore_index=-100)
 
@@ -359,6 +368,18 @@ def test_the_key_side_follows_and_the_queue_holds_its_keys(make):
     )  # there was something to follow
     np.testing.assert_allclose(np.linalg.norm(state.queue.keys[0], axis=-1), 1, atol=1e-5)
     assert not np.any(state.queue.keys[1])
+
+
+def test_the_widths_of_rows_change_nothing(make, monkeypatch):
+    several = make(2)
+    assert len(several.batches.ladder.base.query) > 1
+    monkeypatch.setattr(packing, "widths_for", lambda longest: [longest])
+    one = make(2)
+    assert len(one.batches.ladder.base.query) == 1
+    (a, losses), (b, wanted) = run(several, 2), run(one, 2)
+    for name in wanted[1]:
+        assert losses[1][name] == pytest.approx(wanted[1][name], rel=1e-5, abs=1e-6), name
+    assert largest_difference(a.params, b.params) < 1e-4
 
 
 def test_batches_say_what_the_plan_says(make, number_pairs):
