@@ -36,7 +36,7 @@ def get_config(mode: str = "") -> Any:
             drop_duplicates=False,  # keep the first of equal pairs of a source
             temperature=1.0,  # T: a language pair is drawn with probability ~ n**(1/T)
             shuffle_sides=True,  # random input shuffling: which side comes first, and feeds the query encoder
-            row_length=0,  # tokens of a packed row; 0: the longest sequence, rounded up to a multiple of 64
+            row_length=0,  # tokens of the widest packed rows; 0: the longest sequence, rounded up to a multiple of 64
             cache="",  # where corpora are prepared once; empty: ~/.cache/ppa_jax
             workers=0,  # processes that make batches; 0: threads of this one
         ),
