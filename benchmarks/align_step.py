@@ -149,7 +149,7 @@ def main() -> None:
     compile_s = 0.0
     seconds, metrics = [], {}
     for t, batch in enumerate(made):
-        shape = tuple(x.shape for x in jax.tree.leaves(batch))
+        shape = jax.tree.structure(batch), *(x.shape for x in jax.tree.leaves(batch))
         on_device = mesh.put_batch(batch, devices)
         if shape not in compiled:
             start = time.perf_counter()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
-from ppa_jax.model.bert import Layout
+if TYPE_CHECKING:
+    from ppa_jax.model.bert import Layout
 
 ATTEMPTS = 8  # at packing; each of the later ones helps in about a third of the cases
+FEW = 256  # sequences; more of them leave no gaps that another order would fill
 NARROWEST = 64  # narrower rows cost as much on a TPU, and few sentences fill them
 
 
@@ -56,7 +59,7 @@ def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
     if lengths.sum() > places(layout):
         return None
     order = np.argsort(-lengths, kind="stable")
-    for attempt in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS if len(lengths) <= FEW else 1):
         if attempt:
             noise = np.random.default_rng(attempt).random(len(lengths))
             order = np.argsort(-lengths * (1 + 0.6 * noise), kind="stable")
@@ -102,7 +105,7 @@ def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
     """A layout that holds each of `batches` (the lengths of its sequences) with little padding in narrow rows.
 
     Many narrow rows leave gaps that no sequence fills, so ever more of them are joined to wider ones; each time all
-    that can go is left out, and the cheapest is taken.
+    that can go is left out, until that no longer makes it cheaper.
 
     Raises ValueError for a sequence longer than the widest row.
     """
@@ -121,8 +124,8 @@ def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
 
     def shrink(rows: list[int]) -> list[int]:
         for i in range(len(widths)):  # the narrow first: they were what the wide ones took over
-            while rows[i] and holds(fewer := [*rows[:i], rows[i] - 1, *rows[i + 1 :]]):
-                rows = fewer
+            least = bisect.bisect_left(range(rows[i]), True, key=lambda r: holds([*rows[:i], r, *rows[i + 1 :]]))
+            rows = [*rows[:i], least, *rows[i + 1 :]]
         return rows
 
     def cost(rows: list[int]) -> float:
@@ -135,15 +138,25 @@ def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
         rows = [r + 1 for r in rows]
     best = shrink(rows)
     for i in range(len(widths) - 1):
-        rows, joined = best, 1
-        while 2 * joined <= rows[i]:
-            tried = list(rows)
-            tried[i], tried[i + 1] = rows[i] - 2 * joined, rows[i + 1] + joined
-            while not holds(tried):
-                tried[i] += 1
-            best = min(best, shrink(tried), key=cost)
+        rows, joined, worse = best, 1, 0
+        while 2 * joined <= rows[i] and worse < 4:
+            tried = shrink([r + joined * (k == i + 1) for k, r in enumerate(rows)])
+            best, worse = (tried, 0) if cost(tried) < cost(best) else (best, worse + 1)
             joined += -(-joined // 4)
     return as_layout(best, widths)
+
+
+def extend(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float) -> Layout:
+    """Adds rows, of each width in turn, until all blocks fit in at least this share of the batches."""
+    rows = dict.fromkeys(sorted(widths), 0) | {width: rows for rows, width in layout}
+    failing = list(batches)
+    for width in itertools.cycle(sorted(widths)):
+        layout = as_layout(list(rows.values()), list(rows))
+        failing = [blocks for blocks in failing if any(pack(lengths, layout) is None for lengths in blocks)]
+        if len(failing) <= (1 - share) * len(batches):
+            return layout
+        rows[width] += 1 + rows[width] // 256
+    raise AssertionError("a cycle has no end")
 
 
 def _rows_as_needed(batches: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
@@ -180,21 +193,29 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Shapes from the usual one upwards, in steps of a thirty-second: a batch takes the first that holds it.
+    """Shapes from the usual one upwards: a batch takes the first that holds it.
 
-    The base holds the batches of the plan's first window; as every window is dealt out evenly, nearly all batches have
-    it, and the step is compiled once or twice in a run.
+    Every step adds a thirty-second of the places, but at least a row, in rows that hold the longest sequence there can
+    be: so there is a shape for any batch.
+
+    Attributes:
+      base: the shape that is to hold nearly all batches; the step is then compiled once or twice in a run.
+      query_width: of the widest row of queries and TLM sequences.
+      key_width: of the widest row of keys.
     """
 
     base: Shape
+    query_width: int
+    key_width: int
 
     def at(self, level: int) -> Shape:
         """The shape of a level, from 0."""
 
-        def more(size: int) -> int:
-            return size + level * -(-size // 32)
+        def higher(layout: Layout, width: int) -> Layout:
+            rows = {w: r for r, w in layout}
+            rows[width] = rows.get(width, 0) + level * max(1, places(layout) // (32 * width))
+            return tuple((r, w) for w, r in sorted(rows.items()) if r)
 
-        def wider(layout: Layout) -> Layout:
-            return tuple((more(rows), width) for rows, width in layout)
-
-        return Shape(wider(self.base.query), wider(self.base.key), more(self.base.slots))
+        base = self.base
+        slots = base.slots + level * -(-base.slots // 32)
+        return Shape(higher(base.query, self.query_width), higher(base.key, self.key_width), slots)

@@ -9,9 +9,11 @@ Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequen
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +24,9 @@ from ppa_jax.data.packing import Ladder, Rows, Shape
 from ppa_jax.data.plan import WINDOW, BatchPlan, Plan
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
-SAMPLE = 4096  # pairs whose packing the base of the ladder is tried on
+SEARCHED = 8192  # sequences of the blocks that the base of the ladder is found for
+TRIED = 65_536  # pairs of the batches that it is then extended to hold
+NEARLY_ALL = 0.98  # of them
 
 
 class Places(NamedTuple):
@@ -109,17 +113,25 @@ class PairBatches:
 
     def __post_init__(self) -> None:
         self.own_shards = self.own_shards or range(self.shards)
-        needs = [need for step in range(WINDOW) for row in self._needs(self.plan.batch(step)) for need in row]
-        some = needs[:: -(-len(needs) // max(16, SAMPLE // self.plan.batch_size * self.shards * self.accumulate))]
         widths = packing.widths_for(self.row_length)
-        self.ladder = Ladder(
-            Shape(
-                query=packing.find_layout([need.encoded for need in some], widths),
-                key=packing.find_layout([need.key for need in some], widths),
-                # A shard without any slot still needs arrays of at least one.
-                slots=max(1, *(int(need.counts.sum()) for need in needs)),
-            )
-        )
+        key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
+        steps = range(0, WINDOW, max(1, WINDOW * self.plan.batch_size // TRIED))
+        tried = [self._needs(self.plan.batch(step)) for step in steps]
+        blocks = [need for needs in tried for row in needs for need in row]
+        # Drawn, not every n-th: blocks of one shard hold the same strata of length.
+        few = np.random.default_rng(0).permutation(len(blocks))[: max(4, SEARCHED // len(blocks[0].encoded))]
+
+        def layout(which: Callable[[Need], np.ndarray], widths: list[int]) -> packing.Layout:
+            found = packing.find_layout([which(blocks[i]) for i in few], widths)
+            # These few spoke for a block; a batch must fit with all of its blocks.
+            batches = [[which(need) for row in needs for need in row] for needs in tried]
+            return packing.extend(found, batches, widths, NEARLY_ALL)
+
+        query = layout(lambda need: need.encoded, widths)
+        key = layout(lambda need: need.key, key_widths)
+        # A shard without any slot still needs arrays of at least one.
+        slots = max(1, *(int(need.counts.sum()) for need in blocks))
+        self.ladder = Ladder(Shape(query, key, slots), widths[-1], key_widths[-1])
 
     def _needs(self, plan: BatchPlan) -> list[list[Need]]:
         """Of every block, [A][S], from the lengths alone."""
@@ -127,15 +139,15 @@ class PairBatches:
         lengths, joint = plan.lengths[order], self._joint(plan)[order]  # [A, S, b, 2], [A, S, b]
         return [[self._need(lengths[a, s], joint[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
 
-    def _packed(self, needs: list[list[Need]]) -> tuple[Shape, list[list[Block]]]:
-        """The first shape of the ladder that holds all blocks, and where their sequences lie in it."""
-        level = 0
-        while True:
+    def packed(self, plan: BatchPlan) -> tuple[Shape, list[list[Block]]]:
+        """The first shape of the ladder that holds all blocks of a batch, and where their sequences lie in it."""
+        needs = [need for row in self._needs(plan) for need in row]
+        for level in itertools.count():
             shape = self.ladder.at(level)
-            blocks = [[_pack(need, shape) for need in row] for row in needs]
-            if all(block is not None for row in blocks for block in row):
-                return shape, blocks  # pyright: ignore[reportReturnType]
-            level += 1
+            blocks = _pack(needs, shape)
+            if blocks is not None:
+                return shape, [blocks[i : i + self.shards] for i in range(0, len(blocks), self.shards)]
+        raise AssertionError("the ladder has no end")
 
     def _joint(self, plan: BatchPlan) -> np.ndarray:
         """[B] bool: which pairs are one TLM sequence."""
@@ -168,7 +180,7 @@ class PairBatches:
         """The batch of `step`: this process's shards, in arrays of the ladder's shape."""
         plan = self.plan.batch(step)
         # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
-        shape, blocks = self._packed(self._needs(plan))
+        shape, blocks = self.packed(plan)
         own = self.order()[:, self.own_shards]  # [A, own shards, b]
         texts = self._texts(plan, own.reshape(-1))
         tokens = self._tokens(plan, own.reshape(-1), texts)
@@ -275,12 +287,18 @@ class PairBatches:
         return iter(batches)
 
 
-def _pack(need: Need, shape: Shape) -> Block | None:
-    """Where a block's sequences lie in a shape; None if it does not hold them."""
-    starts, key = packing.pack(need.encoded, shape.query), packing.pack(need.key, shape.key)
-    if starts is None or key is None or need.counts.sum() > shape.slots:
+def _pack(needs: list[Need], shape: Shape) -> list[Block] | None:
+    """Where the sequences of each block lie in a shape; None if it does not hold one of them."""
+    if any(need.counts.sum() > shape.slots for need in needs):
         return None
-    return Block(starts[: len(need.query)], starts[len(need.query) :], key, need.counts)
+    blocks = []
+    for need in needs:
+        starts = packing.pack(need.encoded, shape.query)
+        key = None if starts is None else packing.pack(need.key, shape.key)
+        if starts is None or key is None:
+            return None
+        blocks.append(Block(starts[: len(need.query)], starts[len(need.query) :], key, need.counts))
+    return blocks
 
 
 def _int32(*arrays: Any) -> list[np.ndarray]:

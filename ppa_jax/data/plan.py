@@ -6,10 +6,10 @@ Every process computes the same plan, for any number of devices; the position in
   window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
 - Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
 - Within a window the pairs are sorted by length and dealt out like cards, one of each length stratum to every share of
-  a batch (up to `SHARE` pairs), the longest to the share that has the fewest tokens so far: shares hold all lengths
-  (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of one static
-  shape be full. Devices and accumulation steps get whole shares, or contiguous parts of one, in which the order
-  spreads the lengths.
+  a batch (32 pairs where that divides it), the longest to the share that has the fewest tokens so far. Shares hold all
+  lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of one
+  static shape be full. Devices and accumulation steps get contiguous parts of a batch: whole shares as a rule, or parts
+  of one, in which the order spreads the lengths.
 - Which sentence comes first is a fair coin for every pair; the coins of a share are tossed together, so that its first
   sentences have about as many tokens as its second.
 """
@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 WINDOW = 256  # batches
-SHARE = 32  # pairs, the smallest share of a batch that is dealt to evenly
+VERSION = 2  # of what a batch of a step holds: a run does not go on with another one
 
 
 class BatchPlan(NamedTuple):
@@ -66,6 +65,12 @@ def spread(n: int) -> np.ndarray:
     for b in range(bits):
         reversed_bits |= ((ranks >> b) & 1) << (bits - 1 - b)
     return reversed_bits[reversed_bits < n]
+
+
+def share_of(batch_size: int) -> int:
+    """Pairs of a share: the largest divisor up to 32 or, where that is small, the whole batch."""
+    divisor = max(n for n in range(1, 33) if batch_size % n == 0)
+    return divisor if divisor >= 8 else batch_size
 
 
 def deal(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -166,7 +171,7 @@ class Plan:
         random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window)))
         # Ties in length are broken at random, or a window of equal lengths would be dealt out by language.
         by_length = np.lexsort((random.random(len(index)), lengths.sum(axis=1)))
-        share = math.gcd(self.batch_size, SHARE)
+        share = share_of(self.batch_size)
         dealt = deal(by_length.reshape(share, -1), lengths.sum(axis=1))[random.permutation(len(index) // share)]
         dealt = dealt[:, spread(share)].reshape(-1, share)
         swap = toss(lengths[dealt, 1] - lengths[dealt, 0], random)

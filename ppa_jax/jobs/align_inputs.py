@@ -30,7 +30,7 @@ from ppa_jax.data.dictionaries import (
     word_pairs,
 )
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import Plan
+from ppa_jax.data.plan import VERSION, Plan
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
@@ -339,6 +339,7 @@ def check_identity(
     content: dict[str, Any] = {
         "model": zlib.crc32(np.ascontiguousarray(words).data),
         "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
+        "batches": VERSION,
     }
     if dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries}

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppa_jax.data import packing, plan
+from ppa_jax.data.pairs import PairBatches
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31))
@@ -83,12 +84,13 @@ def test_sides_are_swapped_at_random_with_their_lengths():
     assert not any(fixed.batch(step).swap.any() for step in range(8))
 
 
-def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens():
+@pytest.mark.parametrize("batch", [32, 25, 50, 63])
+def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens(batch):
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.lognormal(3.1, 0.55, (20000, 2)), 3, 120).astype(int)
-    p = plan.Plan([lengths], 32, 0)
+    p = plan.Plan([lengths], batch, 0)
     totals = np.array([p.batch(step).lengths.sum() for step in range(plan.WINDOW)])
-    drawn = lengths[rng.integers(0, 20000, (plan.WINDOW, 32))].sum(axis=(1, 2))
+    drawn = lengths[rng.integers(0, 20000, (plan.WINDOW, batch))].sum(axis=(1, 2))
     assert totals.std() < drawn.std() / 5
     longest = [p.batch(step).lengths.sum(axis=1).max() for step in range(plan.WINDOW)]
     assert min(longest) > np.quantile(lengths.sum(axis=1), 0.95)
@@ -133,7 +135,7 @@ def test_packed_sequences_never_overlap_nor_cross_a_row(drawn):
     starts = packing.pack(np.array(lengths, int), layout)
     row_of = np.repeat(np.arange(sum(r for r, _ in layout)), np.concatenate([[w] * r for r, w in layout]))
     if starts is None:
-        assert 2 * sum(lengths) > packing.places(layout) or max(lengths) > max(w for _, w in layout[-1:]) / 2
+        assert 2 * sum(lengths) > packing.places(layout) or max(lengths) > layout[-1][1] / 2
         return
     taken = np.zeros(packing.places(layout), int)
     for start, n in zip(starts, lengths, strict=True):
@@ -170,7 +172,73 @@ def test_widths_are_halves_down_to_the_narrowest(longest, widths):
     assert packing.widths_for(longest) == (widths or [64, 128, 256, 512])
 
 
-def test_the_ladder_rises_in_every_size():
-    ladder = packing.Ladder(packing.Shape(((32, 64), (3, 128)), ((8, 64),), 100))
+def test_a_layout_is_extended_until_whole_batches_fit():
+    """Of four batches of two blocks, one may fail."""
+    blocks = [[np.array([30, 30]), np.array([30] * n)] for n in (2, 3, 4, 9)]
+    layout = packing.extend(((1, 64),), blocks, [64, 128], 0.75)
+    assert [all(packing.pack(x, layout) is not None for x in batch) for batch in blocks] == [True, True, True, False]
+    long = packing.extend(((1, 64),), [[np.array([100])]], [64, 128], 1.0)
+    assert packing.pack(np.array([100]), long) is not None
+
+
+def test_the_ladder_rises_in_rows_that_hold_the_longest():
+    ladder = packing.Ladder(packing.Shape(((64, 64), (3, 128)), ((8, 64),), 100), query_width=256, key_width=128)
     assert ladder.at(0) == ladder.base
-    assert ladder.at(2) == packing.Shape(((34, 64), (5, 128)), ((10, 64),), 108)
+    assert ladder.at(2) == packing.Shape(((64, 64), (3, 128), (2, 256)), ((8, 64), (2, 128)), 108)
+    many = packing.Ladder(packing.Shape(((640, 64),), ((64, 64),), 1), 64, 64)
+    assert many.at(1) == packing.Shape(((660, 64),), ((66, 64),), 2)
+
+
+class Words:
+    """A corpus of given lengths, and its tokenizer."""
+
+    languages = ("a", "b")
+    cls_id, sep_id, pad_id = 1, 2, 0
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def read(self, indices):
+        return [(" ".join("x" * n for n in self.lengths[i][:1]), str(i)) for i in indices]
+
+
+@pytest.mark.parametrize("shards", [1, 8])
+def test_a_batch_with_longer_sentences_than_any_before_has_a_shape(shards):
+    """The first window holds short pairs only: no row is wide. The long pair comes later, and must not wait forever."""
+    lengths = np.full((40_000, 2), 8)
+    alone = plan.Plan([lengths], 32, 0)
+    late = next(i for i in range(len(lengths)) if not any(i in alone.batch(t).index for t in range(plan.WINDOW)))
+    lengths[late] = 10, 100
+    corpus = Words(lengths)
+    batches = PairBatches(
+        [corpus], plan.Plan([lengths], 32, 0), corpus, max_length=128, row_length=256, mask_rate=0.15, shards=shards
+    )
+    assert max(width for _, width in batches.ladder.base.query) == 64
+    step = next(t for t in range(2000) if late in batches.plan.batch(t).index)
+    shape, _ = batches.packed(batches.plan.batch(step))
+    assert shape.query[-1][1] == 256 and shape.key[-1][1] == 128
+
+
+@pytest.mark.parametrize(("batch", "shards"), [(32, 1), (256, 8), (128, 1), (50, 1)])
+def test_nearly_all_batches_have_one_shape_and_little_padding(batch, shards):
+    rng = np.random.default_rng(1)
+    lengths = np.clip(rng.lognormal(3.2, 0.5, (20000, 2)), 3, 126).astype(int)
+    corpus = Words(lengths)
+    batches = PairBatches(
+        [corpus], plan.Plan([lengths], batch, 0), corpus, max_length=128, row_length=256, mask_rate=0.15, shards=shards
+    )
+    shapes, real, room = [], 0, 0
+    for step in range(0, 3 * plan.WINDOW, 16):
+        drawn = batches.plan.batch(step)
+        shapes.append(batches.packed(drawn)[0])
+        real += drawn.lengths.sum() + drawn.lengths[:, 0].sum() + 7 * batch  # query, key and TLM, 7 special tokens
+        room += shards * (packing.places(shapes[-1].query) + packing.places(shapes[-1].key))
+    real += sum(batches.plan.batch(step).lengths[:, 1].sum() for step in range(0, 3 * plan.WINDOW, 16))
+    assert real / room > 0.93
+    assert len(set(shapes)) <= 2
+    assert shapes.count(batches.ladder.base) > 0.8 * len(shapes)
+
+
+@pytest.mark.parametrize(("batch", "share"), [(256, 32), (50, 25), (33, 11), (127, 127), (96, 32), (6, 6), (1, 1)])
+def test_shares_are_the_whole_batch_where_it_has_no_good_divisor(batch, share):
+    assert plan.share_of(batch) == share
