@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ppa_jax.model.bert import Layout
 
 ATTEMPTS = 8  # at packing; each of the later ones helps in about a third of the cases
+SEARCHED = 8192  # sequences of the blocks that a layout is made for
 FEW = 256  # sequences; more of them leave no gaps that another order would fill
 NARROWEST = 64  # narrower rows cost as much on a TPU, and few sentences fill them
 
@@ -101,24 +102,48 @@ def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, layou
     return Rows(ids, positions, segments, layout)
 
 
-def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
-    """A layout that holds each of `batches` (the lengths of its sequences) with little padding in narrow rows.
+def find_layout(batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float = 0.98) -> Layout:
+    """A layout that holds all blocks of nearly all batches, this share of them, with little padding in narrow rows.
 
-    Many narrow rows leave gaps that no sequence fills, so ever more of them are joined to wider ones; each time all
-    that can go is left out, until that no longer makes it cheaper.
+    Args:
+      batches: of each, the lengths of the sequences in its blocks.
+      widths: that rows may have.
+      share: of the batches.
 
     Raises ValueError for a sequence longer than the widest row.
     """
+    blocks = [lengths for batch in batches for lengths in batch]
+    if (longest := max(int(np.max(lengths, initial=0)) for lengths in blocks)) > max(widths):
+        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {max(widths)}")
+    # A few blocks make the layout. Drawn, not every n-th: blocks of one shard hold the same strata of length.
+    few = [
+        blocks[i]
+        for i in np.random.default_rng(0).permutation(len(blocks))[: max(4, SEARCHED // max(1, len(blocks[0])))]
+    ]
+    layout = _tightest(few, widths)
+    for _ in range(3):  # those that do not fit it have their say
+        failing = [lengths for lengths in blocks if pack(lengths, layout) is None]
+        if len(failing) <= (1 - share) * len(batches):
+            break
+        few += failing[: len(few)]
+        layout = _tightest(few, widths)
+    return _extended(layout, batches, widths, share)
+
+
+def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
+    """A layout that holds these blocks and is cheap.
+
+    Many narrow rows leave gaps that no sequence fills, so ever more of them are joined to wider ones; each time all
+    that can go is left out, until that no longer makes it cheaper.
+    """
     widths = sorted(widths)
-    if (longest := max(int(np.max(lengths, initial=0)) for lengths in batches)) > widths[-1]:
-        raise ValueError(f"a sequence of {longest} tokens does not fit a row of {widths[-1]}")
-    batches = sorted(batches, key=lambda lengths: -int(np.sum(lengths)))
+    blocks = sorted(blocks, key=lambda lengths: -int(np.sum(lengths)))
 
     def holds(rows: list[int]) -> bool:
         layout = as_layout(rows, widths)
-        for i, lengths in enumerate(batches):
+        for i, lengths in enumerate(blocks):
             if pack(lengths, layout) is None:
-                batches.insert(0, batches.pop(i))  # the hard ones first
+                blocks.insert(0, blocks.pop(i))  # the hard ones first
                 return False
         return True
 
@@ -133,21 +158,21 @@ def find_layout(batches: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
         # model of width 384 on a CPU (measured), at 1,000 or more in the usual models.
         return sum(r * w * (1 + w / 1024) for r, w in zip(rows, widths, strict=True))
 
-    rows = _rows_as_needed(batches, widths)
+    rows = _rows_as_needed(blocks, widths)
     while not holds(rows):
         rows = [r + 1 for r in rows]
     best = shrink(rows)
     for i in range(len(widths) - 1):
         rows, joined, worse = best, 1, 0
-        while 2 * joined <= rows[i] and worse < 4:
+        while 2 * joined <= rows[i] and worse < 6:
             tried = shrink([r + joined * (k == i + 1) for k, r in enumerate(rows)])
             best, worse = (tried, 0) if cost(tried) < cost(best) else (best, worse + 1)
             joined += -(-joined // 4)
     return as_layout(best, widths)
 
 
-def extend(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float) -> Layout:
-    """Adds rows, of each width in turn, until all blocks fit in at least this share of the batches."""
+def _extended(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float) -> Layout:
+    """Rows added, of each width in turn, until all blocks fit in at least this share of the batches."""
     rows = dict.fromkeys(sorted(widths), 0) | {width: rows for rows, width in layout}
     failing = list(batches)
     for width in itertools.cycle(sorted(widths)):
@@ -159,10 +184,10 @@ def extend(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequ
     raise AssertionError("a cycle has no end")
 
 
-def _rows_as_needed(batches: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
-    """The most rows of each width that a batch takes when each sequence which fits nowhere opens its narrowest row."""
+def _rows_as_needed(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
+    """The most rows of each width that a block takes when each sequence which fits nowhere opens its narrowest row."""
     most = np.zeros(len(widths), int)
-    for lengths in batches:
+    for lengths in blocks:
         rows, room = np.zeros(len(widths), int), []
         for n in sorted(map(int, lengths), reverse=True):
             place = bisect.bisect_left(room, n)

@@ -13,7 +13,7 @@ import bisect
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,7 @@ from ppa_jax.data.packing import Ladder, Rows, Shape
 from ppa_jax.data.plan import WINDOW, BatchPlan, Plan
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
-SEARCHED = 8192  # sequences of the blocks that the base of the ladder is found for
-TRIED = 65_536  # pairs of the batches that it is then extended to hold
-NEARLY_ALL = 0.98  # of them
+TRIED = 65_536  # pairs of the batches that the base of the ladder is made for
 
 
 class Places(NamedTuple):
@@ -117,21 +115,14 @@ class PairBatches:
         key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
         steps = range(0, WINDOW, max(1, WINDOW * self.plan.batch_size // TRIED))
         tried = [self._needs(self.plan.batch(step)) for step in steps]
-        blocks = [need for needs in tried for row in needs for need in row]
-        # Drawn, not every n-th: blocks of one shard hold the same strata of length.
-        few = np.random.default_rng(0).permutation(len(blocks))[: max(4, SEARCHED // len(blocks[0].encoded))]
-
-        def layout(which: Callable[[Need], np.ndarray], widths: list[int]) -> packing.Layout:
-            found = packing.find_layout([which(blocks[i]) for i in few], widths)
-            # These few spoke for a block; a batch must fit with all of its blocks.
-            batches = [[which(need) for row in needs for need in row] for needs in tried]
-            return packing.extend(found, batches, widths, NEARLY_ALL)
-
-        query = layout(lambda need: need.encoded, widths)
-        key = layout(lambda need: need.key, key_widths)
-        # A shard without any slot still needs arrays of at least one.
-        slots = max(1, *(int(need.counts.sum()) for need in blocks))
-        self.ladder = Ladder(Shape(query, key, slots), widths[-1], key_widths[-1])
+        batches = [[need for row in needs for need in row] for needs in tried]
+        base = Shape(
+            query=packing.find_layout([[need.encoded for need in blocks] for blocks in batches], widths),
+            key=packing.find_layout([[need.key for need in blocks] for blocks in batches], key_widths),
+            # A shard without any slot still needs arrays of at least one.
+            slots=max(1, *(int(need.counts.sum()) for blocks in batches for need in blocks)),
+        )
+        self.ladder = Ladder(base, widths[-1], key_widths[-1])
 
     def _needs(self, plan: BatchPlan) -> list[list[Need]]:
         """Of every block, [A][S], from the lengths alone."""
