@@ -116,10 +116,8 @@ def find_layout(batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], 
     if (longest := max(int(np.max(lengths, initial=0)) for lengths in blocks)) > max(widths):
         raise ValueError(f"a sequence of {longest} tokens does not fit a row of {max(widths)}")
     # A few blocks make the layout. Drawn, not every n-th: blocks of one shard hold the same strata of length.
-    few = [
-        blocks[i]
-        for i in np.random.default_rng(0).permutation(len(blocks))[: max(4, SEARCHED // max(1, len(blocks[0])))]
-    ]
+    drawn = np.random.default_rng(0).permutation(len(blocks))
+    few = [blocks[i] for i in drawn[: max(4, SEARCHED // max(1, len(blocks[0])))]]
     layout = _tightest(few, widths)
     for _ in range(3):  # those that do not fit it have their say
         failing = [lengths for lengths in blocks if pack(lengths, layout) is None]
