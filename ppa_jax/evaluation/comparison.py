@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ppa_jax import markdown
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.plots import Bars, LayerCurves
-from ppa_jax.evaluation.scores import Record, Score, difference
+from ppa_jax.evaluation.scores import Record, Score, difference, draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +79,7 @@ def main_place(depth: int) -> Request:
 
 def records_of(models: Models) -> list[Record]:
     """The records of scores.json. The runs of a model that has several are called NAME/1, NAME/2, ..."""
+    draw(score for measured in models.values() for scores in (measured.scores, *measured.runs) for score in scores)
     records = []
     for name, measured in models.items():
         records += [score.record(name) for score in measured.scores]

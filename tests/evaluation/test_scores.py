@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.scores import Score, difference, keep, kept, mean_over_languages, over_runs, per_item
+from ppa_jax.evaluation.scores import Score, difference, draw, keep, kept, mean_over_languages, over_runs, per_item
 
 
 def score(*groups, **changes):
@@ -113,6 +113,31 @@ def test_several_trainings_are_one_model_with_a_spread():
     record = difference(mean, runs[0][0], "all", "first")
     assert record["value"] == pytest.approx(mean.value - runs[0][0].value, abs=1e-3) and record["low"] is not None
     assert over_runs([runs[0], [score(per_item(np.ones(3)), language="mean")]]) == [], "not of the same items"
+
+
+def test_draws_of_many_scores_are_those_of_each():
+    rng = np.random.default_rng(1)
+
+    def some():
+        german, french = (per_item(rng.random(n) < 0.4) for n in (40, 30))
+        f1 = rng.integers(0, 3, 40), rng.integers(0, 5, 40)
+        runs = [
+            [score(x, language="de"), score(x, y, language="mean")] for x, y in ((german, french), (french, german))
+        ]
+        return [
+            *runs[0], *over_runs([runs[0], runs[0]]), score(f1), score(german, german, shared_items=True),
+            score(per_item(rng.random(5)), batches=True), score(per_item(np.ones(1))),
+        ]  # fmt: skip
+
+    state = rng.bit_generator.state
+    alone = some()
+    rng.bit_generator.state = state
+    together = some()
+    draw(together)
+    for one, other in zip(alone[:-2], together[:-2], strict=True):
+        assert "draws" in vars(other)
+        np.testing.assert_allclose(other.draws, one.draws, rtol=1e-12)
+    assert not any("draws" in vars(other) for other in together[-2:])
 
 
 def test_kept_scores_come_back_with_their_items(tmp_path):
