@@ -62,6 +62,9 @@ class Prepared:
                 reader.close()
 
 
+_IMPORTING = threading.Lock()
+
+
 class RandomReader:
     """Random access to the records of a prepared source; safe to share between threads, not between processes.
 
@@ -96,10 +99,12 @@ def _open_shard(path: Path, buffer: int) -> Any:
 
 
 def decode(records: Iterable[bytes]) -> list[tuple[str, str]]:
-    """The two texts of each record."""
-    from tensorflow_datasets.proto import tf_example_pb2
+    """The two texts of each record. May be called by several threads at once."""
+    with _IMPORTING:
+        from tensorflow_datasets.proto import tf_example_pb2
 
-    parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+        # A lazy module, which this really imports: two threads at it, each with a half, would wait for each other.
+        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
     features = (parse(record).features.feature for record in records)
     return [(one["a"].bytes_list.value[0].decode(), one["b"].bytes_list.value[0].decode()) for one in features]
 
