@@ -89,10 +89,12 @@ def wait(process, seconds=240):
     return process.returncode, said
 
 
-def until_step(workdir, step):
-    for _ in range(3000):
+def until_step(workdir, step, processes):
+    for _ in range(2400):
         if (workdir / "metrics.jsonl").exists() and len(read_metrics(workdir)) > step:
             return
+        for process in processes:
+            assert process.poll() is None, wait(process)[1]
         time.sleep(0.1)
     raise AssertionError("the run did not come so far")
 
@@ -106,7 +108,7 @@ def test_two_processes_are_as_one(start, alone, tmp_path):
 
 def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp_path):
     processes = start(tmp_path)
-    until_step(tmp_path, 3)
+    until_step(tmp_path, 3, processes)
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         status, said = wait(process)
@@ -118,7 +120,7 @@ def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp
 
 def test_a_dead_process_ends_the_other(start, tmp_path):
     processes = start(tmp_path, **{"train.steps": 2000})
-    until_step(tmp_path, 3)
+    until_step(tmp_path, 3, processes)
     processes[1].kill()
     began = time.monotonic()
     status, said = wait(processes[0])
