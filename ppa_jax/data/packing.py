@@ -15,10 +15,10 @@ import numpy as np
 if TYPE_CHECKING:
     from ppa_jax.model.bert import Layout
 
-ATTEMPTS = 8  # at packing; each of the later ones helps in about a third of the cases
+ATTEMPTS = 8  # at packing: orders that are tried
 SEARCHED = 8192  # sequences of the blocks that a layout is made for
 FEW = 256  # sequences; more of them leave no gaps that another order would fill
-NARROWEST = 64  # narrower rows cost as much on a TPU, and few sentences fill them
+NARROWEST = 64  # few sentences would fill narrower rows
 
 
 @functools.partial(
@@ -152,13 +152,13 @@ def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
         return rows
 
     def cost(rows: list[int]) -> float:
-        # Dense layers pay by the place; what attention adds grows with the width, to as much at some 400 tokens in a
-        # model of width 384 on a CPU (measured), at 1,000 or more in the usual models.
+        # Dense layers pay by the place; what attention adds grows with the width. To as much at 1,024 tokens is a guess
+        # for the usual models; by the profile in docs/performance.md one of width 384 is there at some 400 on a CPU.
         return sum(r * w * (1 + w / 1024) for r, w in zip(rows, widths, strict=True))
 
-    rows = _rows_as_needed(blocks, widths)
-    while not holds(rows):
-        rows = [r + 1 for r in rows]
+    # Room enough: a row for every sequence, of the narrowest kind that holds it.
+    kinds = [np.bincount(np.searchsorted(widths, lengths), minlength=len(widths)) for lengths in blocks]
+    rows = np.max(kinds, axis=0).tolist()
     best = shrink(rows)
     for i in range(len(widths) - 1):
         rows, joined, worse = best, 1, 0
@@ -171,33 +171,17 @@ def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
 
 def _extended(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float) -> Layout:
     """Rows added, of each width in turn, until all blocks fit in at least this share of the batches."""
-    rows = dict.fromkeys(sorted(widths), 0) | {width: rows for rows, width in layout}
-    failing = list(batches)
-    for width in itertools.cycle(sorted(widths)):
-        layout = as_layout(list(rows.values()), list(rows))
-        failing = [blocks for blocks in failing if any(pack(lengths, layout) is None for lengths in blocks)]
-        if len(failing) <= (1 - share) * len(batches):
-            return layout
+    rows, turn = dict.fromkeys(sorted(widths), 0) | {w: r for r, w in layout}, itertools.cycle(sorted(widths))
+
+    def fails(blocks: Sequence[np.ndarray]) -> bool:
+        return any(pack(lengths, as_layout(list(rows.values()), list(rows))) is None for lengths in blocks)
+
+    failing = list(filter(fails, batches))
+    while len(failing) > (1 - share) * len(batches):
+        width = next(turn)
         rows[width] += 1 + rows[width] // 256
-    raise AssertionError("a cycle has no end")
-
-
-def _rows_as_needed(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> list[int]:
-    """The most rows of each width that a block takes when each sequence which fits nowhere opens its narrowest row."""
-    most = np.zeros(len(widths), int)
-    for lengths in blocks:
-        rows, room = np.zeros(len(widths), int), []
-        for n in sorted(map(int, lengths), reverse=True):
-            place = bisect.bisect_left(room, n)
-            if place < len(room):
-                free = room.pop(place)
-            else:
-                kind = bisect.bisect_left(widths, n)
-                rows[kind] += 1
-                free = widths[kind]
-            bisect.insort(room, free - n)
-        most = np.maximum(most, rows)
-    return most.tolist()
+        failing = list(filter(fails, failing))
+    return as_layout(list(rows.values()), list(rows))
 
 
 def as_layout(rows: Sequence[int], widths: Sequence[int]) -> Layout:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -133,12 +132,11 @@ class PairBatches:
     def packed(self, plan: BatchPlan) -> tuple[Shape, list[list[Block]]]:
         """The first shape of the ladder that holds all blocks of a batch, and where their sequences lie in it."""
         needs = [need for row in self._needs(plan) for need in row]
-        for level in itertools.count():
+        level, shape = 0, self.ladder.base
+        while (blocks := _pack(needs, shape)) is None:
+            level += 1
             shape = self.ladder.at(level)
-            blocks = _pack(needs, shape)
-            if blocks is not None:
-                return shape, [blocks[i : i + self.shards] for i in range(0, len(blocks), self.shards)]
-        raise AssertionError("the ladder has no end")
+        return shape, [blocks[i : i + self.shards] for i in range(0, len(blocks), self.shards)]
 
     def _joint(self, plan: BatchPlan) -> np.ndarray:
         """[B] bool: which pairs are one TLM sequence."""

@@ -129,7 +129,7 @@ class Plan:
         sizes = np.array([len(x) for x in self.lengths], np.float64)
         weights = sizes ** (1.0 / self.temperature)
         self.probabilities = weights / weights.sum()
-        self._window = functools.lru_cache(maxsize=4)(self._make_window)
+        self._window = functools.lru_cache(maxsize=2)(self._make_window)
 
     def __reduce__(self) -> tuple:
         # A worker process makes its own windows: their cache does not travel.

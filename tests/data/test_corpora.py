@@ -7,6 +7,8 @@ import pickle
 import random
 import subprocess
 import sys
+import time
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -300,6 +302,32 @@ def test_threads_and_other_processes_read_alike(tmp_path, opened, monkeypatch):
     assert copy.read(draws[0]) == pair.read(draws[0]) and copy.lengths.tolist() == pair.lengths.tolist()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.map(pair.read, draws[:2]) == [pair.read(draw) for draw in draws[:2]]
+
+
+def test_threads_take_turns_at_the_lazy_module(monkeypatch):
+    """Two threads at the first touch of tensorflow-datasets' lazy modules would wait for each other without end."""
+    from tensorflow_datasets import proto
+
+    real = proto.tf_example_pb2.Example
+    record = real()
+    for field, text in (("a", b"one"), ("b", b"eins")):
+        record.features.feature[field].bytes_list.value.append(text)
+    inside, seen = [], []
+
+    class Lazy(types.ModuleType):
+        @property
+        def Example(self):
+            inside.append(self)
+            seen.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+            return real
+
+    monkeypatch.setattr(proto, "tf_example_pb2", Lazy("tf_example_pb2"))
+    with ThreadPoolExecutor(4) as pool:
+        decoded = pool.map(prepare.decode, [[record.SerializeToString()]] * 4)
+        assert list(decoded) == [[("one", "eins")]] * 4
+    assert seen == [1] * 4
 
 
 def test_describe(tmp_path, opened):

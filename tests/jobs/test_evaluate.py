@@ -167,6 +167,12 @@ def test_the_same_command_goes_on_and_measures_what_has_changed(shelf, other, da
         file.write("mehr\n")
         english.write("more\n")
     assert again() == ["a"]
+    (tatoeba / "tatoeba.deu-eng.deu").touch()
+    copy = shutil.copytree(shelf / "model", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert again(models=f"a={copy}") == [], "the same content, written at another time"
+    text = (tatoeba / "tatoeba.deu-eng.deu").read_text()
+    (tatoeba / "tatoeba.deu-eng.deu").write_text(text.replace("mehr", "viel"))
+    assert again(models=f"a={copy}") == ["a"], "other content of the same size"
 
 
 def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):
