@@ -120,11 +120,11 @@ def measure(name: str, source: str, places: Places, parts: list[Part], max_lengt
 
 
 def digest(source: str, places: Places, max_length: int, config: Config) -> str:
-    """Of all that the scores of a model depend on: files count by name and content, so that a copy is the same."""
+    """Of all that the scores of a model depend on: files count by name and content, so that a copy, wherever it lies, is the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
-        (str(file.relative_to(path.parent)), content(file))
+        (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
         for path in map(Path, [str(resolve(source)), *given])
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
