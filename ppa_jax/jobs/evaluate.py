@@ -120,7 +120,7 @@ def measure(name: str, source: str, places: Places, parts: list[Part], max_lengt
 
 
 def digest(source: str, places: Places, max_length: int, config: Config) -> str:
-    """Of all that the scores of a model depend on: files count by name and content, so that a copy, wherever it lies, is the same."""
+    """Of all that the scores of a model depend on: files count by name and content: a copy is the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
