@@ -1,23 +1,18 @@
-"""Fine-tuning on a tiny model: equal to PyTorch, the same after a kill, loadable by transformers, clear in mistakes."""
+"""Fine-tuning on a tiny model: the same after a kill, loadable by transformers, clear in mistakes."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_inputs, finetune_run
 from ppa_jax.main import main
 from ppa_jax.tasks import nli
 from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import IGNORE, Feature
-from ppa_jax.training import mesh as meshes
-from ppa_jax.training import optimizer
 from ppa_jax.training.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/xnli.py"
@@ -59,59 +54,6 @@ def arguments(workdir, shelf, files, **fields):
     return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
 
 
-def test_the_same_loss_curve_as_pytorch(shelf, files):
-    """20 steps of AdamW from the same weights on the same batches, no dropout."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    from ppa_jax.data.tokenizer import load_tokenizer
-
-    pretrained = huggingface.read(shelf / "model")
-    tokenizer = load_tokenizer(shelf / "model")
-    examples = nli.read(files / "train.en.tsv", language="en", field="f")[:8]  # few, to be learned by heart
-    batches = FeatureBatches(nli.features(examples, tokenizer, 32, nli.LABELS), 8, 0, tokenizer.pad_id, 512)
-    network = finetune.Network(nli, pretrained.config, nli.LABELS, jnp.float32)  # pyright: ignore
-    schedule = optimizer.schedule(4e-3, 0.1, 20)
-    adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
-    first: Any = next(batches.iterate(0, 1))
-    params = {"encoder": pretrained.params["encoder"], "head": network.init_head(0, first)}
-    state = jax.jit(lambda p: finetune.init_state(p, adamw, 0))(params)
-    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    shardings = meshes.tree_shardings(jax.eval_shape(lambda: state), meshes.RULES["replicated"], mesh)
-    step = finetune.make_step(network, nli, adamw, mesh, shardings, dropout=False)  # pyright: ignore
-
-    theirs = AutoModelForSequenceClassification.from_pretrained(shelf / "model", num_labels=3).eval()
-    head = jax.tree.map(np.asarray, params["head"])
-    with torch.no_grad():
-        for module, name in ((theirs.bert.pooler.dense, "pooler"), (theirs.classifier, "classifier")):
-            module.weight.copy_(torch.tensor(head[name]["kernel"].T.copy()))
-            module.bias.copy_(torch.tensor(head[name]["bias"].copy()))
-    decay = [p for n, p in theirs.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
-    rest = [p for n, p in theirs.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
-    torch_adamw = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=4e-3, eps=1e-8
-    )
-    ours, curve = [], []
-    for t, batch in enumerate(batches.iterate(0, 20)):
-        state, metrics = step(state, {name: jnp.asarray(x) for name, x in batch.items()})
-        ours.append(float(metrics["loss"]))
-        for group in torch_adamw.param_groups:
-            group["lr"] = float(np.asarray(schedule(t)))
-        tensors = {name: torch.tensor(x, dtype=torch.long) for name, x in batch.items()}
-        loss = theirs(
-            input_ids=tensors["ids"], attention_mask=tensors["mask"], token_type_ids=tensors["types"],
-            labels=tensors["label"],
-        ).loss  # fmt: skip
-        torch_adamw.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        torch_adamw.step()
-        curve.append(loss.item())
-    np.testing.assert_allclose(ours, curve, atol=1e-3)
-    assert curve[-1] < curve[0] - 0.05, "nothing was learned: the curves say little"
-    assert AutoTokenizer.from_pretrained(shelf / "model").pad_token_id == tokenizer.pad_id
-
-
 @pytest.fixture(scope="module")
 def whole(shelf, files, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
@@ -132,26 +74,19 @@ def test_what_a_run_leaves(whole, files):
     assert value == 100 * np.mean([a == b for a, b in zip(predicted, gold, strict=True)])
 
 
-def test_transformers_gives_the_same_logits(whole, files):
-    import torch
+def test_the_export_is_what_was_trained(whole, files):
+    """With the tokenizer beside it; that transformers computes the same: test_finetune_torch.py."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     export = whole / "seed-0/export"
-    model, info = AutoModelForSequenceClassification.from_pretrained(export, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert model.config.id2label == dict(enumerate(nli.LABELS))
+    model = AutoModelForSequenceClassification.from_pretrained(export).eval()
     lines = [line.split("\t") for line in (files / "test.en.tsv").read_text().splitlines()]
     inputs = AutoTokenizer.from_pretrained(export)(
         [x[0] for x in lines], [x[1] for x in lines], padding=True, return_tensors="pt"
     )
-    with torch.no_grad():
-        theirs = model.eval()(**inputs).logits.numpy()
-    params = finetune_run.load_params(whole / "seed-0/trained")
-    config = huggingface.read(export).config
-    network = finetune.Network(nli, config, nli.LABELS, jnp.float32)  # pyright: ignore
-    batch = {"ids": inputs["input_ids"], "types": inputs["token_type_ids"], "mask": inputs["attention_mask"]}
-    ours = network.apply(params, {name: jnp.asarray(x.numpy()) for name, x in batch.items()})["logits"]
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    chosen = [model.config.id2label[i] for i in model(**inputs).logits.argmax(dim=1).tolist()]
+    written = [line.split("\t")[1] for line in (whole / "seed-0/predictions/en.tsv").read_text().splitlines()]
+    assert chosen == written
 
 
 def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):

@@ -1,0 +1,123 @@
+"""Fine-tuning against transformers in PyTorch: one loss curve, and an export that loads and gives the same logits."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppa_jax.interop import huggingface
+from ppa_jax.jobs import finetune, finetune_run
+from ppa_jax.tasks import nli, qa, tagging
+from ppa_jax.training import mesh as meshes
+from ppa_jax.training import optimizer
+
+TASKS = {  # name -> (module, transformers' class after the model's name, labels)
+    "nli": (nli, "ForSequenceClassification", ("entailment", "neutral", "contradiction")),
+    "tagging": (tagging, "ForTokenClassification", ("ADJ", "NOUN", "PRON", "VERB", "X")),
+    "qa": (qa, "ForQuestionAnswering", ()),
+}
+MODELS = {"bert": "Bert", "xlm-roberta": "XLMRoberta"}
+STEPS, RATE = 20, 1e-2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilation(compilation):
+    return compilation
+
+
+def make_batch(task: str, labels) -> dict[str, np.ndarray]:
+    """Eight rows, full: transformers lets answers begin at padding, which no run of it does."""
+    rng = np.random.default_rng(0)
+    B, L = 8, 12
+    batch = {"ids": rng.integers(5, 64, (B, L)), "types": np.zeros((B, L), int), "mask": np.ones((B, L), int)}
+    if task == "nli":
+        batch["label"] = rng.integers(0, len(labels), B)
+    elif task == "tagging":
+        batch["labels"] = rng.integers(-1, len(labels), (B, L))
+    else:
+        batch |= {"start": rng.integers(0, 5, B), "end": rng.integers(5, L, B)}
+    return {name: x.astype(np.int32) for name, x in batch.items()}
+
+
+def torch_loss(model: Any, batch: dict[str, np.ndarray]) -> Any:
+    import torch
+
+    t = {name: torch.tensor(x, dtype=torch.long) for name, x in batch.items()}
+    given = {"input_ids": t["ids"], "attention_mask": t["mask"], "token_type_ids": t["types"]}
+    if "start" in t:
+        return model(**given, start_positions=t["start"], end_positions=t["end"])
+    labels = t["label"] if "label" in t else t["labels"].masked_fill(t["labels"] == -1, -100)
+    return model(**given, labels=labels)
+
+
+def torch_curve(model: Any, batch: dict[str, np.ndarray], schedule: Any) -> list[float]:
+    import torch
+
+    decay = [p for n, p in model.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
+    rest = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    adamw = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=RATE, eps=1e-8
+    )
+    losses = []
+    for t in range(STEPS):
+        for group in adamw.param_groups:
+            group["lr"] = float(np.asarray(schedule(t)))
+        adamw.zero_grad()
+        loss = torch_loss(model, batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        adamw.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type, tiny, tmp_path):
+    """AdamW from the same weights on the same batch, no dropout; what comes out, through files, in transformers."""
+    import torch
+    import transformers
+
+    module, architecture, labels = TASKS[task]
+    fields: dict[str, Any] = {"num_labels": len(labels)} if labels else {}
+    theirs = tiny(f"{MODELS[model_type]}{architecture}", num_hidden_layers=1, **fields)
+    theirs.save_pretrained(tmp_path / "before")
+    pretrained = huggingface.read(tmp_path / "before")
+    head: dict[str, Any] = {}
+    for path, name in module.TRANSFORMERS[model_type][1].items():
+        layer = theirs.get_submodule(name)
+        head[path] = {"kernel": layer.weight.detach().numpy().T.copy(), "bias": layer.bias.detach().numpy().copy()}
+    batch = make_batch(task, labels)
+
+    network = finetune.Network(module, pretrained.config, labels, jnp.float32)
+    schedule = optimizer.schedule(RATE, 0.1, STEPS)
+    adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
+    params = {"encoder": pretrained.params["encoder"], "head": head}
+    state = jax.jit(lambda p: finetune.init_state(p, adamw, 0))(params)
+    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
+    shardings = meshes.tree_shardings(jax.eval_shape(lambda: state), meshes.RULES["replicated"], mesh)
+    step = finetune.make_step(network, module, adamw, mesh, shardings, dropout=False)
+    ours = []
+    for _ in range(STEPS):
+        state, metrics = step(state, {name: jnp.asarray(x) for name, x in batch.items()})
+        ours.append(float(metrics["loss"]))
+    curve = torch_curve(theirs, batch, schedule)
+    np.testing.assert_allclose(ours, curve, atol=1e-3)
+    assert curve[-1] < 0.9 * curve[0], "nothing was learned: the curves say little"
+
+    setup: Any = SimpleNamespace(task=module, labels=labels)
+    finetune_run.export(setup, pretrained, tmp_path / "after", meshes.to_host(state.params), tmp_path / "before")
+    loaded, info = getattr(transformers, f"AutoModel{architecture}").from_pretrained(
+        tmp_path / "after", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert not labels or loaded.config.id2label == dict(enumerate(labels))
+    with torch.no_grad():
+        found = torch_loss(loaded.eval(), batch)
+    outputs = network.apply(state.params, {name: jnp.asarray(x) for name, x in batch.items()})
+    for name, x in outputs.items():
+        logits = found.logits if name == "logits" else found[f"{name}_logits"]
+        np.testing.assert_allclose(x, logits.numpy(), atol=1e-4)
