@@ -105,6 +105,17 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
 
 
+def for_each_shard(table: jax.Array, mesh: Mesh) -> jax.Array:
+    """[V, D] -> [S, V, D]: one table for each data shard, which is the one that its devices have.
+
+    Look-ups and predictions both train the word embeddings. With a table of its own a shard adds the two gradients up
+    before they are summed over the shards; with one for all, XLA sums each over the network, and this is the largest.
+    """
+    spec = P("data", P.UNCONSTRAINED, P.UNCONSTRAINED)
+    tables = jnp.broadcast_to(table, (mesh.shape["data"], *table.shape))
+    return jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, spec))
+
+
 def make_step(
     method: Method,
     config: EncoderConfig,
@@ -122,7 +133,7 @@ def make_step(
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
-    def encode(params, rows, seed, types=None, layers=None) -> Any:
+    def encode(params, rows, seed, types=None, layers=None, words=None) -> Any:
         """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass."""
         return encoder.apply(
             {"params": params},
@@ -134,6 +145,7 @@ def make_step(
             all_hidden=True,
             layers=layers,
             layout=rows.layout,
+            words=words,
         )
 
     def project(params, hidden, places) -> Any:
@@ -169,13 +181,15 @@ def make_step(
             )  # over shards
             masked = draw(rows.ids, batch.sequences, batch.slots)
             rows = dataclasses.replace(rows, ids=masked.ids)
-        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), types=batch.types)
+        tables = for_each_shard(params["encoder"]["embeddings"]["word_embeddings"]["embedding"], mesh)
+        words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
+        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), types=batch.types, words=words)
         loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
-            words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
             states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
-            nll = masked_lm.cross_entropy(states, bias, words, masked.labels)
+            predict = jax.vmap(masked_lm.cross_entropy, in_axes=(0, None, 0, 0))
+            nll = predict(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:

@@ -106,7 +106,7 @@ class Embeddings(nn.Module):
     config: EncoderConfig
 
     @nn.compact
-    def __call__(self, ids: Array, positions: Array, token_types: Array | None) -> Array:
+    def __call__(self, ids: Array, positions: Array, token_types: Array | None, words: Array | None) -> Array:
         c = self.config
 
         def table(rows: int, name: str) -> nn.Embed:
@@ -115,7 +115,7 @@ class Embeddings(nn.Module):
 
         types = jnp.zeros_like(ids) if token_types is None else token_types
         total = (
-            table(c.vocab_size, "word_embeddings")(ids)
+            (table(c.vocab_size, "word_embeddings")(ids) if words is None else words)
             + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
             + table(c.type_vocab_size, "token_type_embeddings")(types)
         )
@@ -196,6 +196,7 @@ class Encoder(nn.Module):
         all_hidden: bool = False,
         layers: int | None = None,
         layout: Layout | None = None,
+        words: Float[Array, "B L D"] | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer.
 
@@ -208,11 +209,12 @@ class Encoder(nn.Module):
           all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
           layers: run only so many of the blocks (the rest need no parameters then).
           layout: the L tokens are rows of several widths, one after the other; None: each of the B is one row.
+          words: the word embeddings of `ids`, where the caller has looked them up.
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
-        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
+        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types, words)
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]

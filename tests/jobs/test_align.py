@@ -327,8 +327,8 @@ def test_loss_and_gradient_of_every_objective_equal_pytorch(make, tmp_path, obje
     assert compared > 35
 
 
-def test_the_queue_is_never_gathered(make):
-    """Compiled for 8 devices, no collective is as large as the queue, and the queries are what is gathered."""
+def test_nothing_crosses_the_network_without_need(make):
+    """Compiled for 8 devices: the queue stays where it is, the queries are gathered, a gradient is summed once."""
     method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
     setting = make(8, method=method)
     batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
@@ -339,6 +339,8 @@ def test_the_queue_is_never_gathered(make):
         assert max(found.get(kind, [0])) < queue / 8
     gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
     assert max(found["all-reduce"]) <= gradients
+    table = setting.state.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    assert found["all-reduce"].count(table.size * 4) == 1, "look-ups and predictions are summed before they are sent"
 
 
 def test_a_loss_of_weight_zero_is_not_computed(make):
