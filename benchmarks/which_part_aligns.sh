@@ -5,7 +5,8 @@
 #
 # MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
 # and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. Some 25 minutes a training on two
-# CPU cores. The same command goes on where it stopped.
+# CPU cores. The same command goes on where it stopped. From the environment: NAMES, the trainings ("mlm tlm contrast ppa
+# ppa_unshuffled"; ppa_words is PPA with the loss of ALIGN-MLM on MUSE's dictionaries), and BASELINE (before,mlm,ppa).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir} SEEDS=${4:-0 1}
@@ -21,10 +22,11 @@ declare -A CHANGES=(
   [contrast]="--config.tlm.weight=0"
   [ppa]=""
   [ppa_unshuffled]="--config.data.shuffle_sides=false"
+  [ppa_words]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries"
 )
-NAMES=(ppa mlm tlm contrast ppa_unshuffled)
+NAMES=${NAMES:-mlm tlm contrast ppa ppa_unshuffled}
 for seed in $SEEDS; do
-  for name in "${NAMES[@]}"; do
+  for name in $NAMES; do
     if [[ -f $W/$name-$seed/report.md ]]; then continue; fi
     # shellcheck disable=SC2086 # several words
     $PYTHON -m ppa_jax.main --config=configs/ppa.py --workdir="$W/$name-$seed" --config.init="$MODEL" \
@@ -35,7 +37,7 @@ for seed in $SEEDS; do
   done
 done
 MODELS="before=$MODEL"
-for name in mlm tlm contrast ppa ppa_unshuffled; do
+for name in $NAMES; do
   RUNS=""
   for seed in $SEEDS; do RUNS+="|$W/$name-$seed"; done
   MODELS+=",$name=${RUNS#|}"
@@ -43,6 +45,6 @@ done
 mkdir -p "$W/ntrex" # half of it: on a CPU, that is what an evening allows
 for file in "$D"/ntrex/*.txt; do head -n 1000 "$file" > "$W/ntrex/$(basename "$file")"; done
 $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured" --config.models="$MODELS" \
-  --config.baseline=before,mlm,ppa --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \
+  --config.baseline="${BASELINE:-before,mlm,ppa}" --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \
   --config.parallel="$W/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" \
   --config.word_alignment_method=softmax,argmax --config.dictionaries="$D/dictionaries" --config.dictionary_words=6500
