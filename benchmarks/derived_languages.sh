@@ -5,14 +5,14 @@
 #
 # DATA holds ud, wikiann, multi30k and bible in the forms of docs/pretraining.md. PART is one or more of main (four
 # objectives on trans and trans+inv), seeds (two more seeds for mlm and align_mlm on trans+inv), whole (the whole dictionary
-# instead of half), syntax (trans+syn, on the text that has trees), all by default. The same command goes on where it
-# stopped. From the environment: STEPS of pretraining (1500).
+# instead of half), long (mlm and align_mlm alone, to be given more STEPS), syntax (trans+syn, on the text that has trees);
+# all but long by default. The same command goes on where it stopped. From the environment: STEPS of pretraining (1000).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 D=${1:?give the directory of the data} W=${2:?give a workdir}
 PARTS=("${@:3}")
 [[ ${#PARTS[@]} -gt 0 ]] || PARTS=(main seeds whole syntax)
-PYTHON=${PYTHON:-python} STEPS=${STEPS:-1500}
+PYTHON=${PYTHON:-python} STEPS=${STEPS:-1000}
 UD="$D/ud" WIKIANN="$D/wikiann"
 TEXT="$UD/en_ewt-ud-train.conllu,$WIKIANN/train-en.tsv,$D/multi30k/train.en,$D/bible/engwebp.txt"
 
@@ -35,6 +35,7 @@ for part in "${PARTS[@]}"; do
     main) run main mlm,xlm,dict_mlm,align_mlm trans,trans+inv 0 "${NER[@]}" ;;
     seeds) run seeds mlm,align_mlm trans+inv 1,2 "${NER[@]}" ;;
     whole) run whole dict_mlm,align_mlm trans+inv 0 --config.data.dictionary_share=1.0 ;;
+    long) run long mlm,align_mlm trans,trans+inv 0 ;;
     syntax) run syntax mlm,align_mlm trans+syn 0 --config.data.text="$UD/en_ewt-ud-train.conllu" \
       --config.data.order_from="$UD/tr_pud-ud-test.conllu" ;;
     *) echo "unknown part: $part" >&2; exit 2 ;;
