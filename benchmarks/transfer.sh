@@ -31,10 +31,12 @@ for task in "${TASKS[@]}"; do
     nli) run nli xnli --config.data.test="$D/xnli/dev.{lang}.tsv" \
       --config.data.train="en=$NLI/taxinli10k.tsv|$NLI/cad_all_combined_train.tsv|$NLI/SICK.txt" ;;
     qa)
+      QA=(--config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" --config.data.max_length=256
+        --config.train.batch_size=16)
+      run qa mlqa "${QA[@]}" --config.data.test="$D/xquad/xquad.{lang}.json"
+      cp "$W/qa/report.md" "$W/qa/xquad.md" # MLQA is tested with the same trainings, and has a report of its own
       MLQA=$(for lang in de en es zh; do printf ",%s-mlqa=%s" $lang "$D/mlqa/dev-context-$lang-question-$lang.json"; done)
-      run qa mlqa --config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" \
-      --config.data.test="$D/xquad/xquad.{lang}.json$MLQA" \
-      --config.data.max_length=256 --config.train.batch_size=16 ;;
+      run qa mlqa "${QA[@]}" --config.data.test="${MLQA#,}" ;;
     code_switching)
       # XNLI's dev sets are translations of each other, three hypotheses a premise: split by premise.
       mkdir -p "$W/xnli_split"

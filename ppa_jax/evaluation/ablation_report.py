@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.correlation import FEWEST, Correlation, spearman
 from ppa_jax.evaluation.plots import LayerCurves, plot_heat_maps, plot_layers
-from ppa_jax.evaluation.scores import t_interval
+from ppa_jax.evaluation.seeds import Difference, mean_and_spread
 
 NONE = "none"
 TARGETS = "targets"  # their mean
@@ -38,22 +38,9 @@ MOVEMENT = (
 CORRELATION = (
     "Points are a target language, a set of blocks and a seed: Spearman's coefficient of the similarity to the source "
     "(CKA of the fine-tuned model) with the gap of that language. Points of one language vary together, and points of "
-    "one set of blocks: the 95% interval is the wider of the bootstraps over either."
+    "one set of blocks: the 95% interval holds those of the bootstraps over either. None for fewer than "
+    f"{FEWEST} points, or where nothing varies."
 )
-
-
-class Extra(NamedTuple):
-    """How much more the targets lost than the source, in points."""
-
-    mean: float
-    low: float  # NaN with one seed
-    high: float
-
-    def __str__(self) -> str:
-        if np.isnan(self.low):
-            return f"{self.mean:+.1f}"
-        text = f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"**{text}**" if self.low > 0 or self.high < 0 else text
 
 
 def write(
@@ -146,10 +133,9 @@ def extra_by_seed(found: Scores, model: str, one: str, source: str) -> dict[int,
     return {seed: targets[seed] - own[seed] for seed in targets if seed in own}
 
 
-def extra(values: Sequence[float]) -> Extra:
-    """Mean and interval over the seeds."""
-    low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
-    return Extra(float(np.mean(values)) if len(values) else float("nan"), low, high)
+def extra(found: Scores, model: str, one: str, source: str) -> Difference:
+    """What the targets lose beyond the source."""
+    return Difference.of(list(extra_by_seed(found, model, one, source).values()))
 
 
 def chain(sets: Sequence[str]) -> list[str]:
@@ -171,7 +157,7 @@ def border(found: Scores, model: str, sets: Sequence[str], source: str) -> tuple
     """(the sets of the chain that widen the gap with an interval above zero; the first that does not)."""
     wide: list[str] = []
     for one in chain([s for s in sets if extra_by_seed(found, model, s, source)]):
-        if not extra(list(extra_by_seed(found, model, one, source).values())).low > 0:  # NaN, too
+        if not extra(found, model, one, source).low > 0:  # NaN, too
             return wide, one
         wide.append(one)
     return wide, None
@@ -183,17 +169,17 @@ def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list
     known = [s for s in sets if s != NONE and extra_by_seed(found, model, s, source)]
     if not known:
         return [f"{name}nothing was re-initialised, or there is no target language"]
-    extras = {s: extra(list(extra_by_seed(found, model, s, source).values())) for s in known}
+    extras = {s: extra(found, model, s, source) for s in known}
     worst = max(extras, key=lambda s: extras[s].mean)
     costs = {s: _lost(found, model, s, source) for s in known}
     lines = [
-        f"{name}the gap to the targets grows most, by {extras[worst]} points, when blocks {worst} are re-initialised; "
-        f"{source} itself loses {costs[worst]:.1f} then",
+        f"{name}the gap to the targets grows most, by {extras[worst].text()} points, when blocks {worst} are "
+        f"re-initialised; {source} itself loses {costs[worst]:.1f} then",
     ]
     if any(np.isnan(x.low) for x in extras.values()):
         return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
     wide, end = border(found, model, sets, source)
-    ended = f"{end} does not ({extras[end]})" if end else "no higher set was measured after it"
+    ended = f"{end} does not ({extras[end].text()})" if end else "no higher set was measured after it"
     if wide:
         last = wide[-1].rpartition("-")[2]
         text = (
@@ -215,8 +201,8 @@ def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str],
             both = [other[seed] - first[seed] for seed in first if seed in other]
             if one == NONE or len(both) < 2:
                 continue
-            change, compared = extra(both), compared + 1
-            if change.low > 0 or change.high < 0:
+            change, compared = Difference.of(both), compared + 1
+            if change.off_zero:
                 moved.append(f"{one} {change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]")
         told = "; ".join(moved) or "none"
         lines.append(
@@ -227,10 +213,7 @@ def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str],
 
 
 def _shown(values: Mapping[int, float] | None) -> str | None:
-    numbers = list((values or {}).values())
-    if not numbers:
-        return None
-    return f"{np.mean(numbers):.1f}" + (f" ±{np.std(numbers, ddof=1):.1f}" if len(numbers) > 1 else "")
+    return mean_and_spread(list((values or {}).values()))
 
 
 def scores_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
@@ -247,9 +230,8 @@ def losses_table(found: Scores, model: str, sets: Sequence[str], languages: Sequ
     """A line for each set but `none`: what each language loses, and the extra loss of the targets."""
     rows = []
     for one in (s for s in sets if s != NONE):
-        values = extra(list(extra_by_seed(found, model, one, source).values()))
-        shown = None if np.isnan(values.mean) else str(values)
-        rows.append([one, *(_shown(_differences(found, model, one, x)) for x in languages), shown])
+        lost = (_shown(_differences(found, model, one, x)) for x in languages)
+        rows.append([one, *lost, extra(found, model, one, source).text()])
     return markdown.table(["blocks", *languages, "extra"], rows)
 
 
@@ -297,8 +279,7 @@ def correlations(found: Scores, similarity: Sequence[Record], models: Sequence[s
     for model in models:
         kinds = {"mean over the layers": None, f"layer {last}": last}
         told = [
-            f"{kind}: {correlation(found, similarity, model, source, layer) or f'fewer than {FEWEST} points'}"
-            for kind, layer in kinds.items()
+            f"{kind}: {correlation(found, similarity, model, source, layer) or 'none'}" for kind, layer in kinds.items()
         ]
         lines.append((f"{model}, " if model else "") + "; ".join(told))
     return lines

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 
+from ppa_jax.evaluation.scores import DRAWS, MIDDLE
+
 FEWEST = 8  # points: of fewer a coefficient says next to nothing
 GROUPS = 3  # of fewer groups no interval is drawn
-DRAWS = 1000
-MIDDLE = (2.5, 97.5)  # percentiles: an interval of 95%
 
 
 class Correlation(NamedTuple):

@@ -12,6 +12,7 @@ from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.correlation import FEWEST, Correlation, spearman
 from ppa_jax.evaluation.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
+from ppa_jax.evaluation.seeds import mean_and_spread
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
@@ -112,24 +113,19 @@ def _models(found: _Values) -> list[tuple[str, str]]:
     return list(dict.fromkeys(key[:2] for key in found))
 
 
-def _shown(values: Sequence[float] | None) -> str | None:
-    if not values:
-        return None
-    return f"{np.mean(values):.1f}" + (f" ±{np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
-
-
 def _alignment_table(found: _Values) -> str:
-    rows = [
-        [*model, _shown(found.get((*model, "", "alignment"))), _shown(found.get((*model, "", "alignment_unseen"))),
-         len(found.get((*model, "", "alignment"), []))]
-        for model in _models(found)
-    ]  # fmt: skip
+    rows = []
+    for model in _models(found):
+        every, unseen = (found.get((*model, "", metric), []) for metric in ("alignment", "alignment_unseen"))
+        rows.append([*model, mean_and_spread(every), mean_and_spread(unseen), len(every)])
     return markdown.table(["derived language", "objective", "alignment", "unseen", "seeds"], rows)
 
 
 def _task_table(found: _Values, task: str) -> str:
     kinds = ("en", "BS", "BZ", "delta")
-    rows = [[*model, *(_shown(found.get((*model, task, kind))) for kind in kinds)] for model in _models(found)]
+    rows = [
+        [*model, *(mean_and_spread(found.get((*model, task, kind), [])) for kind in kinds)] for model in _models(found)
+    ]
     return markdown.table(["derived language", "objective", "English", *kinds[1:]], rows)
 
 

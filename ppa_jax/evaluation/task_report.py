@@ -11,7 +11,7 @@ import numpy as np
 from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
-from ppa_jax.evaluation.scores import t_interval
+from ppa_jax.evaluation.seeds import Difference, mean_and_spread
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
@@ -94,7 +94,10 @@ def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
         if not others:
             continue
         cells = {
-            x: [_difference(values.get((first, metric, x)), values.get((model, metric, x))) for model in others]
+            x: [
+                difference(values.get((first, metric, x), {}), values.get((model, metric, x), {})).text(digits=2)
+                for model in others
+            ]
             for x in languages
         }
         tables += [DIFFERENCES.format(first=first), table([f"{model} - {first}" for model in others], cells)]
@@ -119,30 +122,13 @@ def grids(values: Values) -> list[str]:
     return parts
 
 
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> tuple[float, float, float]:
-    """(mean, low, high) of other - one over the seeds that both have; NaN where there are too few for an interval."""
-    deltas = [other[seed] - one[seed] for seed in one if seed in other]
-    mean = float(np.mean(deltas)) if deltas else np.nan
-    return mean, *(t_interval(deltas) if len(deltas) > 1 else (np.nan, np.nan))
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+    """Of other - one, over the seeds that both have."""
+    return Difference.of([other[seed] - one[seed] for seed in one if seed in other])
 
 
 def _shown(values: Mapping[int, float] | None) -> str | None:
-    if values is None:
-        return None
-    numbers = np.array(list(values.values()))
-    return f"{numbers.mean():.2f}" + (f" ±{numbers.std(ddof=1):.2f}" if len(numbers) > 1 else "")
-
-
-def _difference(one: Mapping[int, float] | None, other: Mapping[int, float] | None) -> str | None:
-    if one is None or other is None:
-        return None
-    mean, low, high = difference(one, other)
-    if np.isnan(mean):
-        return None
-    if np.isnan(low):
-        return f"{mean:+.2f}"
-    text = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    return mean_and_spread(list((values or {}).values()), digits=2)
 
 
 def _bars(values: Values) -> tuple[list[str], list[Bars]]:

@@ -174,12 +174,7 @@ def transfer(
     task = config.tasks[name]
     content = {part: finetune_inputs.checksum(found) for part, found in examples.items()}
     described = {"task": task.to_dict(), "finetuning": config.finetuning.to_dict(), "content": content}
-    may_change = (
-        "task.train",
-        "task.test",
-        "finetuning.seeds",
-        *(f"finetuning.{x}" for x in finetune_inputs.MAY_CHANGE),
-    )
+    may_change = ("task.train", "task.test", *(x for x in MAY_CHANGE if x.startswith("finetuning.")))
     if not identity.check_identity(directory, described, may_change=may_change):
         identity.write_identity(directory, described)
     path = directory / "scores.json"

@@ -26,7 +26,7 @@ DERIVED = "xx"  # the derived language, whichever it is
 MAY_CHANGE = (
     "objectives", "transformations", "seeds", "tasks", "finetuning.seeds",
     *(f"pretraining.{field}" for field in align_inputs.MAY_CHANGE),
-    *(f"finetuning.{field}" for field in finetune_inputs.MAY_CHANGE),
+    *(f"finetuning.{field}" for field in finetune_inputs.MAY_CHANGE if field != "data.test_examples"),
 )  # fmt: skip
 # What the experiment sets itself, in each group.
 OWN = {

@@ -125,18 +125,18 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     batches = FeatureBatches(features, config.train.batch_size, seed, setup.tokenizer.pad_id, longest)
     first: Any = stack(features[:1], setup.tokenizer.pad_id, longest)
 
-    def init(encoder):
-        head = setup.network.init_head(seed, first)
+    def init(encoder, known):
+        head = setup.network.init_head(seed, first) | known
         return finetune.init_state({"encoder": encoder, "head": head}, training.optimizer, seed)
 
-    encoder = pretrained.params["encoder"]
-    shapes = jax.eval_shape(init, encoder)
+    begin = pretrained.params["encoder"], pretrained_head(setup, pretrained)
+    shapes = jax.eval_shape(init, *begin)
     shardings = mesh.tree_shardings(shapes, mesh.RULES[config.mesh.rules], setup.mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     checkpoints = Checkpoints(directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        start, state = 0, jax.jit(init, out_shardings=shardings)(encoder)
+        start, state = 0, jax.jit(init, out_shardings=shardings)(*begin)
         logging.info("seed %d: %d features, %d steps of %d", seed, len(features), steps, config.train.batch_size)
     else:
         start, state = restored
@@ -174,6 +174,13 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
             shutil.rmtree(directory / spent, ignore_errors=True)
     loop.wait_for_hosts("the trained parameters")
     return params
+
+
+def pretrained_head(setup: Setup, pretrained: Pretrained) -> dict[str, Any]:
+    """What the checkpoint has of the head: BERT's pooler, as transformers takes it. XLM-R's classifier has its own."""
+    _, modules = setup.task.TRANSFORMERS.get(pretrained.config.model_type, ("", {}))
+    taken = modules.get("pooler", "").endswith("pooler.dense") and "pooler" in pretrained.params
+    return {"pooler": pretrained.params["pooler"]} if taken else {}
 
 
 class Best:
@@ -258,7 +265,8 @@ def test(setup: Setup, seed: int, directory: Path, params: Any) -> list[dict[str
                 setup.task.write(directory / "predictions" / name, test_set.examples, predictions)
         records += mine
     if jax.process_index() == 0:
-        report.write_records(path, records)
+        tested = {test_set.language for test_set in setup.tests}
+        report.write_records(path, [r for r in known if r["language"] not in tested] + records)
     return [{name: value for name, value in record.items() if name != "content"} for record in records]
 
 

@@ -15,7 +15,7 @@ from ppa_jax.tasks.task import Task
 
 # en, zh-Hans; context/question in MLQA's grid
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*(/[A-Za-z]{2,3}(-[A-Za-z0-9]+)*)?")
-_DATASET = re.compile(r"((?:tfds|hf):.*?)(?:@(\w+))?")
+_DATASET = re.compile(r"((?:tfds|hf):.*?)(?:@([\w-]+))?")
 _ROW_LIMIT = 1 << 24  # bytes of a line of a dataset in JSON lines
 
 

@@ -71,7 +71,7 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     Raises:
       UserError: `read_lines`'; neither header nor known layout; the file has no such language; most rows are unusable.
     """
-    return _examples(_rows(path, field), path, language=language, field=field)
+    return _examples(_rows(path, language, field), path, language=language, field=field)
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -90,18 +90,16 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
       UserError: most rows are unusable.
     """
 
-    def columns(row: Any) -> dict[str, str] | str:
-        if isinstance(row, str):
-            return row
-        values = {
-            str(name): public_datasets.side(value, language) if isinstance(value, Mapping) else value
-            for name, value in row.items()
-        }
-        texts = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values.values()]
-        places = _find_columns(list(values))
-        return {name: str(texts[i]) for name, i in places.items() if texts[i] is not None}
+    found = ((i, row if isinstance(row, str) else _columns(row, language)) for i, row in enumerate(rows, 1))
+    return _examples(found, where, language=language, field=field)
 
-    return _examples(((i, columns(row)) for i, row in enumerate(rows, 1)), where, language=language, field=field)
+
+def _columns(row: Mapping[Any, Any], language: str) -> dict[str, str]:
+    """The columns of _COLUMNS that the row has."""
+    values = [public_datasets.side(value, language) if isinstance(value, Mapping) else value for value in row.values()]
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
+    places = _find_columns([str(name) for name in row])
+    return {name: str(texts[i]) for name, i in places.items() if texts[i] is not None}
 
 
 def _examples(
@@ -133,7 +131,7 @@ def _examples(
     return examples
 
 
-def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str, str] | str]]:
     """(line number, the columns of _COLUMNS that the row has, or what is wrong with it)."""
     lines = [(number, line) for number, line in enumerate(read_lines(path, field=field), 1) if line.strip()]
     if lines and lines[0][1].lstrip().startswith("{"):
@@ -142,12 +140,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[int, dict[str, str] | str]]:
                 values = json.loads(line)
             except ValueError:
                 values = None
-            if isinstance(values, dict):
-                found = _find_columns([str(name) for name in values])
-                texts = [None if value is None else str(value) for value in values.values()]
-                yield number, {name: text for name, i in found.items() if (text := texts[i]) is not None}
-            else:
-                yield number, "not a JSON object"
+            yield number, _columns(values, language) if isinstance(values, dict) else "not a JSON object"
         return
     rows = [(number, line.split("\t")) for number, line in lines]
     columns = _find_columns(rows[0][1]) if rows else {}
@@ -245,8 +238,7 @@ class Head(nn.Module):
         first_Bx1xD = hidden[:, :1]  # the axis stays for the dropout, which goes by token
         pooled = jnp.tanh(nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")(first_Bx1xD))
         if seeds is not None and c.hidden_dropout > 0:
-            site = 1 + 3 * c.num_layers  # the first behind the encoder's
-            pooled = drop.drop_features(pooled, drop.at_site(seeds[:, :1], site), c.hidden_dropout)
+            pooled = drop.drop_features(pooled, seeds[:, :1], c.hidden_dropout)
         classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
         return {"logits": classifier(pooled.astype(jnp.float32))[:, 0]}
 

@@ -101,7 +101,7 @@ def features(
 ) -> list[Feature]:
     """Windows of the sentences (see `words.windows`). The arrays:
 
-    - `words`: 0 at [CLS], 1, 2, ... at the first pieces of the window's words, IGNORE elsewhere.
+    - `words`: 1 at [CLS] and at the first pieces of the window's words, which may be heads; IGNORE elsewhere.
     - `heads`: at the first piece of a word that the window decides, the token of its head (0, [CLS], for the root);
       IGNORE elsewhere, and for a head outside of the window, which cannot be trained.
     - `relations`: there, the number of the relation; IGNORE also for one that training did not have.
@@ -111,9 +111,8 @@ def features(
     for i, window in windows([example.words for example in examples], tokenizer, max_length):
         L = len(window.ids)
         words, heads, relations = [IGNORE] * L, [IGNORE] * L, [IGNORE] * L
-        words[0] = 0
-        for number, place in enumerate(window.places, 1):
-            words[place] = number
+        for place in (0, *window.places):
+            words[place] = 1
         for word in window.own:
             head = examples[i].heads[word] - 1  # numbered as `own` is, from 0
             if head == -1 or 0 <= head - window.start < len(window.places):
@@ -144,10 +143,9 @@ class Head(nn.Module):
           pairs are never held at once. A loss does not use it, and a compiled training step does not compute it.
         """
         T = len(self.labels)
-        site = 1 + 3 * self.config.num_layers  # the first behind the encoder's
 
         def dropped(x: jax.Array, k: int) -> jax.Array:
-            return x if seeds is None else drop.drop_features(x, drop.at_site(seeds, site + k), DROPOUT)
+            return x if seeds is None else drop.drop_features(x, drop.at_site(seeds, k), DROPOUT)
 
         def layer(name: str, size: int, k: int) -> jax.Array:
             dense = nn.Dense(size, dtype=self.dtype, kernel_init=nn.initializers.orthogonal(), name=name)

@@ -64,7 +64,7 @@ def features(
     A question takes at most half of the room and is cut there. Windows overlap by STRIDE tokens, or by half a window
     where that is less. The values `start` and `end` are the places in the row of the first gold answer (a token that is
     partly in the answer is in it), both 0, the place of [CLS], where the window lacks a part of it, and IGNORE if the
-    example has no answer in its context. The array `context` is 1 on the window, IGNORE elsewhere.
+    example has no answer in its context.
 
     Raises:
       UserError: `max_length` has no room for a token of each.
@@ -95,7 +95,7 @@ def features(
                     # Arrays: a training set is some 100,000 rows, and lists would take a gigabyte.
                     ids=array("i", [*before, *window, tokenizer.sep_id]),
                     types=array("b", [0] * len(before) + [second] * (len(window) + 1)),
-                    arrays={"context": array("b", [IGNORE] * len(before) + [1] * len(window) + [IGNORE])},
+                    arrays={},
                     values={"start": start, "end": end},
                     context=Window(len(before), spans[begin : begin + size]),
                 )
@@ -211,7 +211,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str], language: str
     """F1 and exact match in percent, of each question the best over its gold answers: by MLQA's rules and by SQuAD's.
 
     MLQA's are those of the language of the context, which in its grid need not be the test set's `language`. XTREME has
-    `squad_f1` and `squad_em` for XQuAD and TyDi, whatever the language; in English the two are the same here.
+    `squad_f1` and `squad_em` for XQuAD and TyDi, whatever the language.
     Questions without gold do not count; a test set that has none has no scores.
     """
     pairs = [(example, found) for example, found in zip(examples, predictions, strict=True) if example.answers]
@@ -222,7 +222,7 @@ def score(examples: Sequence[Example], predictions: Sequence[str], language: str
     for rules in ("", "squad_"):
         for name, measure in (("f1", qa_scores.f1), ("em", qa_scores.exact)):
             values = [
-                max(measure(found, gold.text, "en" if rules else e.language) for gold in e.answers)
+                max(measure(found, gold.text, qa_scores.SQUAD if rules else e.language) for gold in e.answers)
                 for e, found in pairs
             ]
             scores[rules + name] = Score(100 * float(np.mean(values)), len(pairs))

@@ -1,4 +1,4 @@
-"""How an answer is compared with the gold ones: as SQuAD v1.1 does for English, as MLQA does for other languages.
+"""How an answer is compared with the gold ones: as SQuAD v1.1 does, or as MLQA does in its language.
 
 The rules are those of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016) and of MLQA's mlqa_evaluation_v1.py (Lewis et
 al. 2020), taken as facts and written anew. Both put the text in lower case, delete punctuation, put a space for every
@@ -10,9 +10,8 @@ article, and split what is left into tokens. They differ in:
 - Tokens: what stands between spaces; in Chinese every Han character is one, and what stands between them and spaces is
   one (mixed segmentation: a Latin word or a number stays whole).
 
-A language that MLQA does not have gets its punctuation, no articles, and tokens between spaces. Two numbers of others
-differ by their choice of the scorer: MLQA's own for its English files deletes Unicode's punctuation, and XTREME scores
-XQuAD and TyDi with SQuAD's in every language.
+A language that MLQA does not have gets its punctuation, no articles, and tokens between spaces. XTREME scores XQuAD and
+TyDi by SQuAD's rules in every language.
 """
 
 from __future__ import annotations
@@ -34,13 +33,15 @@ _ARTICLES = {
     "vi": _words("của là cái chiếc những"),
     "ar": re.compile("ال"),
 }
+SQUAD = "squad"  # rules that are of no language
+_ARTICLES[SQUAD] = _ARTICLES["en"]
 _HAN = "\u4e00-\u9fa5"  # the range of MLQA's scorer
 _MIXED = re.compile(rf"[{_HAN}]|[^\s{_HAN}]+")
 
 
-def normalize(text: str, language: str) -> str:
-    """The tokens of an answer, with a space between. `language` may name a region, too ("zh-CN")."""
-    code = re.split("[-_]", language.lower())[0]
+def normalize(text: str, rules: str) -> str:
+    """The tokens of an answer, with a space between. `rules`: SQUAD, or a language, for MLQA's ("zh-CN" is Chinese)."""
+    code = re.split("[-_]", rules.lower())[0]
     text = "".join(letter for letter in text.lower() if not _is_punctuation(letter, code))
     if code in _ARTICLES:
         text = _ARTICLES[code].sub(" ", text)
@@ -48,17 +49,17 @@ def normalize(text: str, language: str) -> str:
 
 
 def _is_punctuation(letter: str, code: str) -> bool:
-    return letter in string.punctuation or (code != "en" and unicodedata.category(letter).startswith("P"))
+    return letter in string.punctuation or (code != SQUAD and unicodedata.category(letter).startswith("P"))
 
 
-def exact(prediction: str, gold: str, language: str) -> float:
+def exact(prediction: str, gold: str, rules: str) -> float:
     """1 if the two are the same once normalized, else 0."""
-    return float(normalize(prediction, language) == normalize(gold, language))
+    return float(normalize(prediction, rules) == normalize(gold, rules))
 
 
-def f1(prediction: str, gold: str, language: str) -> float:
+def f1(prediction: str, gold: str, rules: str) -> float:
     """F1 of the tokens, as bags: twice the shared ones over those of both; 0 where nothing is shared, not even words
     to share (as SQuAD v1.1; later versions of it give 1 to two empty answers)."""
-    found, wanted = normalize(prediction, language).split(), normalize(gold, language).split()
+    found, wanted = normalize(prediction, rules).split(), normalize(gold, rules).split()
     shared = (Counter(found) & Counter(wanted)).total()
     return 2 * shared / (len(found) + len(wanted)) if shared else 0.0

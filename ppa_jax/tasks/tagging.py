@@ -79,12 +79,14 @@ def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged
 def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
     found: list[_Tagged] = []
     problems = []
+    columns = 0  # of the first row: a file has as many everywhere, and running text has not
     for start, block in blocks:
         # A tab separates where there is one: words may hold spaces. A line that begins with "#" is a word here.
         rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block]
         bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
-        if bad is not None:
-            problems.append(Problem(start + bad, "a row that is not a word and its tag"))
+        columns = columns or len(rows[0])
+        if bad is not None or any(len(row) != columns for row in rows):
+            problems.append(Problem(start + (bad or 0), "a row that is not a word and its tag"))
         elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
             found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
     # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
@@ -133,8 +135,7 @@ class Head(nn.Module):
         """{"logits": [B, L, T]} in float32, from the states [B, L, D]."""
         c = self.config
         if seeds is not None and c.hidden_dropout > 0:
-            site = 1 + 3 * c.num_layers  # the first behind the encoder's
-            hidden = drop.drop_features(hidden, drop.at_site(seeds, site), c.hidden_dropout)
+            hidden = drop.drop_features(hidden, seeds, c.hidden_dropout)
         init = nn.initializers.normal(c.initializer_range)
         classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
         return {"logits": classifier(hidden.astype(jnp.float32))}
@@ -163,16 +164,17 @@ def decode(
 def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], language: str) -> dict[str, Score]:
     """Accuracy over words; for entities seqeval's F1, precision and recall, as conlleval counts them.
 
-    An entity is right if its first word, its last and its type are. A lone I- begins an entity. The count is that of
-    the gold entities, for precision that of the predicted.
+    Entities are what the gold tags are all of; a predicted tag of another kind is none. An entity is right if its first
+    word, its last and its type are. A lone I- begins an entity. The count is that of the gold entities, for precision
+    that of the predicted.
     """
     gold = [list(example.tags) for example in examples]
-    predicted = [list(tags) for tags in predictions]
-    pairs = list(zip(chain(*gold), chain(*predicted), strict=True))
-    if not all(_is_entity_tag(tag) for pair in pairs for tag in pair):
+    if not all(_is_entity_tag(tag) for tag in chain(*gold)):
+        pairs = list(zip(chain(*gold), chain(*predictions), strict=True))
         return {"accuracy": Score(100 * sum(a == b for a, b in pairs) / len(pairs), len(pairs))}
     from seqeval.metrics import sequence_labeling  # slow to import, and for entities alone
 
+    predicted = [[tag if _is_entity_tag(tag) else "O" for tag in tags] for tags in predictions]
     seqeval: Any = sequence_labeling  # its annotations know neither numbers for zero_division nor single results
     precision, recall, f1, _ = seqeval.precision_recall_fscore_support(
         gold, predicted, average="micro", zero_division=0

@@ -76,7 +76,7 @@ class Task(Protocol):
         ...
 
     def Head(self, config: Any, labels: Sequence[str], dtype: Any) -> Any:
-        """A Flax module: (hidden [B, L, D], batch, seeds [B, L] or None) -> outputs. `seeds` are for dropout."""
+        """A Flax module: (hidden [B, L, D], batch, seeds [B, L] or None) -> outputs. `seeds`: for its dropout."""
         ...
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import optax
+from absl import logging
 
 from ppa_jax.training.mesh import path_name
 
@@ -18,6 +19,8 @@ def warmup_steps(warmup: float, steps: int) -> int:
 def schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
     """Linear from peak/(n+1) up to `peak` over the n warm-up steps, then linear to 0 after the last step."""
     n = warmup_steps(warmup, steps)
+    if n >= steps > 1:
+        logging.warning("the learning rate rises in all of the %d steps: train.warmup=%g is no fewer", steps, warmup)
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / (n + 1), peak, max(1, n)),

@@ -3,14 +3,17 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_inputs, finetune_run
 from ppa_jax.main import main
-from ppa_jax.tasks import nli
+from ppa_jax.tasks import nli, tagging
 from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import IGNORE, Feature
 from ppa_jax.training.metrics import read_metrics
@@ -87,6 +90,18 @@ def test_the_export_is_what_was_trained(whole, files):
     chosen = [model.config.id2label[i] for i in model(**inputs).logits.argmax(dim=1).tolist()]
     written = [line.split("\t")[1] for line in (whole / "seed-0/predictions/en.tsv").read_text().splitlines()]
     assert chosen == written
+
+
+def test_the_pooler_of_the_checkpoint_is_kept(tiny, tmp_path):
+    """As transformers does for BERT; the classifier of XLM-R has a layer of its own."""
+
+    def kept(task, directory) -> dict[str, Any]:
+        setup: Any = SimpleNamespace(task=task)
+        return finetune_run.pretrained_head(setup, huggingface.read(directory))
+
+    for name, found in (("BertModel", {"pooler"}), ("XLMRobertaModel", set())):
+        tiny(name, num_hidden_layers=1).save_pretrained(tmp_path / name)
+        assert set(kept(nli, tmp_path / name)) == found and not kept(tagging, tmp_path / name)
 
 
 def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):

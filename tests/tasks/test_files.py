@@ -115,7 +115,11 @@ def test_questions_from_parquet(tmp_path):
         (nli, ",", "f is empty: give LANGUAGE=FILE"),
         (nli, "en=none.tsv", "no such file: none.tsv"),
         (nli, "none.{lang}.tsv", "no file none.{lang}.tsv, with a language for {lang}"),
-        (tagging, "en=hf:wikiann/en", "this task reads files; datasets by name are for nli and qa"),
+        (
+            tagging,
+            "en=hf:wikiann/en",
+            "this task reads files; datasets by name are for nli and qa",
+        ),
         (nli, "en=hf:", "write hf:NAME"),
     ],
 )

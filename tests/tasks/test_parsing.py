@@ -142,7 +142,7 @@ def test_features_point_to_first_pieces(tokenizer):
     example = sentence([2, 0, 2], words=["ab", "c", "de"], relations=["obj", "root", "unseen"])
     (feature,) = parsing.features([example], tokenizer, 99, ("obj", "root"))
     assert feature.arrays == {
-        "words": [0, 1, IGNORE, 2, 3, IGNORE, IGNORE],
+        "words": [1, 1, IGNORE, 1, 1, IGNORE, IGNORE],
         "heads": [IGNORE, 3, IGNORE, 0, 3, IGNORE, IGNORE],
         "relations": [IGNORE, 0, IGNORE, 1, IGNORE, IGNORE, IGNORE],
     }
@@ -216,7 +216,7 @@ def parser():
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 6, 24)), jnp.float32)
     batch = {
-        "words": jnp.asarray([[0, 1, IGNORE, 2, 3, IGNORE], [0, 1, 2, IGNORE, IGNORE, IGNORE]]),
+        "words": jnp.asarray([[1, 1, IGNORE, 1, 1, IGNORE], [1, 1, 1, IGNORE, IGNORE, IGNORE]]),
         "heads": jnp.asarray([[IGNORE, 3, IGNORE, 0, 1, IGNORE], [IGNORE, IGNORE, 0, IGNORE, IGNORE, IGNORE]]),
         "relations": jnp.asarray([[IGNORE, 2, IGNORE, 3, IGNORE, IGNORE], [IGNORE, IGNORE, 3, IGNORE, IGNORE, IGNORE]]),
     }

@@ -86,6 +86,19 @@ def test_unusable_file(read, text, told):
         read(text)
 
 
+def test_running_text_is_not_tagged_words(read):
+    with pytest.raises(UserError, match="a row that is not a word and its tag"):
+        read("A cat sleeps .\nIt rains .\nNo one knows why it does .\n")
+    with pytest.raises(UserError, match="a row that is not a word and its tag"):
+        read('{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}\n{"tokens": ["it"], "tags": ["O"]}\n')
+
+
+def test_the_gold_tags_say_whether_there_are_entities():
+    gold = [Example(["a", "b"], ["B-LOC", "O"], "en")]
+    assert tagging.score(gold, [["LOC", "O"]], "en")["recall"] == (0.0, 1)
+    assert tagging.score([Example(["a"], ["LOC"], "en")], [["O"]], "en")["accuracy"] == (0.0, 1)
+
+
 def test_labels():
     pos, ner = Example(["a", "b"], ["X", "ADJ"], "en"), Example(["a", "b"], ["O", "B-PER"], "en")
     assert tagging.labels([pos]) == UPOS and len(UPOS) == 17
