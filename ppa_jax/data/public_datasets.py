@@ -2,7 +2,8 @@
 
 For alignment a row holds the two sides either as columns named by the language codes, or in a dictionary column of them
 (usually `translation`), or as parallel lists `language` and `translation` (TFDS's TranslationVariableLanguages; the
-first text of a language counts), and the training split is read, or the one split there is.
+first text of a language counts), and the training split is read, or the one split there is. Labels that a dataset holds
+as numbers (ClassLabel) come by the names that it gives them.
 """
 
 import json
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ppa_jax.data import text_files
 from ppa_jax.data.sources import Raw, Source, file_identity
@@ -190,7 +193,7 @@ def _open_tfds(name: str, where: str, wanted: str) -> Dataset:
 
     info = builder.info
     identity = {"dataset": info.full_name, "directory": str(builder.data_dir), "split": split, "rows": len(rows)}
-    return Dataset({**identity, "bytes": info.splits[split].num_bytes}, stream)
+    return Dataset({**identity, "bytes": info.splits[split].num_bytes}, _named(stream, info.features))
 
 
 def _prepared_directory(directory: Path, where: str) -> Path:
@@ -215,7 +218,26 @@ def _open_hf(name: str, where: str, wanted: str) -> Dataset:
             reader = readers.get(file.suffix)
             yield from _read_json_lines(file, limit) if reader is None else reader(file, where)
 
-    return Dataset({"files": [file_identity(file) for file in files]}, stream)
+    return Dataset({"files": [file_identity(file) for file in files]}, _named(stream, _features(files[0], where)))
+
+
+def _features(path: Path, where: str) -> Mapping[str, Any]:
+    """What Hugging Face datasets wrote of the columns into the schema."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix == ".parquet":
+            schema = pq.read_schema(path)
+        elif path.suffix == ".arrow":
+            with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
+                schema = batches.schema
+        else:
+            return {}
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{where}: {path}: not a readable {path.suffix[1:]} file ({error})") from error
+    told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    return told.get("info", {}).get("features") or {}
 
 
 def _format(path: Path) -> str:
@@ -243,6 +265,35 @@ def _files(directory: Path, where: str, wanted: str) -> list[Path]:
     if len(formats) > 1:
         raise UserError(f"{where}: holds files as {' and as '.join(formats)}; give the directory of one")
     return chosen
+
+
+def _named(stream: Stream, features: Mapping[str, Any]) -> Stream:
+    """The rows with names in place of numbers, in the columns of `features` that are ClassLabels or lists of them.
+
+    A feature is an object of either library, or Hugging Face's JSON of one; -1, no label, stays.
+    """
+    names = {column: found for column, feature in features.items() if (found := _label_names(feature))}
+    if not names:
+        return stream
+
+    def name(value: Any, known: list[str]) -> Any:
+        if isinstance(value, (list, tuple, np.ndarray)):
+            return [name(one, known) for one in value]
+        return known[value] if isinstance(value, (int, np.integer)) and 0 <= value < len(known) else value
+
+    def named(limit: int) -> Iterator[Any]:
+        for row in stream(limit):
+            if not isinstance(row, str):
+                row = {x: name(value, names[x]) if x in names else value for x, value in row.items()}
+            yield row
+
+    return named
+
+
+def _label_names(feature: Any) -> list[str]:
+    get = feature.get if isinstance(feature, Mapping) else lambda key: getattr(feature, key, None)
+    inner = get("feature")
+    return list((inner is not None and _label_names(inner)) or get("names") or [])
 
 
 def _words_of(name: str) -> set[str]:
@@ -314,4 +365,4 @@ def _open_hub(name: str, where: str, wanted: str) -> Dataset:
     else:
         raise UserError(f"{where}: no such directory, and the hub gave none ({'; '.join(reasons)})")
     identity = {"dataset": name, "version": str(rows.info.version), "rows": len(rows)}
-    return Dataset(identity, lambda limit: iter(rows))
+    return Dataset(identity, _named(lambda limit: iter(rows), rows.features or {}))

@@ -52,7 +52,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
 
 def _from_dataset(task: Any, location: str, split: str | None, *, language: str, field: str) -> list[Any]:
     if not hasattr(task, "from_rows"):
-        raise UserError(f"{field}: {location}: this task reads files; datasets by name are for nli and qa")
+        raise UserError(f"{field}: {location}: this task reads files: it has no from_rows")
     split = split or {"dev": "validation", "test": "test"}.get(field.rsplit(".", 1)[-1], "train")
     dataset = public_datasets.open_dataset(location, where=f"{field}: {location}", split=split)
     return task.from_rows(dataset.stream(_ROW_LIMIT), where=location, language=language, field=field)

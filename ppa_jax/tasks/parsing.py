@@ -8,7 +8,7 @@ Axes: B windows, L tokens, D width, A width for arcs, R width for relations, T r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,39 @@ def read(path: Path, *, language: str, field: str, subtypes: bool = False) -> li
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
     sentences, problems = conllu.parse(conllu.blocks(path, field=field))
+    return _examples(sentences, problems, path, language=language, field=field, subtypes=subtypes)
+
+
+def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
+    """The sentences of a dataset's rows, in the columns of universal_dependencies: `tokens`, `head`, `deprel`, `upos`.
+
+    Words without a head are left out: their parts follow. Arguments and errors are those of `tagging.from_rows`.
+    """
+    sentences, problems = [], []
+    for number, row in enumerate(rows, 1):
+        columns = [] if isinstance(row, str) else [row.get(name) for name in ("tokens", "head", "deprel", "upos")]
+        if not columns or any(column is None or len(column) != len(columns[0]) for column in columns):
+            problems.append(Problem(number, row if isinstance(row, str) else "no tokens, head, deprel and upos"))
+            continue
+        texts = [[x.decode() if isinstance(x, bytes) else str(x) for x in column] for column in columns]
+        words = [word for word in zip(*texts, strict=True) if word[1].isdecimal()]
+        table = [
+            [str(i), form, "_", upos, "_", "_", head, relation, "_", "_"]
+            for i, (form, head, relation, upos) in enumerate(words, 1)
+        ]
+        sentences.append(conllu.Sentence(number, [], table, list(range(len(table)))))
+    return _examples(sentences, problems, where, language=language, field=field)
+
+
+def _examples(
+    sentences: Iterable[conllu.Sentence],
+    problems: list[Problem],
+    path: Path | str,
+    *,
+    language: str,
+    field: str,
+    subtypes: bool = False,
+) -> list[Example]:
     examples = []
     for sentence in sentences:
         heads = [int(head) if head.isdecimal() else -1 for head in sentence.column(conllu.HEAD)]

@@ -35,6 +35,8 @@ TRANSFORMERS = {
 _UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
 UPOS = tuple(_UPOS.split(" "))
 
+_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first that is there counts
+
 _EXPECTED = "tagging files are CoNLL-U, or one word and its tag a line with a blank line after each sentence"
 
 
@@ -59,6 +61,44 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
     tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
     return [Example(words, tags, language) for words, tags in found]
+
+
+def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
+    """The sentences of a dataset's rows: lists of words (`tokens`) and tags (`ner_tags`, `upos`, `pos_tags`, `tags`).
+
+    Words tagged "_" are left out: in Universal Dependencies these are words of which the parts follow.
+
+    Args:
+      rows: each a mapping, or text that says what is wrong with it.
+      where: the dataset, for messages.
+      language: of the sentences.
+      field: the setting, for messages.
+
+    Raises:
+      UserError: most rows are unusable.
+    """
+    found: list[Example] = []
+    problems = []
+    for number, row in enumerate(rows, 1):
+        example = row if isinstance(row, str) else _from_row(row, language)
+        if isinstance(example, str):
+            problems.append(Problem(number, example))
+        else:
+            found.append(example)
+    expected = f"rows have a column {' or '.join(_WORDS)} and one of {', '.join(_TAGS)}"
+    tell_skipped(where, problems, len(found), field=field, expected=expected)
+    return found
+
+
+def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
+    words, tags = (next((row[name] for name in names if name in row), None) for names in (_WORDS, _TAGS))
+    if words is None or tags is None or len(words) != len(tags):
+        return "no list of words with as many tags"
+    texts, names = ([x.decode() if isinstance(x, bytes) else x for x in column] for column in (words, tags))
+    if not all(isinstance(tag, str) for tag in names):
+        return "tags that are numbers, without their names"
+    pairs = [(word, tag) for word, tag in zip(texts, names, strict=True) if tag != "_"]
+    return Example([word for word, _ in pairs], [tag for _, tag in pairs], language) if pairs else "no words"
 
 
 _Tagged = tuple[list[str], list[str]]  # words, tags

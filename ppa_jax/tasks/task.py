@@ -49,7 +49,7 @@ class Task(Protocol):
     """The functions and names of a task's module.
 
     One whose examples have two sides may have `mix` besides (code_switching.py), and one that reads datasets of the
-    catalogues `from_rows` (nli.py).
+    catalogues `from_rows` (tagging.py).
     """
 
     # How transformers calls the model and the head's dense layers: model_type -> (class after the model's name,

@@ -2,13 +2,14 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.tasks import files, nli, qa, squad, tagging
+from ppa_jax.tasks import files, nli, parsing, qa, squad, tagging
 
 
 def test_entries_and_patterns(tmp_path):
@@ -107,6 +108,67 @@ def test_questions_from_parquet(tmp_path):
         files.read(qa, f"en=hf:{tmp_path}", field="config.data.train")
 
 
+def test_tags_by_the_names_that_a_dataset_gives_them(tmp_path):
+    names = ["O", "B-PER", "I-PER"]
+    label = {"names": names, "_type": "ClassLabel"}
+    features = {"tokens": {"feature": {"dtype": "string"}}, "ner_tags": {"feature": label, "_type": "Sequence"}}
+    table = pa.table({"tokens": [["Ann", "Lee", "ran"], ["x"]], "ner_tags": [[1, 2, 0], [0, 0]]})
+    for metadata, kept in (({"huggingface": json.dumps({"info": {"features": features}})}, 1), (None, 0)):
+        pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "test.parquet")
+        if kept:
+            (found,) = files.read(tagging, f"en=hf:{tmp_path}", field="config.data.test")["en"]
+            assert found == tagging.Example(["Ann", "Lee", "ran"], ["B-PER", "I-PER", "O"], "en")
+        else:
+            with pytest.raises(UserError, match="tags that are numbers, without their names; 2 of 2 unusable"):
+                files.read(tagging, f"en=hf:{tmp_path}", field="config.data.test")
+
+
+TREEBANK = [
+    {"tokens": ["It", "don't", "do", "n't", "rain"], "upos": ["PRON", "_", "AUX", "PART", "VERB"],
+     "head": ["4", "None", "4", "4", "0"], "deprel": ["expl", "_", "aux", "advmod", "root:x"]},
+    {"tokens": ["a", "b"], "upos": ["X", "X"], "head": ["2", "1"], "deprel": ["dep", "dep"]},
+]  # fmt: skip
+
+
+def test_a_treebank_from_json_lines(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [TREEBANK[0], *TREEBANK]))
+    spec = f"en=hf:{tmp_path}/train.jsonl"
+    _, found = files.read(parsing, spec, field="config.data.train")["en"]
+    assert (found.words, found.heads) == (["It", "do", "n't", "rain"], [4, 4, 4, 0])
+    assert found.relations == ["expl", "aux", "advmod", "root"]
+    parsing.write(tmp_path / "out.conllu", [found], [parsing.Tree([4, 4, 4, 0], ["a", "b", "c", "root"])])
+    (again,) = parsing.read(tmp_path / "out.conllu", language="en", field="f")
+    assert (again.words, again.upos, again.heads) == (found.words, found.upos, found.heads)
+    assert files.read(tagging, spec, field="config.data.train")["en"][0].tags == ["PRON", "AUX", "PART", "VERB"]
+
+
+def test_tags_from_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(names=["O", "B-LOC"])
+    features = tfds.features.FeaturesDict({
+        "tokens": tfds.features.Sequence(tfds.features.Text()), "tags": tfds.features.Sequence(label),
+    })  # fmt: skip
+    with tfds.core.registered.skip_registration():
+
+        class Entities(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                yield 0, {"tokens": ["In", "Bonn"], "tags": ["O", "B-LOC"]}
+
+    Entities.__module__ = "entities"  # see test_sources.py
+    Entities(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    found = files.read(tagging, f"en=tfds:{tmp_path}/entities", field="config.data.train")["en"]
+    assert found == [tagging.Example(["In", "Bonn"], ["O", "B-LOC"], "en")]
+
+
 @pytest.mark.parametrize(
     "task, spec, said",
     [
@@ -116,9 +178,9 @@ def test_questions_from_parquet(tmp_path):
         (nli, "en=none.tsv", "no such file: none.tsv"),
         (nli, "none.{lang}.tsv", "no file none.{lang}.tsv, with a language for {lang}"),
         (
-            tagging,
+            SimpleNamespace(),
             "en=hf:wikiann/en",
-            "this task reads files; datasets by name are for nli and qa",
+            "hf:wikiann/en: this task reads files",
         ),
         (nli, "en=hf:", "write hf:NAME"),
     ],
