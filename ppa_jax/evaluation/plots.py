@@ -23,6 +23,9 @@ class Panel(NamedTuple):
     scale: float = 1.0
 
 
+MEANS = ("zero-shot", "mean")  # labels, at the end, of means over the others
+
+
 class Bars(NamedTuple):
     """One panel of grouped bars."""
 
@@ -80,8 +83,8 @@ def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *
         axis.set_ylabel(ylabel)
         axis.set_title(name, loc="left", fontsize=10.5)
         axis.grid(axis="y", color=GRID, linewidth=0.7)
-        if labels and labels[-1] == "mean":
-            axis.axvline(len(labels) - 1.5, color=GRID, linewidth=1.2)
+        if means := sum(label in MEANS for label in labels):
+            axis.axvline(len(labels) - means - 0.5, color=GRID, linewidth=1.2)
     handles, names = axes[0].get_legend_handles_labels()
     each = 0.6 + 0.08 * max(map(len, names))  # inches that an entry takes
     columns = max(1, min(series, int(wide / each)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from ppa_jax import markdown
 from ppa_jax.evaluation import report
-from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation.plots import MEANS, Bars, Panel, plot_bars, plot_curves
 from ppa_jax.evaluation.seeds import Difference, mean_and_spread
 from ppa_jax.training.metrics import read_metrics
 
@@ -18,8 +19,9 @@ Record = Mapping[str, Any]
 Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, language) -> {seed: value}
 
 LEGEND = (
-    "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages. Every score is "
-    "in [scores.json](scores.json), the predictions in the seeds' directories. `items` are those of the first score."
+    "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages, `zero-shot` that "
+    "over the languages that were not trained on. Every score is in [scores.json](scores.json), the predictions in the "
+    "seeds' directories. `items` are those of the first score."
 )
 DIFFERENCES = (
     "The mean over the seeds of the difference to **{first}** with the same seed, and its 95% interval by Student's t. "
@@ -27,7 +29,9 @@ DIFFERENCES = (
 )
 
 
-def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str) -> tuple[Path, str]:
+def write(
+    workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str, trained: Sequence[str] = ()
+) -> tuple[Path, str]:
     """Writes scores.json, report.md and its pictures; returns the path of report.md and the tables of the scores.
 
     Args:
@@ -36,6 +40,7 @@ def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str],
         there are several; may be empty.
       facts: name -> value.
       sources: a Markdown table of what was read.
+      trained: the languages of the training.
 
     Raises:
       UserError: a file cannot be written.
@@ -44,7 +49,7 @@ def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str],
     with report.writing(workdir):
         report.write_records(workdir / "scores.json", records)
         if records:
-            found = by_language(records)
+            found = by_language(records, trained)
             first = records[0]["metric"]  # whose items are counted
             tables = scores_tables(found, {r["language"]: r["count"] for r in records if r["metric"] == first})
             labels, panels = _bars(found)
@@ -58,25 +63,32 @@ def write(workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str],
         return report.write_text(workdir, parts), "\n\n".join(tables)
 
 
-def by_language(records: Sequence[Record]) -> Values:
-    """The value of each seed; the language `mean` is their mean, seed by seed, where all have the same seeds."""
+def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Values:
+    """The value of each seed, and MEANS over the languages, seed by seed, where all have the same seeds.
+
+    Test sets of a trained language may have more in their name: en-mlqa, en/de (context/question).
+    """
     values: dict[tuple[str, str, str], dict[int, float]] = {}
     for record in records:
         values.setdefault((record.get("model", ""), record["metric"], record["language"]), {})[record["seed"]] = record[
             "value"
         ]
     for model, metric in dict.fromkeys((model, metric) for model, metric, _ in values):
-        own = [found for key, found in values.items() if key[:2] == (model, metric)]
-        if len(own) > 1 and len({frozenset(found) for found in own}) == 1:
-            values[model, metric, "mean"] = {seed: float(np.mean([found[seed] for found in own])) for seed in own[0]}
+        own = {key[2]: found for key, found in values.items() if key[:2] == (model, metric)}
+        targets = [found for x, found in own.items() if re.split("[-/]", x)[0] not in trained]
+        if len(own) < 2 or len({frozenset(found) for found in own.values()}) > 1:
+            continue
+        for name, some in zip(MEANS, (targets, list(own.values())), strict=True):
+            if name == "mean" or 1 < len(some) < len(own):
+                values[model, metric, name] = {seed: float(np.mean([x[seed] for x in some])) for seed in some[0]}
     return values
 
 
 def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
     """A line for each language; columns: the metrics of a model alone, or the models, with a table for each metric."""
     models, metrics, languages = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
-    languages.sort(key=lambda language: language == "mean")
-    named = [f"**{language}**" if language == "mean" else language for language in languages]
+    languages.sort(key=lambda language: language in MEANS)
+    named = [f"**{language}**" if language in MEANS else language for language in languages]
 
     def table(columns: Sequence[str], cells: Mapping[str, list[str | None]]) -> str:
         rows = [[name, *cells[x], counts.get(x)] for name, x in zip(named, languages, strict=True)]
@@ -106,7 +118,7 @@ def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
 
 def grids(values: Values) -> list[str]:
     """MLQA's grid, where test sets are called context/question: contexts down, questions across."""
-    pairs = {x: tuple(x.split("/")) if "/" in x else (x, x) for _, _, x in values if x != "mean"}
+    pairs = {x: tuple(x.split("/")) if "/" in x else (x, x) for _, _, x in values if x not in MEANS}
     if not any("/" in x for x in pairs):
         return []
     name = {pair: x for x, pair in pairs.items()}
@@ -133,7 +145,7 @@ def _shown(values: Mapping[int, float] | None) -> str | None:
 
 def _bars(values: Values) -> tuple[list[str], list[Bars]]:
     models, metrics, labels = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
-    labels.sort(key=lambda language: language == "mean")
+    labels.sort(key=lambda language: language in MEANS)
     panels = []
     for metric in metrics:
         bars, marks = {}, {}

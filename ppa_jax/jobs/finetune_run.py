@@ -64,7 +64,11 @@ def run(config: Config, workdir: str) -> int:
         return stopped.status
     if jax.process_index() == 0:
         path, table = task_report.write(
-            Path(workdir), records, facts=facts(opened), sources=sources_table(opened[0][1])
+            Path(workdir),
+            records,
+            facts=facts(opened),
+            sources=sources_table(opened[0][1]),
+            trained=list(opened[0][1].examples.train),
         )
         print(f"\n{table}\n\nreport: {path}")
     return 0

@@ -25,6 +25,15 @@ def test_mean_and_spread_over_the_seeds(tmp_path):
     assert table in text and "(bars.png)" in text and (tmp_path / "bars.png").stat().st_size > 1000
 
 
+def test_the_zero_shot_mean_leaves_out_what_was_trained_on():
+    records = [record(v, x) for x, v in (("en", 90), ("de", 60), ("fr-mlqa", 50), ("en-mlqa", 80))]
+    found = task_report.by_language(records, ["en"])
+    assert found["", "accuracy", "zero-shot"] == {0: 55} and found["", "accuracy", "mean"] == {0: 70}
+    two = task_report.by_language(records[2:], ["en"])
+    assert [x for _, _, x in two] == ["fr-mlqa", "en-mlqa", "mean"], "one target is no mean"
+    assert ("", "accuracy", "zero-shot") not in task_report.by_language(records)
+
+
 def test_models_side_by_side(tmp_path):
     values = {"before": (50.0, 52.0, 54.0), "after": (60.0, 63.0, 63.0), "same": (50.0, 53.0, 53.0)}
     records = [record(v, seed=s, model=m) for m, row in values.items() for s, v in enumerate(row)]
