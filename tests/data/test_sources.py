@@ -328,6 +328,7 @@ def test_hf_hub_names(monkeypatch):
 
     class Split(list):
         info = types.SimpleNamespace(version="1.0.0")
+        features = {"translation": types.SimpleNamespace(), "label": types.SimpleNamespace(names=["x"])}
 
     def load_dataset(name, config):
         if (name, config) in {("owner/corpus", "de-en"), ("corpus", "de-en")}:
