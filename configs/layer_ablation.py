@@ -28,7 +28,7 @@ def get_config(mode: str = "") -> Any:
     c.keep_layer_norm = False  # of re-initialised blocks; the paper draws them anew, too
     c.parallel = ""  # n-way text as in configs/evaluate.py (a directory, or PUD), or world:A-B; empty: no similarity
     c.similarity = config_dict.create(
-        kind="linear",  # linear, rbf (the paper's), linear_debiased, rbf_debiased
+        measure="cka_linear_debiased",  # is shown, of cka_linear, cka_rbf (the paper's), both _debiased, retrieval
         batch=256,  # sentences; values depend on it
         sentences=512,  # from the top of the parallel text
     )

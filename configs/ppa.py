@@ -50,6 +50,7 @@ def get_config(mode: str = "") -> Any:
             clip=1.0,  # global norm of the gradient; 0: none (not stated in the paper)
             dropout=-1.0,  # -1: as the model was pretrained
             accumulate=1,  # split the batch into so many passes
+            remat=False,  # blocks and logits are computed again in the backward pass, not kept: a third more operations
         ),
         contrastive=dict(
             weight=1.0,  # 0: TLM alone (recalled: the losses are summed)

@@ -12,7 +12,7 @@ import scipy.stats
 from ppa_jax.evaluation.scores import DRAWS, MIDDLE
 
 FEWEST = 8  # points: of fewer a coefficient says next to nothing
-GROUPS = 3  # of fewer groups no interval is drawn
+GROUPS = 5  # of fewer groups no interval is drawn: the bootstrap's would be far too narrow
 
 
 class Correlation(NamedTuple):
@@ -35,8 +35,8 @@ def spearman(x: Sequence[float], y: Sequence[float], groups: Mapping[str, Sequen
 
     Points that share a language vary together, and so do those that share a training: drawn one by one they would
     promise too narrow an interval. `groups` names the group of each point, for each kind of group (languages,
-    trainings); every kind is drawn by itself, and the interval holds the intervals of all of them. None for fewer
-    than 8 points, or where x or y does not vary.
+    trainings). A draw takes groups of every kind, and a point as often as all of its groups were drawn together. None
+    for fewer than 8 points, or where x or y does not vary.
     """
     if not all(len(values) == len(x) for values in (y, *groups.values())):
         raise ValueError(f"{len(x)} and {len(y)} values, groups of {[len(names) for names in groups.values()]} points")
@@ -46,19 +46,22 @@ def spearman(x: Sequence[float], y: Sequence[float], groups: Mapping[str, Sequen
     counts = {kind: len(set(names)) for kind, names in groups.items()}
     low = high = np.nan
     if counts and min(counts.values()) >= GROUPS:
-        ends = np.array([_interval(xs, ys, names) for names in groups.values()])
-        low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
+        low, high = map(float, _interval(xs, ys, list(groups.values())))
     return Correlation(_rho(xs, ys), low, high, len(xs), counts)
 
 
-def _interval(x: np.ndarray, y: np.ndarray, names: Sequence[Hashable]) -> np.ndarray:
-    members = [np.array([i for i, name in enumerate(names) if name == one]) for one in dict.fromkeys(names)]
+def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]]) -> np.ndarray:
+    numbers = [np.unique([str(name) for name in names], return_inverse=True)[1] for names in kinds]
     rng = np.random.default_rng(0)
     drawn = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a draw without variation has no coefficient: NaN, left out
         for _ in range(DRAWS):
-            points = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
+            times = np.ones(len(x), int)
+            for group in numbers:
+                n = group.max() + 1
+                times *= np.bincount(rng.integers(n, size=n), minlength=n)[group]
+            points = np.repeat(np.arange(len(x)), times)
             drawn.append(_rho(x[points], y[points]))
     return np.nanpercentile(drawn, MIDDLE)
 

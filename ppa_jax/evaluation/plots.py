@@ -134,14 +134,18 @@ def plot_layers(
     xlabel: str = "layer (0: embeddings)",
     marker: str = "o",
 ) -> None:
-    """A measure against the layer (or what `xlabel` says), a line for each model, with a band for given intervals."""
+    """A measure against the layer (or what `xlabel` says), a line for each series, with a band for given intervals.
+
+    Panels of one measure have one scale, and a series has one colour in all of them.
+    """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
     figure, axes = _figure(rows, columns, (5.2 * columns, 1.0 + 3.0 * rows))
+    series = list(dict.fromkeys(label for panel in panels for label in panel.values))
     for axis, panel in zip(axes, panels, strict=False):
-        for i, (label, values) in enumerate(panel.values.items()):
+        for label, values in panel.values.items():
             layers = sorted(values)
-            colour = COLOURS[i % len(COLOURS)]
+            colour = COLOURS[series.index(label) % len(COLOURS)]
             axis.plot(
                 layers,
                 [values[x] for x in layers],
@@ -159,9 +163,15 @@ def plot_layers(
         axis.set_xlabel(xlabel)
         axis.set_ylabel(panel.ylabel)
         axis.grid(color=GRID, linewidth=0.7)
+    for measure in {panel.ylabel for panel in panels}:
+        same = [axis for axis, panel in zip(axes, panels, strict=False) if panel.ylabel == measure]
+        ends = [end for axis in same for end in axis.get_ylim()]
+        for axis in same:
+            axis.set_ylim(min(ends), max(ends))
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    handles, names = axes[0].get_legend_handles_labels()
+    entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
+    names, handles = list(entries), list(entries.values())
     figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False, fontsize=9)
     _save(figure, path, title, 5.2 * columns)
 
@@ -228,9 +238,15 @@ def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> 
 
 
 def plot_heat_maps(
-    path: str | Path, panels: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], *, title: str
+    path: str | Path,
+    panels: Mapping[str, np.ndarray],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    signed: bool = True,
 ) -> None:
-    """A map for each panel, one below the other: losses dark, gains of the other colour, each cell with its number.
+    """A map for each panel, one below the other, each cell with its number.
 
     Args:
       path: the PNG to write.
@@ -238,17 +254,27 @@ def plot_heat_maps(
       rows: names, down.
       columns: names, across.
       title: of the picture.
+      signed: changes, losses and gains in two colours around zero; else amounts, pale to dark.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in panels.values()] or [np.zeros(1)])
     limit = max(1e-9, float(np.abs(finite).max(initial=0)))
     wide, high = 1.8 + 0.62 * len(columns), 0.9 + (0.9 + 0.32 * len(rows)) * len(panels)
     figure, axes = _figure(len(panels), 1, (max(6.0, wide), high))
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        axis.imshow(values, cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
+        colours, low = ("RdBu", -limit) if signed else ("Blues", 0.0)
+        axis.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto")
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "white" if abs(value) > 0.6 * limit else INK
-                axis.text(j, i, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=colour)
+                axis.text(
+                    j,
+                    i,
+                    f"{value:+.1f}" if signed else f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color=colour,
+                )
         axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(rows)), rows)
         axis.set_ylabel("blocks")

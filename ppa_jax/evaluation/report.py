@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -113,9 +114,9 @@ def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str],
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a JSON list of records, scores or differences; whole or not at all."""
+    """Writes a JSON list of records, scores or differences; whole or not at all, whoever else writes it meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(path)

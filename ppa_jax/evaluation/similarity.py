@@ -1,4 +1,4 @@
-"""How alike an encoder represents parallel sentences of two languages: centred kernel alignment (CKA), by layer.
+"""How alike an encoder represents parallel sentences of two languages, by layer: CKA, and retrieval beside it.
 
 CKA (Kornblith et al. 2019) compares the similarities between the sentences of a batch in one language with those in the
 other: 1 when the two sets of vectors differ by rotation, translation and scale alone. First Align, then Predict
@@ -8,6 +8,9 @@ The usual estimator is biased upwards when a batch has few sentences for the wid
 of 256 sentences and D = 384 have a linear CKA of 0.6, not 0. So a value means something only beside its batch size, and
 models should be compared on equal batches and widths. The kinds `linear_debiased` and `rbf_debiased` take the unbiased
 estimator of HSIC (Song et al. 2012; for CKA Nguyen et al. 2021), which is around 0 for independent matrices.
+
+CKA compares constellations, wherever they lie; `retrieval` asks whether a sentence's nearest neighbour in the other
+language is its translation, which two constellations far apart, or rotated, fail.
 
 The readers give n-way parallel text as {language: sentences}, for retrieval as well.
 
@@ -30,6 +33,7 @@ from absl import logging
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered
+from ppa_jax.evaluation.neighbours import nearest
 from ppa_jax.evaluation.retrieval import LANGUAGES
 from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
 
@@ -171,6 +175,18 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
+def retrieval(X: np.ndarray, Y: np.ndarray) -> float:
+    """Share of the rows of X [N, D] whose nearest row of Y [N, D], by cosine, is their own; mean of both directions.
+
+    0 to 1, with 1/N by chance: like CKA, it depends on N.
+    """
+    own = np.arange(len(X))
+    return float(np.mean([nearest(X, Y) == own, nearest(Y, X) == own]))
+
+
+MEASURES = {f"cka_{kind}": cka for kind, cka in KINDS.items()} | {"retrieval": retrieval}  # of X and Y, rows paired
+
+
 def _linear(X: np.ndarray) -> np.ndarray:
     """Gram matrix [N, N] of the rows around their mean: a large common part would cost digits."""
     X = np.asarray(X, np.float64)
@@ -217,19 +233,19 @@ def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
     return centred if np.linalg.norm(centred) > 1e-12 * np.linalg.norm(K) else np.zeros_like(K)
 
 
-def evaluate_cka(
+def evaluate_similarity(
     embedder: Embedder | Remembered,
     params: Any,
     texts: Texts,
     layers: Sequence[int],
     *,
     batch: int = 256,
-    kinds: Sequence[str] = ("linear", "rbf"),
+    measures: Sequence[str] = ("cka_linear", "cka_rbf"),
     pooling: str = "mean_without_special",
     task: str = "cka",
     seed: int = 0,
 ) -> list[Score]:
-    """CKA of English with every other language, by layer: one item a batch, the value is their mean.
+    """Similarity of English with every other language, by layer: one item a batch, the value is their mean.
 
     The sentences are shuffled (neighbours in a file are often of one document) and cut into disjoint batches, the same
     for all languages, layers and models; a rest smaller than a batch is left out. Memory: vectors of 4,096 sentences
@@ -241,30 +257,27 @@ def evaluate_cka(
       texts: see `read_parallel`.
       layers: 0 is the embeddings' output.
       batch: N, sentences; the value depends on it (see above), so it belongs beside every score.
-      kinds: of KINDS; the metric of a score is `cka_` and its kind.
+      measures: of MEASURES, the metrics of the scores.
       pooling: of the tokens' states.
       task: the name under which the scores stand.
       seed: of the shuffle.
 
     Returns:
-      Scores for each language, layer and kind, direction `en-de`; then the means over the languages, `en-xx`.
+      Scores for each language, layer and measure, direction `en-de`; then the means over the languages, `en-xx`.
 
     Raises:
-      UserError: an unknown kind, fewer sentences than a batch.
+      UserError: fewer sentences than a batch.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"CKA of kind {kind!r}: choose from {', '.join(KINDS)}")
     layers, N = list(dict.fromkeys(layers)), len(texts[PIVOT])
     if any(len(sentences) != N for sentences in texts.values()):
         raise ValueError(f"not parallel: { ({language: len(sentences) for language, sentences in texts.items()}) }")
     if not 4 <= batch <= N:
-        raise UserError(f"CKA in batches of {batch} sentences: there are {N}; choose 4 to {N}")
+        raise UserError(f"similarity in batches of {batch} sentences: there are {N}; choose 4 to {N}")
     order: list[int] = np.random.default_rng(seed).permutation(N)[: N // batch * batch].tolist()
     step = max(1, _CHUNK // batch) * batch
     requests = [(layer, pooling) for layer in layers]
     others = [language for language in texts if language != PIVOT]
-    values = {(language, layer, kind): [] for layer in layers for kind in kinds for language in others}
+    values = {(language, layer, measure): [] for layer in layers for measure in measures for language in others}
     for begin in range(0, len(order), step):
         chunk = {code: [sentences[i] for i in order[begin : begin + step]] for code, sentences in texts.items()}
         english = embedder.embed(params, chunk[PIVOT], requests)
@@ -272,14 +285,14 @@ def evaluate_cka(
             foreign = embedder.embed(params, chunk[language], requests)
             for layer, first in itertools.product(layers, range(0, len(chunk[PIVOT]), batch)):
                 X, Y = (vectors[layer, pooling][first : first + batch] for vectors in (english, foreign))
-                for kind in kinds:
-                    values[language, layer, kind].append(KINDS[kind](X, Y))
+                for measure in measures:
+                    values[language, layer, measure].append(MEASURES[measure](X, Y))
     scores, means = [], []
-    for (layer, kind), keys in itertools.groupby(values, key=lambda key: key[1:]):
+    for (layer, metric), keys in itertools.groupby(values, key=lambda key: key[1:]):
         group = []
         for language, *_ in keys:
-            items = per_item(np.array(values[language, layer, kind]))
-            direction, metric = f"{PIVOT}-{language}", f"cka_{kind}"
+            items = per_item(np.array(values[language, layer, metric]))
+            direction = f"{PIVOT}-{language}"
             count = len(items[0])
             score = Score(task, language, direction, layer, pooling, metric, (items,), count, scale=1.0)
             group.append(dataclasses.replace(score, shared_items=True, batches=True))

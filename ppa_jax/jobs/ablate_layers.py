@@ -58,13 +58,14 @@ def run(config: Config, workdir: str) -> int:
     texts = {language: text for language, text in texts.items() if language in tested}
     if len(texts) == 1:
         raise UserError(f"config.parallel={config.parallel}: none of the targets is there; give such text, or none")
+    sets = {model.name: ablations(config.ablations, setup.sizes.num_layers) for model, setup in opened}
     found: list[dict[str, Any]] = []
     try:
         for model, setup in opened:
             pretrained = huggingface.read(model.directory)
             measure = Measure(setup, pretrained.params["encoder"], texts, source, config.similarity)
             found.append({"model": model.name, "similarity": measure.pretrained})
-            for name, blocks in ablations(config.ablations, setup.sizes.num_layers).items():
+            for name, blocks in sets[model.name].items():
                 for seed in finetune_inputs.seeds(config):
                     one = run_one(setup, pretrained, blocks, seed, model.workdir / name / f"seed-{seed}", measure)
                     found.append({"model": model.name, "ablation": name, "seed": seed, **one})
@@ -74,19 +75,27 @@ def run(config: Config, workdir: str) -> int:
         print(stopped, file=sys.stderr)
         return stopped.status
     if jax.process_index() == 0:
-        kept = "kept" if config.keep_layer_norm else "1 and 0"
-        facts = finetune_run.facts(opened) | {
-            "source": source,
-            "re-initialised": f"blocks as BERT begins: N(0, {opened[0][1].sizes.initializer_range}), biases 0, "
-            f"LayerNorm {kept}; embeddings and the other blocks stay",
-            "similarity": f"{config.similarity.kind} CKA in batches of {config.similarity.batch} of "
-            f"{config.similarity.sentences} sentences, {POOLING.replace('_', ' ')} tokens: {config.parallel or 'none'}",
-        }
         path, summary = ablation_report.write(
-            Path(workdir), *write_records(Path(workdir), found), source=source, facts=facts
-        )
+            Path(workdir), *write_records(Path(workdir), found), source=source, measure=config.similarity.measure,
+            facts=facts(config, opened, source, texts), data=finetune_run.sources_table(opened[0][1]),
+        )  # fmt: skip
         print(f"\n{summary}\n\nreport: {path}")
     return 0
+
+
+def facts(config: Config, opened: Sequence[tuple[Any, Setup]], source: str, texts: similarity.Texts) -> dict[str, str]:
+    """For the report."""
+    kept, given, sizes = "kept" if config.keep_layer_norm else "1 and 0", config.similarity, opened[0][1].sizes
+    batches = len(texts[source]) // given.batch if texts else 0
+    return finetune_run.facts(opened) | {
+        "source": source,
+        "re-initialised": f"blocks as BERT begins: N(0, {sizes.initializer_range}), biases 0, LayerNorm {kept}; "
+        "embeddings and the other blocks stay",
+        "similarity": f"{given.measure}; {batches} batches of {given.batch} sentences of {config.parallel} in "
+        f"{', '.join(texts)}; {POOLING.replace('_', ' ')} tokens; the other measures are in similarity.json"
+        if texts
+        else "not measured",
+    }
 
 
 def validate(config: Config) -> str:
@@ -99,7 +108,7 @@ def validate(config: Config) -> str:
         raise UserError("config.data.test is empty: give the source language and the targets")
     if config.data.code_switch:
         raise UserError("config.data.code_switch: a model of one source language has nothing to switch to")
-    one_of(config, "similarity.kind", similarity.KINDS)
+    one_of(config, "similarity.measure", similarity.MEASURES)
     require(config, "similarity.batch", lambda n: n >= 4, "at least 4")
     require(
         config, "similarity.sentences", lambda n: n >= config.similarity.batch, "at least similarity.batch sentences"
@@ -175,7 +184,10 @@ def read_parallel(config: Config, source: str) -> similarity.Texts:
 
 
 class Measure:
-    """Similarity of the languages by layer, and of a fine-tuned model to the pretrained one; compiled once."""
+    """Similarity of the languages by layer, and of a fine-tuned model to the pretrained one; compiled once.
+
+    Every measure of similarity.MEASURES is kept, as the trained weights are not: the report shows one of them.
+    """
 
     def __init__(self, setup: Setup, encoder: Any, texts: similarity.Texts, source: str, settings: Config) -> None:
         """`encoder`: the pretrained parameters."""
@@ -183,7 +195,7 @@ class Measure:
         self._layers = list(range(setup.sizes.num_layers + 1))
         self._embedder = setup.embedder
         self._before = self._vectors(encoder) if texts else {}
-        self.content = finetune_inputs.checksum(sorted(texts.items()))
+        self.content = {language: finetune_inputs.checksum(text) for language, text in texts.items()}
         self.pretrained = self.languages(encoder)
 
     def _vectors(self, encoder: Any) -> Mapping[Any, np.ndarray]:
@@ -191,32 +203,35 @@ class Measure:
         return self._embedder.embed(encoder, self._texts[self._source], requests)
 
     def languages(self, encoder: Any) -> list[dict[str, Any]]:
-        """{language, layer, value} for every other language."""
+        """{language, layer, measure, value} for every other language."""
         if not self._texts:
             return []
-        settings = self._settings
-        scores = similarity.evaluate_cka(
-            self._embedder, encoder, self._texts, self._layers, batch=settings.batch, kinds=[settings.kind],
-            pooling=POOLING,
+        scores = similarity.evaluate_similarity(
+            self._embedder, encoder, self._texts, self._layers, batch=self._settings.batch,
+            measures=list(similarity.MEASURES), pooling=POOLING,
         )  # fmt: skip
         return [
-            {"language": score.language, "layer": score.layer, "value": round(score.value, 6)}
-            for score in scores
-            if score.language in self._texts
+            {"language": s.language, "layer": s.layer, "measure": s.metric, "value": round(s.value, 6)}
+            for s in scores
+            if s.language in self._texts
         ]
 
     def movement(self, before: Any, after: Any) -> list[dict[str, Any]]:
-        """{layer, distance, cka}: of each block from 1, and of the embeddings, 0; CKA is to the pretrained model."""
+        """Of each block from 1, and of the embeddings, 0: {layer, distance} of the parameters, and every measure.
+
+        `distance` is from where the training began, `before`; similarity is to the pretrained model, of the source's
+        sentences in their order.
+        """
         vectors = self._vectors(after) if self._texts else {}
-        found = []
-        cka, batch = similarity.KINDS[self._settings.kind], self._settings.batch
+        found, batch = [], self._settings.batch
         starts = range(0, len(self._texts.get(self._source, ())) // batch * batch, batch)
         for layer in self._layers:
             name = "embeddings" if layer == 0 else f"layer_{layer - 1}"
-            entry = {"layer": layer, "distance": round(relative_distance(before[name], after[name]), 6)}
-            if vectors:
+            entry: dict[str, Any] = {"layer": layer, "distance": round(relative_distance(before[name], after[name]), 6)}
+            for measure, alike in similarity.MEASURES.items() if vectors else ():
                 one, other = self._before[layer, POOLING], vectors[layer, POOLING]
-                entry["cka"] = round(float(np.mean([cka(one[i : i + batch], other[i : i + batch]) for i in starts])), 6)
+                values = [alike(one[i : i + batch], other[i : i + batch]) for i in starts]
+                entry[measure] = round(float(np.mean(values)), 6)
             found.append(entry)
         return found
 
@@ -244,16 +259,18 @@ def run_one(
         }
         if jax.process_index() == 0:
             weight_files.write_json(path, found)
-            shutil.rmtree(directory / "trained", ignore_errors=True)  # as large as the model, for every set and seed
         loop.wait_for_hosts("what was measured")
+    if jax.process_index() == 0:
+        shutil.rmtree(directory / "trained", ignore_errors=True)  # as large as the model, for every set and seed
     measured = json.loads(path.read_text(encoding="utf-8"))
     scores = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
     asked = {(test.language, finetune_inputs.checksum(test.examples)) for test in setup.tests}
     scores = [r for r in scores if (r["language"], r["content"]) in asked]
     if len({r["language"] for r in scores}) < len(asked):
         raise UserError(f"config.data.test: {directory} was tested on other sets; give those, or another --workdir")
-    if measured["parallel"] != measure.content:
+    if not measure.content.items() <= measured["parallel"].items():
         raise UserError(f"config.parallel: {directory} was measured on other text; give that, or another --workdir")
+    measured["similarity"] = [r for r in measured["similarity"] if r["language"] in measure.content]
     return {"scores": scores, **measured}
 
 

@@ -18,6 +18,7 @@ Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, N t
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,7 @@ class Method:
     max_tlm_length: int = 131  # of a TLM sequence
     dict_mlm: str = ""  # DICT-MLM with a dictionary: "input" or "label" (see masking.py)
     mask_id: int = 103
+    remat: bool = False  # keep less for the backward pass and compute it again
     dtype: Any = jnp.float32  # of the matmuls
 
 
@@ -129,7 +131,7 @@ def make_step(
 
     `words` are the dictionary of the word alignment, `translations` [V] that of DICT-MLM.
     """
-    encoder, mlm_head = Encoder(config, method.dtype), MaskedLMHead(config, method.dtype)
+    encoder, mlm_head = Encoder(config, method.dtype, method.remat), MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
@@ -188,7 +190,7 @@ def make_step(
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
-            predict = jax.vmap(masked_lm.cross_entropy, in_axes=(0, None, 0, 0))
+            predict = jax.vmap(functools.partial(masked_lm.cross_entropy, remat=method.remat), in_axes=(0, None, 0, 0))
             nll = predict(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]

@@ -43,7 +43,10 @@ from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training import identity, mesh, optimizer
 
 # A workdir continues with other values of these; anything else would be another run.
-MAY_CHANGE = ("eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "plan")
+MAY_CHANGE = (
+    "eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "train.remat",
+    "plan",
+)  # fmt: skip
 
 
 def validate(config: Config) -> None:
@@ -326,6 +329,7 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         key_dropout=settings.key_dropout,
         max_tlm_length=longest_sequence(config),
         mask_id=tokenizer.mask_id,
+        remat=config.train.remat,
         dtype=jnp.dtype(config.dtype),
     )
 

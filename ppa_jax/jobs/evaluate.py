@@ -30,7 +30,7 @@ from ppa_jax.interop.weight_files import read_json
 from ppa_jax.training import identity
 from ppa_jax.training.memory import device_memory
 
-CKA = ("linear", "rbf", "linear_debiased")  # the first two grow as batches shrink, the last does not
+CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
 MEMORY = 8 << 30  # of the host, for vectors that two measures share; where they need more, they are computed twice
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
 
@@ -306,8 +306,15 @@ def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
             embedder = Remembered(embedder, encoder.params, sentences, requests)
         return retrieval.evaluate_retrieval(
             embedder, encoder.params, sets, places.retrieval, task=name
-        ) + similarity.evaluate_cka(
-            embedder, encoder.params, texts, places.layers, batch=batch, kinds=CKA, pooling=pooling, task=f"cka, {name}"
+        ) + similarity.evaluate_similarity(
+            embedder,
+            encoder.params,
+            texts,
+            places.layers,
+            batch=batch,
+            measures=CKA,
+            pooling=pooling,
+            task=f"cka, {name}",
         )
 
     return part

@@ -37,8 +37,10 @@ class State(struct.PyTreeNode):
 class Network:
     """The encoder with a task's head, as one function of parameters and batch."""
 
-    def __init__(self, task: Task, config: EncoderConfig, labels: Sequence[str], dtype: Any) -> None:
-        self._encoder = Encoder(config, dtype)
+    def __init__(
+        self, task: Task, config: EncoderConfig, labels: Sequence[str], dtype: Any, remat: bool = False
+    ) -> None:
+        self._encoder = Encoder(config, dtype, remat)
         self._head = task.Head(config, tuple(labels), dtype)
         self._config, self._dtype = config, dtype
 

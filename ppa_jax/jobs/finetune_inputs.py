@@ -35,7 +35,7 @@ TASKS = {
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
     "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
-    "test_batch_size",
+    "similarity.measure", "test_batch_size", "train.remat",
 )  # fmt: skip
 
 
@@ -113,7 +113,8 @@ class Setup:
     @functools.cached_property
     def network(self) -> finetune.Network:
         """Encoder and head."""
-        return finetune.Network(self.task, self.sizes, self.labels, jnp.dtype(self.config.dtype))
+        dtype, remat = jnp.dtype(self.config.dtype), self.config.train.remat
+        return finetune.Network(self.task, self.sizes, self.labels, dtype, remat)
 
     @functools.cached_property
     def predict(self) -> Any:

@@ -184,6 +184,7 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
     dtype: Any = jnp.float32
+    remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
 
     @nn.compact
     def __call__(
@@ -218,8 +219,9 @@ class Encoder(nn.Module):
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
+        Layer = nn.remat(Block, static_argnums=(3, 5)) if self.remat else Block  # layout and site are static
         for i in range(self.config.num_layers if layers is None else layers):
-            block = Block(self.config, self.dtype, name=f"layer_{i}")
+            block = Layer(self.config, self.dtype, name=f"layer_{i}")
             states.append(block(states[-1], masks, layout, seeds, 1 + 3 * i))
         return tuple(states) if all_hidden else states[-1]
 

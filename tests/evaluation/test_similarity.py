@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.similarity import KINDS, cka_linear, cka_rbf, evaluate_cka, read_parallel
+from ppa_jax.evaluation.similarity import (
+    KINDS,
+    cka_linear,
+    cka_rbf,
+    evaluate_similarity,
+    read_parallel,
+    retrieval,
+)
 
 
 def test_linear_by_hand():
@@ -19,6 +26,20 @@ def test_rbf_by_hand():
     # X: three points equally far apart, H K H = (1 - e^-1/2) H. Y: two points in one place and one apart, where the
     # only distance but 0 is the median: H L H = 2 (1 - e^-1/2) v v' with v = (1 1 -2) / 3. So 4/3 / (sqrt 2 * 4/3).
     assert cka_rbf(np.eye(3), np.array([[0.0], [0], [7]])) == pytest.approx(math.sqrt(0.5))
+
+
+def test_retrieval_by_hand():
+    """Turned by 10 degrees every row is still nearest to its own; by 50 it is nearest to the next; CKA sees neither."""
+    angles = np.arange(0, 360, 60.0)
+
+    def points(angles):
+        return np.stack([np.cos(np.radians(angles)), np.sin(np.radians(angles))], 1)
+
+    X = points(angles)
+    assert retrieval(X, 3 * points(angles + 10)) == 1 and retrieval(X, points(angles + 50)) == 0
+    assert cka_linear(X, points(angles + 50)) == pytest.approx(1)
+    one_off = np.concatenate([X[:1], X[2:3], X[1:2], X[3:]])
+    assert retrieval(X, one_off) == pytest.approx(4 / 6)
 
 
 def explicit(X, Y, kernel, debiased):
@@ -116,7 +137,9 @@ class Random:
 def test_scores_have_an_item_for_each_batch():
     texts = {language: [f"{i} {language}" for i in range(103)] for language in ("de", "en", "fr")}
     embedder = Random()
-    scores = evaluate_cka(embedder, None, texts, [0, 2, 2], batch=25, kinds=("linear", "rbf_debiased"))
+    scores = evaluate_similarity(
+        embedder, None, texts, [0, 2, 2], batch=25, measures=("cka_linear", "cka_rbf_debiased")
+    )
     assert len(scores) == 2 * 2 * (2 + 1)
     by = {(s.language, s.direction, s.layer, s.metric): s for s in scores}
     assert {s.pooling for s in scores} == {"mean_without_special"}
@@ -135,25 +158,25 @@ def test_scores_have_an_item_for_each_batch():
     seen = embedder.seen["en"]
     assert sorted(seen[:100]) == sorted(set(seen)) and seen[:100] != sorted(seen[:100])
     assert embedder.seen["de"] == seen
-    assert math.isnan(evaluate_cka(Random(), None, texts, [0], batch=103, kinds=["linear"])[0].interval[0])
+    assert math.isnan(
+        evaluate_similarity(Random(), None, texts, [0], batch=103, measures=["cka_linear"])[0].interval[0]
+    )
 
 
 def test_more_sentences_than_are_embedded_at_once(monkeypatch):
     texts = {language: [f"{i} {language}" for i in range(60)] for language in ("en", "fr")}
-    whole = evaluate_cka(Random(), None, texts, [1], batch=10)
+    whole = evaluate_similarity(Random(), None, texts, [1], batch=10)
     monkeypatch.setattr("ppa_jax.evaluation.similarity._CHUNK", 25)
-    parts = evaluate_cka(Random(), None, texts, [1], batch=10)
+    parts = evaluate_similarity(Random(), None, texts, [1], batch=10)
     assert [s.groups[0][0].tolist() for s in parts] == [s.groups[0][0].tolist() for s in whole]
 
 
 def test_settings_that_cannot_be():
     texts = {"en": ["1 en"] * 9, "fr": ["1 fr"] * 9}
     with pytest.raises(UserError, match="batches of 256 sentences: there are 9; choose 4 to 9"):
-        evaluate_cka(Random(), None, texts, [0])
-    with pytest.raises(UserError, match="'cosine': choose from linear, rbf, "):
-        evaluate_cka(Random(), None, texts, [0], kinds=["cosine"])
+        evaluate_similarity(Random(), None, texts, [0])
     with pytest.raises(ValueError, match="not parallel"):
-        evaluate_cka(Random(), None, texts | {"fr": ["1 fr"] * 8}, [0], batch=4)
+        evaluate_similarity(Random(), None, texts | {"fr": ["1 fr"] * 8}, [0], batch=4)
 
 
 def write(directory, files):
@@ -271,8 +294,8 @@ def test_real_text_and_a_real_model(shared):
     value = {}
     for name, other in (("parallel", german), ("unrelated", german[48:] + german[:48])):
         texts = {"en": english, "de": other}
-        scores = evaluate_cka(
-            embedder, pretrained.params["encoder"], texts, [1], batch=48, kinds=["linear", "linear_debiased"]
+        scores = evaluate_similarity(
+            embedder, pretrained.params["encoder"], texts, [1], batch=48, measures=["cka_linear", "cka_linear_debiased"]
         )
         value[name] = {s.metric: s.value for s in scores if s.language == "de"}
     assert value["unrelated"]["cka_linear"] > 0.1  # the bias of small batches

@@ -3,14 +3,18 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
+from ppa_jax.evaluation import ablation_report
+from ppa_jax.evaluation.similarity import MEASURES
+from ppa_jax.interop import huggingface
 from ppa_jax.jobs import ablate_layers, finetune, finetune_run, new_model
 from ppa_jax.main import main
-from ppa_jax.tasks import parsing
+from ppa_jax.model.reinitialise import reinitialise
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs/layer_ablation.py"
@@ -72,7 +76,9 @@ def test_what_a_run_leaves(whole):
     assert {r["language"] for r in scores} == {"en", "de", "es"} and all("content" not in r for r in scores)
     assert {r["ablation"] for r in similarity} == {"", *sets} and {r["layer"] for r in similarity} == {0, 1, 2, 3}
     assert {r["language"] for r in similarity} == {"de", "es"}, "those that are tested"
-    assert all(0 < r["distance"] < 1 and r["cka"] > 0.1 for r in movement if r["ablation"] == "none")
+    assert {r["measure"] for r in similarity} == {*MEASURES}, "all, as the weights are not kept"
+    unchanged = [r for r in movement if r["ablation"] == "none"]
+    assert all(0 < r["distance"] < 1 and r["cka_linear"] > 0.1 and r["retrieval"] > 0.5 for r in unchanged)
     text = (workdir / "report.md").read_text()
     assert "## Summary" in text and "| 2-3 |" in text and "| block 3 |" in text
     assert not list(workdir.glob("**/trained")) and (workdir / "losses.png").exists()
@@ -96,6 +102,47 @@ def test_without_ablation_it_is_fine_tuning(whole, models, tmp_path):
         if r["ablation"] == "none"
     }
     assert ours == theirs
+
+
+class Begun(Exception):
+    """Raised in place of a training."""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_fine_tuning_begins_from_the_blocks_drawn_anew(models, tmp_path, monkeypatch, keep):
+    """For every set and seed, bit by bit; what is not named is the pretrained model's."""
+    began, run_one = {}, ablate_layers.run_one
+
+    def train(setup, pretrained, seed, directory):
+        began[directory.parent.name, seed] = pretrained.params["encoder"]
+        raise Begun
+
+    def until_training(*args):
+        with pytest.raises(Begun):
+            run_one(*args)
+        return {}
+
+    monkeypatch.setattr(finetune_run, "train", train)
+    monkeypatch.setattr(ablate_layers, "run_one", until_training)
+    monkeypatch.setattr(ablation_report, "write", lambda *args, **fields: ("", ""))
+    given = {"init": f"{models}/a", "ablations": "1,2-3", "keep_layer_norm": keep}
+    assert main(arguments(tmp_path, models, **given)) == 0
+    model = huggingface.read(models / "a")
+    pretrained = model.params["encoder"]
+    sets = {"none": (), "1": (1,), "2-3": (2, 3)}
+    assert {*began} == {(name, seed) for name in sets for seed in (0, 1)}
+    for (name, seed), found in began.items():
+        drawn = {f"layer_{block - 1}" for block in sets[name]}
+        wanted = reinitialise(pretrained, model.config, sets[name], seed, keep_layer_norm=keep)
+        for part in pretrained:
+            jax.tree.map(np.testing.assert_array_equal, found[part], wanted[part])
+            same = jax.tree.map(np.array_equal, found[part], pretrained[part])
+            if part in drawn:
+                assert not same["attention"]["query"]["kernel"] and not same["feed_forward"]["output"]["kernel"]
+            else:
+                assert all(jax.tree.leaves(same)), part
+    kernels = [began["1", seed]["layer_0"]["attention"]["query"]["kernel"] for seed in (0, 1)]
+    assert not np.array_equal(*kernels)
 
 
 def test_nothing_is_done_again_and_sets_may_be_added(whole, models, monkeypatch):
@@ -135,7 +182,7 @@ def test_sets_that_are_none(spec):
         ({"data.train": "en=world:0-9,de=world:0-9"}, "config.data.train=en=world:0-9,de=world:0-9: give one language"),
         ({"data.test": ""}, "config.data.test is empty"),
         ({"parallel": "world:5-3"}, "config.parallel=world:5-3: write world:A-B"),
-        ({"parallel": "world:0-300", "similarity.kind": "cca"}, "config.similarity.kind=cca: must be one of linear"),
+        ({"parallel": "world:0-300", "similarity.measure": "cca"}, "config.similarity.measure=cca: must be one of cka"),
         ({"similarity.sentences": 5}, "config.similarity.sentences=5: must be"),
         ({"ablations": "7"}, "config.ablations: '7': the model has blocks 1 to 3"),
         ({"data.test": "en=world:340-350"}, "config.data.test: give the source language, en, and targets"),
@@ -151,6 +198,6 @@ def test_parsing_is_ablated_too(models, tmp_path):
     given = {"task": "parsing", "init": f"{models}/a", "seeds": "0", "ablations": "1", "train.steps": 2}
     assert main(arguments(tmp_path, models, **given)) == 0
     records = json.loads((tmp_path / "scores.json").read_text())
-    assert {r["ablation"] for r in records} == {"none", "1"} and parsing.SUFFIX == ".conllu"
+    assert {r["ablation"] for r in records} == {"none", "1"} and {r["metric"] for r in records} >= {"las", "uas"}
     assert np.isfinite([r["value"] for r in records]).all()
     assert "no border is drawn" in (tmp_path / "report.md").read_text()

@@ -104,17 +104,20 @@ def test_a_sequence_is_masked_alike_wherever_it_lies():
     assert np.array_equal(here, np.concatenate([there[20:], there[:20]]))
 
 
-def test_cross_entropy_and_gradient_equal_pytorch():
+@pytest.mark.parametrize("remat", [False, True])
+def test_cross_entropy_and_gradient_equal_pytorch(remat, monkeypatch):
     import torch
+
+    monkeypatch.setattr(masked_lm, "CHUNK", 4)  # of six positions: the last chunk is not full
 
     rng = np.random.default_rng(0)
     states, bias, words = (rng.normal(size=size).astype("f") for size in ((2, 3, 7), (11,), (11, 7)))
     labels, weights = rng.integers(0, 11, (2, 3)), rng.random((2, 3)).astype("f")
 
     def total(*parameters):
-        return jnp.sum(masked_lm.cross_entropy(*parameters, labels) * weights)
+        return jnp.sum(masked_lm.cross_entropy(*parameters, labels, remat) * weights)
 
-    loss, grads = jax.value_and_grad(total, (0, 1, 2))(states, bias, words)
+    loss, grads = jax.value_and_grad(total, (0, 1, 2))(*map(jnp.asarray, (states, bias, words)))
     x, b, w = (torch.tensor(value, requires_grad=True) for value in (states, bias, words))
     nll = torch.nn.functional.cross_entropy(
         (x @ w.T + b).reshape(6, 11), torch.tensor(labels).flatten(), reduction="none"
@@ -124,6 +127,18 @@ def test_cross_entropy_and_gradient_equal_pytorch():
     assert np.isclose(loss, expected.item(), rtol=1e-6)
     for grad, theirs in zip(grads, (x, b, w), strict=True):
         np.testing.assert_allclose(grad, theirs.grad.numpy(), atol=2e-6)
+
+
+def test_with_remat_no_array_of_all_logits_is_made():
+    M, V = 4 * masked_lm.CHUNK, 1000
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((M, 8), (V,), (V, 8))]
+    labels = jnp.zeros(M, int)
+    memory = []
+    for remat in (False, True):
+        loss = lambda *given, remat=remat: jnp.sum(masked_lm.cross_entropy(*given, labels, remat))  # noqa: E731
+        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile()
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert memory[0] >= M * V * 4 and memory[1] < M * V * 4
 
 
 def test_cross_entropy_in_bfloat16_keeps_float32_where_it_counts():
