@@ -91,7 +91,7 @@ def facts(config: Config, opened: Sequence[tuple[Any, Setup]], source: str, text
         "source": source,
         "re-initialised": f"blocks as BERT begins: N(0, {sizes.initializer_range}), biases 0, LayerNorm {kept}; "
         "embeddings and the other blocks stay",
-        "similarity": f"{given.measure}; {batches} batches of {given.batch} sentences of {config.parallel} in "
+        "similarity": f"{given.measure}; {batches} x {given.batch} sentences of {config.parallel} in "
         f"{', '.join(texts)}; {POOLING.replace('_', ' ')} tokens; the other measures are in similarity.json"
         if texts
         else "not measured",
