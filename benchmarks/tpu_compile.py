@@ -38,7 +38,7 @@ from ppa_jax.training.collectives import KINDS, collective_bytes
 BATCH, QUEUE = 4096, 65_536
 
 
-def lower(slice_shape: str, rules: str, model: int):
+def lower(slice_shape: str, rules: str, model: int, remat: bool):
     """The lowered step for a slice such as `2x4`, the shapes of its state, and the number of chips."""
     topology = topologies.get_topology_desc(f"v5e:{slice_shape}", "tpu")
     chips = len(topology.devices)
@@ -52,7 +52,7 @@ def lower(slice_shape: str, rules: str, model: int):
         [pairs], Plan([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
         shards=mesh.shape["data"],
     )  # fmt: skip
-    method = align.Method(queue_size=QUEUE, max_tlm_length=131, dtype=jnp.bfloat16)
+    method = align.Method(queue_size=QUEUE, max_tlm_length=131, remat=remat, dtype=jnp.bfloat16)
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
 
     def init():
@@ -83,15 +83,17 @@ def main() -> int:
     p.add_argument("--slices", default="2x4,16x16")
     p.add_argument("--rules", default="replicated", choices=meshes.RULES)
     p.add_argument("--model", type=int, default=1)
+    p.add_argument("--remat", action="store_true", help="as config.train.remat")
     a = p.parse_args()
     status = 0
     for slice_shape in a.slices.split(","):
         start = time.perf_counter()
-        lowered, shapes, mesh = lower(slice_shape, a.rules, a.model)
+        lowered, shapes, mesh = lower(slice_shape, a.rules, a.model, a.remat)
         compiled = lowered.compile()
         memory = compiled.memory_analysis()
         chips, share = mesh.size, mesh.shape["data"]
-        print(f"v5e {slice_shape}, {chips} chips, {a.rules}, compiled in {time.perf_counter() - start:.0f} s")
+        took = time.perf_counter() - start
+        print(f"v5e {slice_shape}, {chips} chips, {a.rules}{', remat' * a.remat}, compiled in {took:.0f} s")
         for name in ("argument", "output", "temp", "alias"):
             print(f"  {name + ' memory':18} {getattr(memory, f'{name}_size_in_bytes') / 2**20:10.1f} MiB a chip")
         total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes

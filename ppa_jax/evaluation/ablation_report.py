@@ -20,7 +20,7 @@ from ppa_jax.evaluation.seeds import Difference, mean_and_spread
 
 NONE = "none"
 TARGETS = "targets"  # their mean
-MARGIN = 1.0  # point: a set whose extra loss is surely smaller is no part of the aligner
+MARGIN = 1.0  # point: a set whose extra loss is surely below it does not widen the gap
 Record = Mapping[str, Any]
 Scores = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, set, language) -> {seed: percent}
 
@@ -34,10 +34,11 @@ LOSSES = (
     "says nothing of other sentences or languages, and is not corrected for the number of sets compared."
 )
 SUMMARY = (
-    "A set of blocks **widens** the gap if the 95% interval of the extra loss (below) is above zero; it is **within "
-    f"{MARGIN:g} point** if the interval ends below that; all else is **undecided**. The aligner ends where, from "
-    "block 1 on, the sets that widen the gap end; at the latest where those end that are not within. By a single seed, "
-    f"which has no interval, it ends where the extra loss falls below {MARGIN:g} point."
+    "A set of blocks **widens** the gap if the 95% interval of the extra loss (below) is above zero; it **does not** "
+    f"if the interval ends below {MARGIN:g} point; all else is **undecided**. The aligner ends where, from block 1 on, "
+    "the sets that widen the gap end; at the latest before the first that does not. By a single seed, which has no "
+    f"interval, it ends where the extra loss falls below {MARGIN:g} point. All this asks that the source recovers: "
+    "where it loses much itself, the gap says little of alignment."
 )
 MOVEMENT = (
     "Fine-tuning without ablation. **distance**: norm of the change of a block's parameters over their norm before. "
@@ -169,13 +170,13 @@ def chains(sets: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-WIDENS, UNDECIDED, WITHIN = "widens", "undecided", "within"
+WIDENS, UNDECIDED, DOES_NOT = "widens", "undecided", "does not"
 
 
 def state(change: Difference) -> str:
     """What an extra loss says of its set of blocks, if it has an interval."""
     if change.high < MARGIN:
-        return WITHIN
+        return DOES_NOT
     return WIDENS if change.low > 0 else UNDECIDED
 
 
@@ -187,7 +188,7 @@ def border(changes: Mapping[str, Difference]) -> tuple[int, int]:
     """Of the sets of a chain: the last block of the aligner, at the earliest and at the latest; 0: there is none."""
     states = {s: state(change) for s, change in changes.items()}
     sure = list(itertools.takewhile(lambda s: states[s] == WIDENS, states))
-    possible = list(itertools.takewhile(lambda s: states[s] != WITHIN, states))
+    possible = list(itertools.takewhile(lambda s: states[s] != DOES_NOT, states))
     return _last_block(sure), _last_block(possible)
 
 
@@ -203,7 +204,7 @@ def border_by_seed(found: Scores, model: str, sets: Sequence[str], source: str) 
 
 def _in_words(low: int, high: int) -> str:
     if high == 0:
-        return "no aligner shows: the first set is within already"
+        return "no aligner shows: the first set does not widen the gap"
     if low == high:
         return f"an aligner up to block {low}"
     return f"an aligner up to block {low} at least, {high} at most" if low else f"an aligner up to block {high} at most"
@@ -230,7 +231,7 @@ def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list
         return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
     for kind, chain in chains(known).items():
         told = []
-        for one, words in ((WIDENS, "widen the gap"), (UNDECIDED, "undecided"), (WITHIN, f"within {MARGIN:g} point")):
+        for one, words in ((WIDENS, "widen the gap"), (UNDECIDED, "undecided"), (DOES_NOT, "do not")):
             if mine := [s for s in chain if state(extras[s]) == one]:
                 told.append(f"{words}: {', '.join(mine)}")
         seeds = ", ".join(map(str, border_by_seed(found, model, chain, source).values()))

@@ -27,6 +27,7 @@ from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import ablation_report, report, similarity
+from ppa_jax.evaluation.embed import Remembered
 from ppa_jax.interop import huggingface, weight_files
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import finetune_inputs, finetune_run
@@ -193,21 +194,27 @@ class Measure:
         """`encoder`: the pretrained parameters."""
         self._texts, self._source, self._settings = texts, source, settings
         self._layers = list(range(setup.sizes.num_layers + 1))
+        self._requests = [(layer, POOLING) for layer in self._layers]
         self._embedder = setup.embedder
-        self._before = self._vectors(encoder) if texts else {}
         self.content = {language: finetune_inputs.checksum(text) for language, text in texts.items()}
-        self.pretrained = self.languages(encoder)
+        vectors = self.embed(encoder)
+        self.pretrained = self.languages(vectors)
+        self._before = self._of_source(vectors)
 
-    def _vectors(self, encoder: Any) -> Mapping[Any, np.ndarray]:
-        requests = [(layer, POOLING) for layer in self._layers]
-        return self._embedder.embed(encoder, self._texts[self._source], requests)
+    def embed(self, encoder: Any) -> Remembered | None:
+        """The vectors of all texts; None without any."""
+        sentences = [sentence for text in self._texts.values() for sentence in text]
+        return Remembered(self._embedder, encoder, sentences, self._requests) if sentences else None
 
-    def languages(self, encoder: Any) -> list[dict[str, Any]]:
+    def _of_source(self, vectors: Remembered | None) -> Mapping[Any, np.ndarray]:
+        return vectors.embed(None, self._texts[self._source], self._requests) if vectors else {}
+
+    def languages(self, vectors: Remembered | None) -> list[dict[str, Any]]:
         """{language, layer, measure, value} for every other language."""
-        if not self._texts:
+        if not vectors:
             return []
         scores = similarity.evaluate_similarity(
-            self._embedder, encoder, self._texts, self._layers, batch=self._settings.batch,
+            vectors, None, self._texts, self._layers, batch=self._settings.batch,
             measures=list(similarity.MEASURES), pooling=POOLING,
         )  # fmt: skip
         return [
@@ -216,13 +223,13 @@ class Measure:
             if s.language in self._texts
         ]
 
-    def movement(self, before: Any, after: Any) -> list[dict[str, Any]]:
+    def movement(self, before: Any, after: Any, after_vectors: Remembered | None) -> list[dict[str, Any]]:
         """Of each block from 1, and of the embeddings, 0: {layer, distance} of the parameters, and every measure.
 
         `distance` is from where the training began, `before`; similarity is to the pretrained model, of the source's
         sentences in their order.
         """
-        vectors = self._vectors(after) if self._texts else {}
+        vectors = self._of_source(after_vectors)
         found, batch = [], self._settings.batch
         starts = range(0, len(self._texts.get(self._source, ())) // batch * batch, batch)
         for layer in self._layers:
@@ -236,7 +243,9 @@ class Measure:
         return found
 
 
-@device_memory("lower config.train.batch_size, config.test_batch_size or config.data.max_length")
+@device_memory(
+    "set config.train.remat=true, or lower config.train.batch_size, config.test_batch_size or config.data.max_length"
+)
 def run_one(
     setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: Path, measure: Measure
 ) -> dict[str, Any]:
@@ -252,9 +261,10 @@ def run_one(
         tested = {r["language"] for r in finetune_run.test(setup, seed, directory, params)}
         if blind := [test.language for test in setup.tests if test.language not in tested]:
             raise UserError(f"config.data.test: {', '.join(blind)}: no gold answers to score by; leave it out")
+        vectors = measure.embed(params["encoder"])
         found = {
-            "similarity": measure.languages(params["encoder"]),
-            "movement": measure.movement(encoder, params["encoder"]),
+            "similarity": measure.languages(vectors),
+            "movement": measure.movement(encoder, params["encoder"], vectors),
             "parallel": measure.content,
         }
         if jax.process_index() == 0:

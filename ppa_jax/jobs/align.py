@@ -18,7 +18,6 @@ Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, N t
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -190,8 +189,8 @@ def make_step(
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
-            predict = jax.vmap(functools.partial(masked_lm.cross_entropy, remat=method.remat), in_axes=(0, None, 0, 0))
-            nll = predict(states, bias, tables, masked.labels)
+            predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
+            nll = jax.vmap(predict, in_axes=(0, None, 0, 0))(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:

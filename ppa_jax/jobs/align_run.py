@@ -54,7 +54,8 @@ def run(config: Config, workdir: str) -> int:
 
 
 @device_memory(
-    "raise train.accumulate or lower train.batch_size, data.max_length, data.row_length or contrastive.queue_size"
+    "set train.remat=true, raise train.accumulate, or lower train.batch_size, data.max_length, data.row_length or "
+    "contrastive.queue_size"
 )
 def align_model(config: Config, workdir: Path) -> None:
     """The whole of one training run in its workdir.

@@ -304,17 +304,10 @@ def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
         embedder = encoder.embedder
         if len(sentences) * len(requests) * encoder.config.hidden_size * 4 <= MEMORY:
             embedder = Remembered(embedder, encoder.params, sentences, requests)
-        return retrieval.evaluate_retrieval(
-            embedder, encoder.params, sets, places.retrieval, task=name
-        ) + similarity.evaluate_similarity(
-            embedder,
-            encoder.params,
-            texts,
-            places.layers,
-            batch=batch,
-            measures=CKA,
-            pooling=pooling,
+        found = retrieval.evaluate_retrieval(embedder, encoder.params, sets, places.retrieval, task=name)
+        return found + similarity.evaluate_similarity(
+            embedder, encoder.params, texts, places.layers, batch=batch, measures=CKA, pooling=pooling,
             task=f"cka, {name}",
-        )
+        )  # fmt: skip
 
     return part

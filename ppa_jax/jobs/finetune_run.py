@@ -84,7 +84,9 @@ def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:
     return status, config
 
 
-@device_memory("lower config.train.batch_size, config.test_batch_size or config.data.max_length")
+@device_memory(
+    "set config.train.remat=true, or lower config.train.batch_size, config.test_batch_size or config.data.max_length"
+)
 def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *, files_from: Path) -> Records:
     """Trains with one seed, tests, exports; returns its scores. A seed that is done is not done again.
 

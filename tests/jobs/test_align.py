@@ -16,7 +16,7 @@ from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
-from ppa_jax.objectives import masking
+from ppa_jax.objectives import masked_lm, masking
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
 from ppa_jax.training.collectives import collective_bytes
@@ -132,8 +132,9 @@ def test_devices_rules_and_accumulation_change_nothing(make, reference, devices,
     np.testing.assert_allclose(state.queue.keys, expected_state.queue.keys, atol=2e-4)
 
 
-def test_remat_computes_more_and_changes_no_result(make, reference):
+def test_remat_computes_more_and_changes_no_result(make, reference, monkeypatch):
     """The same masks and the same dropout in the second computation: to the tolerance of the test above."""
+    monkeypatch.setattr(masked_lm, "CHUNK", 5)  # several to a shard, the last one not full
     products = {}
     for remat in (False, True):
         setting = make(2, accumulate=2, method=dataclasses.replace(METHOD, remat=remat), rate=1e-3)

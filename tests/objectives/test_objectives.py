@@ -104,39 +104,38 @@ def test_a_sequence_is_masked_alike_wherever_it_lies():
     assert np.array_equal(here, np.concatenate([there[20:], there[:20]]))
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_cross_entropy_and_gradient_equal_pytorch(remat, monkeypatch):
+@pytest.mark.parametrize("chunked", [False, True])
+def test_cross_entropy_and_gradient_equal_pytorch(chunked, monkeypatch):
     import torch
 
-    monkeypatch.setattr(masked_lm, "CHUNK", 4)  # of six positions: the last chunk is not full
+    monkeypatch.setattr(masked_lm, "CHUNK", 4)  # of seven positions: the last chunk is not full
 
     rng = np.random.default_rng(0)
-    states, bias, words = (rng.normal(size=size).astype("f") for size in ((2, 3, 7), (11,), (11, 7)))
-    labels, weights = rng.integers(0, 11, (2, 3)), rng.random((2, 3)).astype("f")
+    states, bias, words = (rng.normal(size=size).astype("f") for size in ((7, 5), (11,), (11, 5)))
+    labels, weights = rng.integers(0, 11, 7), rng.random(7).astype("f")
 
     def total(*parameters):
-        return jnp.sum(masked_lm.cross_entropy(*parameters, labels, remat) * weights)
+        loss = masked_lm.in_chunks if chunked else masked_lm.cross_entropy
+        return jnp.sum(loss(*parameters, jnp.asarray(labels)) * weights)
 
     loss, grads = jax.value_and_grad(total, (0, 1, 2))(*map(jnp.asarray, (states, bias, words)))
     x, b, w = (torch.tensor(value, requires_grad=True) for value in (states, bias, words))
-    nll = torch.nn.functional.cross_entropy(
-        (x @ w.T + b).reshape(6, 11), torch.tensor(labels).flatten(), reduction="none"
-    )
-    expected = (nll * torch.tensor(weights).flatten()).sum()
+    nll = torch.nn.functional.cross_entropy(x @ w.T + b, torch.tensor(labels), reduction="none")
+    expected = (nll * torch.tensor(weights)).sum()
     expected.backward()
     assert np.isclose(loss, expected.item(), rtol=1e-6)
     for grad, theirs in zip(grads, (x, b, w), strict=True):
         np.testing.assert_allclose(grad, theirs.grad.numpy(), atol=2e-6)
 
 
-def test_with_remat_no_array_of_all_logits_is_made():
+def test_in_chunks_no_array_of_all_logits_is_made():
     M, V = 4 * masked_lm.CHUNK, 1000
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((M, 8), (V,), (V, 8))]
     labels = jnp.zeros(M, int)
     memory = []
-    for remat in (False, True):
-        loss = lambda *given, remat=remat: jnp.sum(masked_lm.cross_entropy(*given, labels, remat))  # noqa: E731
-        compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile()
+    for loss in (masked_lm.cross_entropy, masked_lm.in_chunks):
+        total = lambda *given, loss=loss: jnp.sum(loss(*given, labels))  # noqa: E731
+        compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(*shapes).compile()
         memory.append(compiled.memory_analysis().temp_size_in_bytes)
     assert memory[0] >= M * V * 4 and memory[1] < M * V * 4
 
