@@ -4,8 +4,9 @@
 
 Prints one JSON line: s_per_step (median), real_tokens_per_s, pairs_per_s, nce, tlm, and besides: padding (share of the
 places for tokens), mfu (operations of real tokens a second over the matmul rate measured in the same run),
-matmul_gflops, compile_s, peak_memory_mib. `lengths.npy` is int [n, 2], word pieces of both sides without special
-tokens. Needs jax, flax and optax alone.
+matmul_gflops, compile_s, peak_memory_mib, input_s (to make a batch on one thread of the host: the job does so beside
+the step, and s_per_step leaves it out). Where the time before that goes is told on stderr. `lengths.npy` is int [n, 2],
+word pieces of both sides without special tokens. Needs jax, flax and optax alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import resource
+import sys
 import time
 
 import jax
@@ -67,13 +69,22 @@ def parse() -> argparse.Namespace:
     p.add_argument("--accumulate", type=int, default=1)
     p.add_argument("--device", default="", help="cpu, cuda or tpu; default: what there is")
     p.add_argument("--bf16", action="store_true")
+    p.add_argument("--remat", action="store_true")
+    p.add_argument("--scan", action="store_true")
+    p.add_argument("--profile", default="", help="a folder for a trace of two more steps, for xprof or Perfetto")
     p.add_argument("--seed", type=int, default=0)
     return p.parse_args()
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:
-    """Operations a second of the best of ten matrix products of a feed-forward layer's size."""
-    a, b = jnp.ones((4096, 768), dtype), jnp.ones((768, 3072), dtype)
+    """Operations a second of the best of ten matrix products: of a feed-forward layer's size on a CPU.
+
+    On an accelerator, of 8192 x 8192 x 8192: a small product is over before the host has asked for the next one. Normal
+    numbers, as zeros and ones take less power and run faster.
+    """
+    m, k, n = (4096, 768, 3072) if jax.default_backend() == "cpu" else (8192, 8192, 8192)
+    a = jax.random.normal(jax.random.key(0), (m, k), dtype)
+    b = jax.random.normal(jax.random.key(1), (k, n), dtype)
     product = jax.jit(lambda a, b: a @ b)
     product(a, b).block_until_ready()
     seconds = []
@@ -81,7 +92,7 @@ def matmul_rate(dtype: jnp.dtype) -> float:
         start = time.perf_counter()
         product(a, b).block_until_ready()
         seconds.append(time.perf_counter() - start)
-    return 2 * 4096 * 768 * 3072 / min(seconds)
+    return 2 * m * k * n / min(seconds)
 
 
 def operations(config: EncoderConfig, batch: Batch) -> int:
@@ -96,6 +107,11 @@ def operations(config: EncoderConfig, batch: Batch) -> int:
 def main() -> None:
     """Runs the steps and prints the JSON line."""
     a = parse()
+    begun = time.perf_counter()
+
+    def tell(what: str) -> None:
+        print(f"{time.perf_counter() - begun:6.1f} s  {what}", file=sys.stderr, flush=True)
+
     keep_freed_memory()
     if a.device:
         jax.config.update("jax_platforms", a.device)
@@ -131,20 +147,29 @@ def main() -> None:
         layer=a.layers,
         max_tlm_length=longest,
         dtype=dtype,
+        remat=a.remat,
+        scan=a.scan,
     )
-    token = jnp.zeros((1, 1), jnp.int32)
-    words = jnp.zeros((a.vocab, a.hidden))
-    params = {
-        "encoder": Encoder(config).init(jax.random.key(a.seed), token, token, token)["params"],
-        "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), words[:1])["params"],
-    }
+    tell(f"the device: {devices.devices.flat[0].device_kind}; batches of {batches.ladder.base}")
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
-    state = align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
-    shardings = align.state_shardings(state, mesh.RULES["replicated"], devices)
-    state = jax.device_put(state, shardings)
-    step = align.make_step(method, config, adamw, devices, shardings)
 
+    def init() -> align.State:
+        token = jnp.zeros((1, 1), jnp.int32)
+        params = {
+            "encoder": Encoder(config).init(jax.random.key(a.seed), token, token, token)["params"],
+            "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), jnp.zeros((1, a.hidden)))["params"],
+        }
+        return align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
+
+    shardings = align.state_shardings(jax.eval_shape(init), mesh.RULES["replicated"], devices)
+    state = jax.jit(init, out_shardings=shardings)()  # one program, not hundreds of small ones
+    step = align.make_step(method, config, adamw, devices, shardings)
+    tell("the model")
+
+    start = time.perf_counter()
     made = [batches.make(t) for t in range(a.steps + 1)]
+    input_s = (time.perf_counter() - start) / len(made)
+    tell(f"{len(made)} batches")
     compiled: dict[tuple, object] = {}  # by shape: compiling is no part of a step
     compile_s = 0.0
     seconds, metrics = [], {}
@@ -155,11 +180,20 @@ def main() -> None:
             start = time.perf_counter()
             compiled[shape] = step.lower(state, on_device).compile()
             compile_s += time.perf_counter() - start
+            temporary = compiled[shape].memory_analysis().temp_size_in_bytes
+            tell(f"a shape is compiled: {temporary / 2**30:.1f} GiB of temporary memory")
         start = time.perf_counter()
         state, metrics = compiled[shape](state, on_device)
         metrics = jax.device_get(metrics)
         if t:
             seconds.append(time.perf_counter() - start)
+    tell(f"{a.steps} steps")
+    if a.profile:
+        with jax.profiler.trace(a.profile, create_perfetto_trace=True):
+            for batch in made[-2:]:
+                shape = jax.tree.structure(batch), *(x.shape for x in jax.tree.leaves(batch))
+                state, metrics = compiled[shape](state, mesh.put_batch(batch, devices))
+            jax.block_until_ready(state)
     rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
     real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)
     rate = matmul_rate(dtype)
@@ -176,6 +210,7 @@ def main() -> None:
         "matmul_gflops": round(rate / 1e9, 1),
         "compiled": len(compiled),
         "compile_s": round(compile_s, 1),
+        "input_s": round(input_s, 4),
         "peak_memory_mib": round(peak / 2**20),
         "shape": dataclasses.asdict(batches.ladder.base),
         "device": devices.devices.flat[0].device_kind,

@@ -51,6 +51,7 @@ def get_config(mode: str = "") -> Any:
             dropout=-1.0,  # -1: as the model was pretrained
             accumulate=1,  # split the batch into so many passes
             remat=False,  # blocks and logits are computed again in the backward pass, not kept: a third more operations
+            scan=False,  # one block is compiled, in a loop over the layers: starts sooner
         ),
         contrastive=dict(
             weight=1.0,  # 0: TLM alone (recalled: the losses are summed)

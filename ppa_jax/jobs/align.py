@@ -57,6 +57,7 @@ class Method:
     dict_mlm: str = ""  # DICT-MLM with a dictionary: "input" or "label" (see masking.py)
     mask_id: int = 103
     remat: bool = False  # keep less for the backward pass and compute it again
+    scan: bool = False  # compile one block, and loop over the layers
     dtype: Any = jnp.float32  # of the matmuls
 
 
@@ -130,7 +131,8 @@ def make_step(
 
     `words` are the dictionary of the word alignment, `translations` [V] that of DICT-MLM.
     """
-    encoder, mlm_head = Encoder(config, method.dtype, method.remat), MaskedLMHead(config, method.dtype)
+    encoder = Encoder(config, method.dtype, method.remat, method.scan)
+    mlm_head = MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 

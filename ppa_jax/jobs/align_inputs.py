@@ -45,7 +45,7 @@ from ppa_jax.training import identity, mesh, optimizer
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
     "eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "train.remat",
-    "plan",
+    "train.scan", "plan",
 )  # fmt: skip
 
 
@@ -330,6 +330,7 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         max_tlm_length=longest_sequence(config),
         mask_id=tokenizer.mask_id,
         remat=config.train.remat,
+        scan=config.train.scan,
         dtype=jnp.dtype(config.dtype),
     )
 

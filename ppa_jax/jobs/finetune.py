@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
+from ppa_jax.model.bert import Encoder, rows_from_mask
 from ppa_jax.tasks.task import Batch, Outputs, Task
 
 HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
@@ -37,17 +37,14 @@ class State(struct.PyTreeNode):
 class Network:
     """The encoder with a task's head, as one function of parameters and batch."""
 
-    def __init__(
-        self, task: Task, config: EncoderConfig, labels: Sequence[str], dtype: Any, remat: bool = False
-    ) -> None:
-        self._encoder = Encoder(config, dtype, remat)
-        self._head = task.Head(config, tuple(labels), dtype)
-        self._config, self._dtype = config, dtype
+    def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
+        self._encoder = encoder
+        self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
 
     def init_head(self, seed: int, batch: Batch) -> Any:
         """Parameters of the head, drawn as BERT draws a new layer; `batch` is for its shapes."""
         B, L = batch["ids"].shape
-        hidden = jnp.zeros((B, L, self._config.hidden_size), self._dtype)
+        hidden = jnp.zeros((B, L, self._encoder.config.hidden_size), self._encoder.dtype)
         return self._head.init(jax.random.key(seed), hidden, batch, None)["params"]
 
     def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None) -> Outputs:

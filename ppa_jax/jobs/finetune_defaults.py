@@ -37,6 +37,7 @@ def defaults(task: str) -> Any:
             clip=1.0,  # global norm of the gradient; 0: none
             dropout=-1.0,  # of the encoder; -1: as pretrained, 0: none at all, the parser's own included
             remat=False,  # keep less for the backward pass and compute it again, as in configs/ppa.py
+            scan=False,  # compile one block, and loop over the layers
         ),
         eval=dict(
             every=0,  # steps between scores of the dev set; 0: none

@@ -20,7 +20,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import huggingface, weight_files
 from ppa_jax.jobs import finetune
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
 from ppa_jax.tasks.task import PARTS, Feature, Task
@@ -35,7 +35,7 @@ TASKS = {
 # What a workdir may be given again with. `init` may name further models; each has its own identity.
 MAY_CHANGE = (
     "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
-    "similarity.measure", "test_batch_size", "train.remat",
+    "similarity.measure", "test_batch_size", "train.remat", "train.scan",
 )  # fmt: skip
 
 
@@ -113,8 +113,9 @@ class Setup:
     @functools.cached_property
     def network(self) -> finetune.Network:
         """Encoder and head."""
-        dtype, remat = jnp.dtype(self.config.dtype), self.config.train.remat
-        return finetune.Network(self.task, self.sizes, self.labels, dtype, remat)
+        train = self.config.train
+        encoder = Encoder(self.sizes, jnp.dtype(self.config.dtype), train.remat, train.scan)
+        return finetune.Network(self.task, encoder, self.labels)
 
     @functools.cached_property
     def predict(self) -> Any:

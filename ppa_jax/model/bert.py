@@ -129,7 +129,7 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: int) -> Array:
+    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
 
@@ -158,7 +158,7 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, seeds: Array | None, site: int) -> Array:
+    def __call__(self, x_BxLxD: Array, seeds: Array | None, site: Any) -> Array:
         c = self.config
         inner = jax.nn.gelu(_dense(c.intermediate_size, c, self.dtype, "intermediate")(x_BxLxD), approximate=False)
         out = _dense(c.hidden_size, c, self.dtype, "output")(inner)
@@ -174,9 +174,14 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: int) -> Array:
+    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any) -> Array:
         x_BxLxD = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, masks, layout, seeds, site)
         return FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
+
+
+def _site(layer: Any) -> Any:
+    """The first of a block's three places of dropout; 0 is the embeddings'."""
+    return 1 + 3 * layer
 
 
 class Encoder(nn.Module):
@@ -185,6 +190,7 @@ class Encoder(nn.Module):
     config: EncoderConfig
     dtype: Any = jnp.float32
     remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
+    scan: bool = False  # one block is compiled, in a loop over their stacked parameters
 
     @nn.compact
     def __call__(
@@ -219,11 +225,31 @@ class Encoder(nn.Module):
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
-        Layer = nn.remat(Block, static_argnums=(3, 5)) if self.remat else Block  # layout and site are static
-        for i in range(self.config.num_layers if layers is None else layers):
-            block = Layer(self.config, self.dtype, name=f"layer_{i}")
-            states.append(block(states[-1], masks, layout, seeds, 1 + 3 * i))
+        layers = self.config.num_layers if layers is None else layers
+        if self.scan and layers and not self.is_initializing():
+            states += self._scanned(states[0], masks, layout, seeds, layers)
+        else:
+            Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
+            for i in range(layers):
+                block = Layer(self.config, self.dtype, name=f"layer_{i}")
+                states.append(block(states[-1], masks, layout, seeds, _site(i)))
         return tuple(states) if all_hidden else states[-1]
+
+    def _scanned(self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: int) -> list[Array]:
+        """The states after each block. The tree of parameters stays as it is: they are stacked in every step."""
+        blocks = [self.variables["params"][f"layer_{i}"] for i in range(layers)]
+        # Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
+        stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *blocks)
+        block = Block(self.config, self.dtype, parent=None)
+
+        def body(x: Array, layer: Any) -> tuple[Array, Array]:
+            params, site = layer
+            x = block.apply({"params": params}, x, masks, layout, seeds, site)
+            return x, x
+
+        if self.remat:
+            body = jax.checkpoint(body, prevent_cse=False)  # in a loop there is nothing to merge it with
+        return list(jax.lax.scan(body, x, (stacked, _site(jnp.arange(layers))))[1])
 
 
 def rows_from_mask(attention_mask: Int[Array, "B L"]) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:

@@ -32,9 +32,9 @@ def token_seeds(seed: UInt[Array, ""], segments: Int[Array, "B L"], positions: I
     return mix(sequence + positions.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
 
 
-def at_site(seeds: UInt[Array, "B L"], site: int) -> UInt[Array, "B L"]:
+def at_site(seeds: UInt[Array, "B L"], site: int | Array) -> UInt[Array, "B L"]:
     """Independent seeds for each place in the network (`site`) that drops something."""
-    return mix(seeds ^ jnp.uint32((site + 1) * _GOLDEN % 2**32))
+    return mix(seeds ^ (jnp.uint32(site + 1) * jnp.uint32(_GOLDEN)))
 
 
 def _drop(x: Array, bits: UInt[Array, "*shape"], rate: float) -> Array:

@@ -132,15 +132,18 @@ def test_devices_rules_and_accumulation_change_nothing(make, reference, devices,
     np.testing.assert_allclose(state.queue.keys, expected_state.queue.keys, atol=2e-4)
 
 
-def test_remat_computes_more_and_changes_no_result(make, reference, monkeypatch):
+@pytest.mark.parametrize("scan", [False, True])
+def test_remat_and_scan_change_no_result(make, reference, monkeypatch, scan):
     """The same masks and the same dropout in the second computation: to the tolerance of the test above."""
     monkeypatch.setattr(masked_lm, "CHUNK", 5)  # several to a shard, the last one not full
     products = {}
     for remat in (False, True):
-        setting = make(2, accumulate=2, method=dataclasses.replace(METHOD, remat=remat), rate=1e-3)
+        method = dataclasses.replace(METHOD, remat=remat, scan=scan)
+        setting = make(2, accumulate=2, method=method, rate=1e-3)
         batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
         products[remat] = setting.step.lower(setting.state, batch).as_text().count("dot_general")
-    assert products[True] >= products[False] + 6 * CONFIG.num_layers, "the dense layers of each block"
+    blocks = 1 if scan else CONFIG.num_layers  # in the program
+    assert products[True] >= products[False] + 6 * blocks, "the dense layers of each block"
     _, losses = run(setting, 4)
     for got, want in zip(losses, reference[1][:4], strict=True):
         np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)

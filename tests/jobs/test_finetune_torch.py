@@ -10,6 +10,7 @@ import pytest
 
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_run
+from ppa_jax.model.bert import Encoder
 from ppa_jax.tasks import nli, qa, tagging
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
@@ -92,7 +93,7 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
         head[path] = {"kernel": layer.weight.detach().numpy().T.copy(), "bias": layer.bias.detach().numpy().copy()}
     batch = make_batch(task, labels)
 
-    network = finetune.Network(module, pretrained.config, labels, jnp.float32)
+    network = finetune.Network(module, Encoder(pretrained.config), labels)
     schedule = optimizer.schedule(RATE, 0.1, STEPS)
     adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
     params = {"encoder": pretrained.params["encoder"], "head": head}
