@@ -1,15 +1,18 @@
 """Compiles the real alignment step with the TPU compiler for v5e slices, on a machine without a TPU.
 
-    make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated
+    make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp,tensor
 
-Prints for each slice the memory of one chip and the bytes of every kind of collective, and fails if anything as large
-as one chip's share of the queue crosses the network but the gradients. mBERT, batch 4,096, queue 65,536, bfloat16.
-Needs libtpu: installed, or its libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` sees to it).
+Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
+best; fails if anything as large as one chip's share of the queue crosses the network but the gradients. Batch 4,096,
+queue 65,536, bfloat16, packed rows of 256 tokens. Compiling grows with the layers: with --layers=2,4 the step is
+compiled at both depths, and the whole model is told by a straight line through them. Needs libtpu: installed, or its
+libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` sees to it).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
@@ -26,33 +29,57 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.align_step import RandomPairs
+from ppa_jax import markdown
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
-from ppa_jax.jobs import align
+from ppa_jax.jobs import align, plan
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
-from ppa_jax.training.collectives import KINDS, collective_bytes
+from ppa_jax.training.collectives import KINDS, collectives
 
 BATCH, QUEUE = 4096, 65_536
+MODELS = {
+    "mbert": EncoderConfig(),
+    "xlmr-large": EncoderConfig(
+        model_type="xlm-roberta", vocab_size=250_002, hidden_size=1024, num_layers=24, num_heads=16,
+        intermediate_size=4096, max_positions=514, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1,
+        position_offset=2,
+    ),
+}  # fmt: skip
+# Of a v5e chip: bfloat16 operations a second, and bytes a second of a link in one direction (Austin et al. 2025, How to
+# Scale Your Model). A chip has four links, but the axes of a small slice do not wrap around: a corner has two.
+PEAK, LINK = 197e12, 45e9
 
 
-def lower(slice_shape: str, rules: str, model: int, remat: bool):
-    """The lowered step for a slice such as `2x4`, the shapes of its state, and the number of chips."""
+def links(slice_shape: str) -> int:
+    """That every chip of the slice has: two for an axis of 16, which wraps around, else one."""
+    return sum(2 if int(n) >= 16 else 1 for n in slice_shape.split("x"))
+
+
+def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Namespace) -> dict[str, float]:
+    """Compiles one step; MiB a chip of each kind, operations of a chip, and seconds of compiling."""
     topology = topologies.get_topology_desc(f"v5e:{slice_shape}", "tpu")
     chips = len(topology.devices)
+    model = a.model if rules == "tensor" else 1
     mesh = jax.sharding.Mesh(
         np.array(topology.devices).reshape(chips // model, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2
     )
-    config = EncoderConfig()
     lengths = np.clip(np.random.default_rng(1).lognormal(3.3, 0.45, (200_000, 2)), 10, 64).astype(int)
     pairs = RandomPairs(lengths, config.vocab_size)
     batches = PairBatches(
         [pairs], Plan([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
-        shards=mesh.shape["data"],
+        shards=mesh.shape["data"], accumulate=a.accumulate,
     )  # fmt: skip
-    method = align.Method(queue_size=QUEUE, max_tlm_length=131, remat=remat, dtype=jnp.bfloat16)
+    method = align.Method(
+        queue_size=QUEUE,
+        layer=config.num_layers,
+        max_tlm_length=131,
+        remat=a.remat,
+        scan=a.scan,
+        dtype=jnp.dtype(jnp.bfloat16),
+    )
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
 
     def init():
@@ -73,44 +100,77 @@ def lower(slice_shape: str, rules: str, model: int, remat: bool):
 
     state = jax.tree.map(abstract, shapes, shardings)
     batch = jax.tree.map(lambda x: abstract(x, rows), batches.make(0))
-    step = align.make_step(method, config, adamw, mesh, shardings)
-    return step.lower(state, batch), shapes, mesh
+    start = time.perf_counter()
+    compiled = align.make_step(method, config, adamw, mesh, shardings).lower(state, batch).compile()
+    took = time.perf_counter() - start
+    memory, moved, mib = compiled.memory_analysis(), collectives(compiled.as_text()), 2**20
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "state and batch": held / mib,
+        "temporary": memory.temp_size_in_bytes / mib,
+        **{kind: sum(x.bytes * x.turns for x in moved if x.kind == kind) / mib for kind in KINDS},
+        "sent": sum(x.sent for x in moved) / mib,
+        "largest of no gradient": max((x.bytes for x in moved if x.kind != "all-reduce"), default=0) / mib,
+        "TFLOP": plan.flops(config, batches, steps=1) / chips / 1e12,
+        "compiled, s": took,
+    }
+
+
+def whole(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Namespace) -> dict[str, float]:
+    """`measure` of all layers, or the line through two depths at the model's own."""
+    depths = [int(n) for n in a.layers.split(",")] if a.layers else [config.num_layers]
+    found = [measure(dataclasses.replace(config, num_layers=n), slice_shape, rules, a) for n in depths]
+    if len(found) == 1:
+        return found[0]
+    steps = (config.num_layers - depths[0]) / (depths[1] - depths[0])
+    line = {name: x + steps * (found[1][name] - x) for name, x in found[0].items()}
+    return line | {"compiled, s": sum(x["compiled, s"] for x in found)}
 
 
 def main() -> int:
     """Prints the table; 1 if the queue, or something as large, is moved."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--models", default="mbert", help=f"of {', '.join(MODELS)}")
     p.add_argument("--slices", default="2x4,16x16")
-    p.add_argument("--rules", default="replicated", choices=meshes.RULES)
-    p.add_argument("--model", type=int, default=1)
+    p.add_argument("--rules", default="replicated", help=f"of {', '.join(meshes.RULES)}")
+    p.add_argument("--model", type=int, default=4, help="chips along the axis `model` of the tensor rules")
+    p.add_argument("--layers", default="", help="all; or fewer; or two numbers, for a line through both")
+    p.add_argument("--accumulate", type=int, default=1)
     p.add_argument("--remat", action="store_true", help="as config.train.remat")
+    p.add_argument("--scan", action="store_true", help="as config.train.scan")
     a = p.parse_args()
-    status = 0
-    for slice_shape in a.slices.split(","):
-        start = time.perf_counter()
-        lowered, shapes, mesh = lower(slice_shape, a.rules, a.model, a.remat)
-        compiled = lowered.compile()
-        memory = compiled.memory_analysis()
-        chips, share = mesh.size, mesh.shape["data"]
-        took = time.perf_counter() - start
-        print(f"v5e {slice_shape}, {chips} chips, {a.rules}{', remat' * a.remat}, compiled in {took:.0f} s")
-        for name in ("argument", "output", "temp", "alias"):
-            print(f"  {name + ' memory':18} {getattr(memory, f'{name}_size_in_bytes') / 2**20:10.1f} MiB a chip")
-        total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-        print(f"  {'in all':18} {(total - memory.alias_size_in_bytes) / 2**20:10.1f} MiB a chip")
-        found = collective_bytes(compiled.as_text())
-        for kind in KINDS:
-            sizes = found.get(kind, [])
-            largest = f", largest {sizes[0] / 2**20:.1f}" if sizes else ""
-            print(f"  {kind:18} {sum(sizes) / 2**20:10.1f} MiB in {len(sizes)}{largest}")
-        queue = int(np.prod(shapes.queue.keys.shape)) * 4
-        moved = max((size for kind in KINDS if kind != "all-reduce" for size in found.get(kind, [])), default=0)
-        print(
-            f"  the queue: {queue / 2**20:.1f} MiB, {queue / share / 2**20:.1f} MiB a chip; moved: {moved / 2**20:.1f}"
-        )
-        if a.rules == "replicated" and moved > queue / 4:
+    rows, status = [], 0
+    cells = [(m, s, r) for m in a.models.split(",") for s in a.slices.split(",") for r in a.rules.split(",")]
+    for model, slice_shape, rules in cells:
+        x = whole(MODELS[model], slice_shape, rules, a)
+        rows.append([
+            model,
+            f"{slice_shape}, {rules}",
+            f"{x['state and batch']:,.0f}",
+            f"{x['temporary']:,.0f}",
+            f"{x['state and batch'] + x['temporary']:,.0f}",
+            *(f"{x[kind]:,.1f}" for kind in KINDS),
+            f"{x['sent']:,.0f}",
+            f"{1e3 * x['sent'] * 2**20 / LINK / links(slice_shape):,.1f}",
+            f"{1e15 * x['TFLOP'] / PEAK:,.1f}",
+            f"{x['compiled, s']:.0f}",
+        ])  # fmt: skip
+        print("; ".join(rows[-1]), file=sys.stderr, flush=True)
+        share = QUEUE * 300 * 4 / 2**20 / 4  # a quarter of the queue
+        if rules == "replicated" and x["largest of no gradient"] > share:
             print("  FAILED: something of the queue's size is gathered", file=sys.stderr)
             status = 1
+    counts = (
+        "MiB: state and batch",
+        "temporary",
+        "in all",
+        *KINDS,
+        "sent",
+        "ms: links",
+        "ms: products",
+        "s: compiling",
+    )
+    print(markdown.table(("", "slice, rules", *counts), rows))
     return status
 
 

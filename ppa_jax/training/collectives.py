@@ -2,30 +2,85 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
+from typing import NamedTuple
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _OPERATION = re.compile(rf"= (\(?.*?\)?) ({'|'.join(KINDS)})(?:-start)?\(")
 _SHAPE = re.compile(r"(pred|[subf]\d+|bf16|f8\w+)\[([\d,]*)\]")
 _BYTES = {"pred": 1, "bf16": 2}
+_COMPUTATION = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
+_TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+class Collective(NamedTuple):
+    """One array that a step moves between devices."""
+
+    kind: str
+    bytes: int  # of the result, which is what one device holds afterwards
+    devices: int  # that take part together; 0: the program does not say
+    turns: int  # how often in a step: the turns of the loops around it
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a device sends in a step, by the ring algorithms."""
+        n = self.devices
+        share = (n - 1) / n if n else 1.0
+        factors = {"all-reduce": 2 * share, "reduce-scatter": n - 1 if n else 1.0, "collective-permute": 1.0}
+        return self.turns * self.bytes * factors.get(self.kind, share)
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective in optimised HLO text, largest result first.
+
+    An asynchronous pair counts once. A loop whose number of turns the compiler does not know counts as one turn.
+    """
+    found, name = [], ""
+    calls: dict[str, list[tuple[str, int]]] = {}  # of a computation: who calls it, and how often for each call
+    for line in hlo.splitlines():
+        if opened := _COMPUTATION.match(line):
+            name = opened[1]
+        turns = _TURNS.search(line)
+        for callees in _CALLED.findall(line):
+            for callee in re.findall(r"%([\w.\-]+)", callees):
+                calls.setdefault(callee, []).append((name, int(turns[1]) if turns else 1))
+        if match := _OPERATION.search(line):
+            sizes = [_size(kind, dims) for kind, dims in _SHAPE.findall(match[1])]
+            # An asynchronous gather starts with a tuple of operand and result, a combined all-reduce with all results.
+            started = f"{match[2]}-start(" in line and match[2] != "all-reduce"
+            kept = [max(sizes)] if started and sizes else sizes
+            found += [(name, Collective(match[2], size, _devices(line), 1)) for size in kept]
+
+    @functools.cache
+    def runs(computation: str) -> int:
+        callers = calls.get(computation)
+        return sum(times * runs(caller) for caller, times in callers) if callers else 1
+
+    counted = [x._replace(turns=runs(where)) for where, x in found]
+    return sorted(counted, key=lambda x: -x.bytes)
 
 
 def collective_bytes(hlo: str) -> dict[str, list[int]]:
-    """Bytes of the result of every collective in optimised HLO text, by kind, largest first.
-
-    A result is what one device holds afterwards. An asynchronous pair counts once. What stands in the body of a loop is
-    counted once, whatever its number of turns.
-    """
+    """Bytes of the result of every collective, by kind, largest first; in a loop, once for each turn."""
     found: dict[str, list[int]] = {}
-    for line in hlo.splitlines():
-        match = _OPERATION.search(line)
-        if match is None:
-            continue
-        sizes = [_size(kind, dims) for kind, dims in _SHAPE.findall(match[1])]
-        # A start of an asynchronous gather is a tuple of operand and result; a combined all-reduce one of all results.
-        started = f"{match[2]}-start(" in line and match[2] != "all-reduce"
-        found.setdefault(match[2], []).extend([max(sizes)] if started and sizes else sizes)
-    return {kind: sorted(sizes, reverse=True) for kind, sizes in found.items()}
+    for x in collectives(hlo):
+        found.setdefault(x.kind, []).extend([x.bytes] * x.turns)
+    return found
+
+
+def _devices(line: str) -> int:
+    """How many devices take part in one group, of the three ways in which HLO writes groups."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):  # {{0,1},{2,3}}
+        return len(listed[1].split(","))
+    if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):  # [groups,devices]<=[...]
+        return int(tiled[1])
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):  # mesh['x'=4,'y'=2] {'x'}
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'(\w+)'", named[2]))
+    return 0
 
 
 def _size(kind: str, dims: str) -> int:

@@ -1,6 +1,12 @@
 """Collectives are read from HLO text as compilers write it."""
 
-from ppa_jax.training.collectives import collective_bytes
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ppa_jax.training.collectives import Collective, collective_bytes, collectives
 
 
 def test_bytes_by_kind_of_plain_combined_and_asynchronous_collectives():
@@ -17,3 +23,32 @@ def test_bytes_by_kind_of_plain_combined_and_asynchronous_collectives():
         "all-reduce": [40, 32],
         "collective-permute": [4],
     }
+
+
+def test_what_a_device_sends_by_the_groups():
+    hlo = """
+      %a = f32[100]{0} all-reduce(%x), replica_groups=[2,4]<=[8], to_apply=%add
+      %b = f32[10]{0} reduce-scatter(%x), replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={0}
+      %c = f32[40]{0} all-gather(%x), replica_groups=mesh['x'=4,'y'=2] {'x','y'}, dimensions={0}
+      %d = f32[5]{0} all-reduce(%x), to_apply=%add
+    """
+    sent = {x.bytes: x.sent for x in collectives(hlo)}
+    assert sent == {400: 2 * 400 * 3 / 4, 40: 40 * 3, 160: 160 * 7 / 8, 20: 2 * 20}
+
+
+def test_in_loops_every_turn_counts():
+    """A gather in a loop of six, in a loop of three: the compiled program has it once."""
+    mesh = jax.make_mesh((4,), ("data",), devices=jax.devices()[:4])
+    split, whole = NamedSharding(mesh, P(None, "data")), NamedSharding(mesh, P())
+
+    def layer(x, w):
+        return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+    def turns(w, x):
+        return jax.lax.scan(lambda x, _: (jax.lax.scan(layer, x, w)[0], None), x, None, length=3)[0]
+
+    w = jax.device_put(np.ones((6, 16, 16), np.float32), split)
+    x = jax.device_put(np.ones((8, 16), np.float32), NamedSharding(mesh, P("data")))
+    hlo = jax.jit(turns).lower(w, x).compile().as_text()
+    assert collectives(hlo) == [Collective("all-gather", 16 * 16 * 4, 4, 18)]
+    assert collective_bytes(hlo) == {"all-gather": [16 * 16 * 4] * 18}
