@@ -143,6 +143,12 @@ def test_one_device_trains_like_eight(whole, shelf, files, tmp_path):
     assert one[-1] != one[0]
 
 
+def test_remat_and_scan_train_alike(whole, shelf, files, tmp_path):
+    assert main(arguments(tmp_path, shelf, files, **{"train.remat": True, "train.scan": True, "seeds": "0"})) == 0
+    saving, usual = ([r["loss"] for r in read_metrics(path / "seed-0")] for path in (tmp_path, whole))
+    np.testing.assert_allclose(saving, usual, rtol=1e-5)
+
+
 def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
     path = tmp_path / "grows.tsv"
     lines = (files / "test.en.tsv").read_text().splitlines()

@@ -66,6 +66,24 @@ def test_fewer_layers_are_the_first_layers():
     assert np.array_equal(states[1], encoder.apply(params, *padded, layers=1))
 
 
+@pytest.mark.parametrize("scan, remat", [(True, False), (True, True), (False, True)])
+def test_scan_and_remat_change_no_state_and_no_gradient(scan, remat):
+    """With dropout, whose places must be those of the blocks that are written out."""
+    _, packed, _ = packed_and_padded()
+    written_out, other = Encoder(TINY), Encoder(TINY, scan=scan, remat=remat)
+    params = written_out.init(jax.random.key(0), *packed)
+
+    def loss(params, encoder, layers):
+        states = encoder.apply(params, *packed, dropout_seed=jnp.uint32(7), all_hidden=True, layers=layers)
+        return sum(jnp.mean(jnp.sin(i + x)) for i, x in enumerate(states)), states
+
+    for layers in (0, 1, None):
+        (_, wanted), gradient = jax.value_and_grad(loss, has_aux=True)(params, written_out, layers)
+        (_, found), same = jax.value_and_grad(loss, has_aux=True)(params, other, layers)
+        assert len(found) == len(wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), (found, same), (wanted, gradient))
+
+
 def test_dropout_has_its_rate_and_scale_and_no_pattern():
     segments = jnp.arange(1, 65)[:, None] * jnp.ones((1, 32), int)
     positions = jnp.broadcast_to(jnp.arange(32), (64, 32))
