@@ -20,7 +20,7 @@ from ppa_jax.data.pairs import Batch, PairBatches
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import align
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training.collectives import KINDS, collective_bytes
+from ppa_jax.training.collectives import KINDS, collectives
 from ppa_jax.training.loop import count_parameters
 
 HERE = "true"
@@ -94,11 +94,12 @@ def describe(
         ("operations of a step, real tokens", f"{operations / 1e12:,.3f} TFLOP"),
         ("the same for each device", f"{operations / 1e12 / mesh.size:,.3f} TFLOP"),
     ]
-    found = collective_bytes(compiled.as_text()) if mesh.size > 1 else {}
+    moved = collectives(compiled.as_text()) if mesh.size > 1 else []
     for kind in KINDS:
-        sizes = found.get(kind, [])
-        if sizes:
-            table.append((f"{kind}, a device and step", f"{sum(sizes) / mib:,.1f} MiB in {len(sizes)}"))
-    if not found:
-        table.append(("traffic between devices", "none"))
+        found = [x for x in moved if x.kind == kind]
+        if found:
+            size, count = sum(x.turns * x.bytes for x in found), sum(x.turns for x in found)
+            table.append((f"{kind}, a device and step", f"{size / mib:,.1f} MiB in {count}"))
+    sent = f"{sum(x.sent for x in moved) / mib:,.1f} MiB, by ring algorithms" if moved else "nothing"
+    table.append(("sent by a device in a step", sent))
     return markdown.table(("plan", ""), table)

@@ -63,14 +63,6 @@ def collectives(hlo: str) -> list[Collective]:
     return sorted(counted, key=lambda x: -x.bytes)
 
 
-def collective_bytes(hlo: str) -> dict[str, list[int]]:
-    """Bytes of the result of every collective, by kind, largest first; in a loop, once for each turn."""
-    found: dict[str, list[int]] = {}
-    for x in collectives(hlo):
-        found.setdefault(x.kind, []).extend([x.bytes] * x.turns)
-    return found
-
-
 def _devices(line: str) -> int:
     """How many devices take part in one group, of the three ways in which HLO writes groups."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):  # {{0,1},{2,3}}

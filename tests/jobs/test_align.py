@@ -19,7 +19,7 @@ from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.objectives import masked_lm, masking
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
-from ppa_jax.training.collectives import collective_bytes
+from ppa_jax.training.collectives import collectives
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
 METHOD = align.Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_tlm_length=31, mask_id=3)
@@ -349,7 +349,9 @@ def test_nothing_crosses_the_network_without_need(make):
     method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
     setting = make(8, method=method)
     batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
-    found = collective_bytes(setting.step.lower(setting.state, batch).compile().as_text())
+    found: dict[str, list[int]] = {}
+    for x in collectives(setting.step.lower(setting.state, batch).compile().as_text()):
+        found.setdefault(x.kind, []).append(x.bytes)
     queue = setting.state.queue.keys.size * 4
     assert BATCH * 8 * 4 in found["all-gather"]  # the queries
     for kind in ("all-gather", "all-to-all", "collective-permute"):
