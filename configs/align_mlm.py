@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
-from ppa_jax.config import load
+from ppa_jax.config import leave_out, load
 from ppa_jax.jobs.align_mlm_inputs import OWN
 from ppa_jax.jobs.finetune_defaults import defaults
 
@@ -46,7 +46,6 @@ def get_config(mode: str = "") -> Any:
     c.finetuning = defaults("tagging")
     for group, own in OWN.items():
         leave_out(c[group], own)
-    c.pretraining.word_alignment.max_words = 0  # the whole dictionary
     c.finetuning.seeds = "0"
     c.finetuning.train.update(batch_size=32, learning_rate=2e-5)
     if mode == "demo":
@@ -58,17 +57,6 @@ def get_config(mode: str = "") -> Any:
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")
     return c
-
-
-def leave_out(group: Any, fields: tuple[str, ...]) -> None:
-    """Removes what the experiment sets itself: it would do nothing."""
-    for field in fields:
-        *path, last = field.split(".")
-        inner = group
-        for name in path:
-            inner = inner[name]
-        with inner.unlocked():
-            del inner[last]
 
 
 def small(c: Any, *, vocab_size: int, width: int, layers: int, steps: int) -> None:

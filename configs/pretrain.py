@@ -12,7 +12,8 @@ Expect the model in runs/p/export, in the Hugging Face format, and the losses in
 from pathlib import Path
 from typing import Any
 
-from ppa_jax.config import load
+from ppa_jax.config import leave_out, load
+from ppa_jax.jobs.pretrain import OWN
 
 
 def get_config(mode: str = "") -> Any:
@@ -23,11 +24,12 @@ def get_config(mode: str = "") -> Any:
     c.job = "pretrain"
     c.objective = "mlm"  # or xlm, dict_mlm, align_mlm (jobs/pretrain.py says what they are)
     c.dict_mlm_form = "input"  # of dict_mlm: input (ALIGN-MLM's authors) or label (the published DICT-MLM)
-    # Text as en=FILE or en=FILE|FILE, one text a line, longer ones split; translations as in configs/ppa.py.
+    # Text as en=FILE or en=FILE|FILE, one text a line; translations as in configs/ppa.py. A line of more than
+    # max_characters is split at spaces, one of more than max_length pieces is cut (and counted): choose both together.
     c.data.update(max_length=128, max_characters=500, min_pieces=1, max_pair_pieces=256)
     c.model.update(vocab_size=40_000, hidden_size=512, num_layers=8, num_heads=8)
     c.train.update(steps=500_000, epochs=0.0, batch_size=128, learning_rate=1e-4, warmup=10_000.0)
-    c.contrastive.weight = 0.0
-    c.word_alignment.weight = 10.0  # for align_mlm alone
+    leave_out(c, OWN)
+    c.word_alignment.update(weight=10.0, max_words=0)  # for align_mlm alone; all words of the dictionaries
     c.checkpoint.every = 5_000
     return c

@@ -74,6 +74,15 @@ def fields(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def leave_out(config: Config, names: Iterable[str]) -> None:
+    """Removes fields, by their dotted names, that a job sets itself: what a user gives them would do nothing."""
+    for name in names:
+        group, _, last = name.rpartition(".")
+        inner = config[group] if group else config
+        with inner.unlocked():
+            del inner[last]
+
+
 def set_field(config: Config, name: str, text: str) -> None:
     """Sets one field from text. An empty string and `none` mean unset for fields of text."""
     known = fields(config)

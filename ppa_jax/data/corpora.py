@@ -189,6 +189,11 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
         facts = part.prepared.counts
         keep, dropped = _filter(part.prepared, tokenizer, filters)
         kept = int(keep.sum())
+        pieces = prepare.piece_lengths(part.prepared, tokenizer)
+        cut = sum(
+            int((keep[i : i + _FILTER_ROWS] & (pieces[i : i + _FILTER_ROWS] > max_length - 2).any(axis=1)).sum())
+            for i in range(0, len(keep), _FILTER_ROWS)
+        )
         skipped = {**facts["skipped"], **dropped}
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
@@ -197,7 +202,8 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
                 f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces})"
             )
         passing.append(keep)
-        report.append({"read": facts["read"], "kept": kept, "skipped": skipped, "noted": facts["noted"]})
+        noted = {**facts["noted"], "cut": cut}
+        report.append({"read": facts["read"], "kept": kept, "skipped": skipped, "noted": noted})
 
     def rows() -> Iterator[np.ndarray]:
         for keep in passing:
@@ -253,7 +259,8 @@ def describe(pairs: Sequence[LanguagePair]) -> str:
     lines = [("pair", "read", "kept", "source", "skipped")]
     for pair in pairs:
         for entry in pair.report:
-            reasons = {**entry["skipped"], **{f"({reason})": number for reason, number in entry["noted"].items()}}
+            noted = {f"({reason})": number for reason, number in entry["noted"].items() if number}
+            reasons = {**entry["skipped"], **noted}
             listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
             source = entry["source"].partition("=")[2]
             lines.append((pair.name, f"{entry['read']:,}", f"{entry['kept']:,}", source, listed or "none"))

@@ -178,6 +178,8 @@ def _permuted(places: list[int], words: Sequence[str], seed: int, *, back: bool 
 
 # ---- what hangs on words
 
+_BEGINS, _GOES_ON = ("B-", "S-", "U-"), ("I-", "E-", "L-")  # IOBES's and BILOU's names beside IOB's
+
 
 def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
     """The heads (from 1; 0 is the root) of words in a new order."""
@@ -188,14 +190,15 @@ def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
 def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], int]:
     """(the tags of words in a new order, number of entities that it tore).
 
-    Tags other than IOB2's go with their words. An entity that is still in one piece begins with B- again, wherever its
-    first word went; one in several pieces becomes as many entities.
+    Tags of no entity go with their words. Entities may be tagged as IOB1, IOB2, IOBES or BILOU, and come out as IOB2:
+    one that is still in one piece begins with B- again, wherever its first word went; one in several pieces becomes as
+    many entities.
     """
     entity, number = [-1] * len(tags), -1
     for i, tag in enumerate(tags):
-        if tag.startswith("B-") or (tag.startswith("I-") and (i == 0 or tags[i - 1][2:] != tag[2:])):
-            number += 1
-        if tag[:2] in ("B-", "I-"):
+        if tag[:2] in _BEGINS + _GOES_ON:
+            before = tags[i - 1] if i else ""
+            number += tag[:2] in _BEGINS or before[:2] not in ("B-", "I-") or before[2:] != tag[2:]
             entity[i] = number
     moved, pieces = [], Counter()
     for place, old in enumerate(order):
@@ -225,7 +228,7 @@ class WordOrder:
 
     def __init__(self, kinds: Mapping[tuple[str, str], tuple[float, float]]) -> None:
         """`kinds`: (part of speech of the head, relation) -> (share before the head, mean distance in dependents)."""
-        self._kinds = dict(kinds)
+        self.kinds = dict(kinds)
 
     @classmethod
     def learn(cls, trees: Iterable[Tree], *, fewest: int = 20) -> WordOrder:
@@ -278,7 +281,7 @@ class WordOrder:
         }
         for child in children:
             kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
-            share, distance = self._kinds.get(kind, (float(child < head), rank[child]))
+            share, distance = self.kinds.get(kind, (float(child < head), rank[child]))
             # A kind on both sides about as often stays where it is.
             is_before = share > 0.5 if abs(share - 0.5) > 0.1 else child < head
             (before if is_before else after).append((distance, abs(child - head), child))

@@ -15,13 +15,22 @@ from typing import Any
 from ppa_jax import markdown
 from ppa_jax.interop import weight_files
 
-TAGS = ["sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual", "cross-lingual", "ppa"]
+# Of a model whose sentence vectors were trained, and of one that has none.
+SENTENCES = {
+    "library_name": "sentence-transformers",
+    "pipeline_tag": "sentence-similarity",
+    "tags": ["sentence-transformers", "feature-extraction", "sentence-similarity", "multilingual", "cross-lingual"],
+}
+WORDS = {"library_name": "transformers", "pipeline_tag": "fill-mask", "tags": ["multilingual", "cross-lingual"]}
 
 
 def write_card(
     directory: str | Path,
     *,
+    title: str,
+    losses: str,
     base_model: str,
+    sentence_vectors: bool,
     languages: list[str],
     sources: list[str],
     settings: dict[str, Any],
@@ -31,35 +40,36 @@ def write_card(
 
     Args:
         directory: the export.
-        base_model: what training started from: a name on the Hub or a directory, of which the last part is shown.
+        title: of the training.
+        losses: what was trained, in words.
+        base_model: what training started from: a name on the Hub or a directory, of which the last part is shown;
+            "" for one made from nothing.
+        sentence_vectors: whether sentence-transformers loads it.
         languages: codes, in any order.
         sources: as in `data.pairs`, one each: "en-de=SOURCE".
         settings: name -> value, nested dictionaries allowed; None and empty values are left out.
         scores: one dictionary for each row, all with the same keys, the columns; may be empty.
     """
-    base = _base_name(base_model)
+    base = base_name(base_model) if base_model else ""
     rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
     front = {
         "language": sorted(set(languages)),
-        "library_name": "sentence-transformers",
-        "pipeline_tag": "sentence-similarity",
-        "base_model": base,
-        "tags": TAGS,
+        **({"base_model": base} if base else {}),
+        **(SENTENCES if sentence_vectors else WORDS),
     }
     parts = [
         "---",
         *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
         "---",
-        f"# {base}, its languages aligned with parallel text",
+        f"# {title}",
         "",
-        f"`{base}` after post-pretraining alignment (PPA, Pan et al. 2021): a translation language model and "
-        "a momentum contrast of whole sentences, on pairs of sentences that translate each other. Made with ppa_jax.",
+        f"Trained with ppa_jax: {losses}.",
         "",
-        f"- Base model: `{base}`",
+        f"- Base model: `{base}`" if base else "- Base model: none, made from nothing",
         f"- Languages: {', '.join(sorted(set(languages)))}",
         "",
         "## Load it",
-        _loading(),
+        f"{_SENTENCE_TRANSFORMERS if sentence_vectors else ''}{_LOADING}",
         "## Data",
         "",
         *(f"- {_source_name(source)}" for source in sources),
@@ -80,14 +90,14 @@ def write_card(
         unfinished.write_text("\n".join(parts), encoding="utf-8")
 
 
-def _loading() -> str:
-    return """
+_SENTENCE_TRANSFORMERS = """
 ```python
 from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("path/to/this/directory")  # with the layer and pooling of the training
 vectors = model.encode(["The cat sleeps.", "Die Katze schläft."])
 ```
-
+"""
+_LOADING = """
 ```python
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
@@ -102,7 +112,8 @@ config, params = pretrained.config, pretrained.params  # for ppa_jax.model.bert.
 """
 
 
-def _base_name(base_model: str) -> str:
+def base_name(base_model: str) -> str:
+    """The name on the Hub, or the last part of a directory."""
     local = Path(base_model).expanduser().exists() or not weight_files.is_hub_name(base_model)
     return Path(base_model).expanduser().resolve().name if local else base_model
 
@@ -125,7 +136,7 @@ def _shown(name: str, value: Any) -> str:
     if name.rsplit(".", 1)[-1] == "pairs":
         return "; ".join(_source_name(source) for source in value.split(","))
     if name == "init":
-        return _base_name(value)
+        return base_name(value)
     # Anything else that looks like a path of this machine keeps its last part.
     return Path(value).name if re.match(r"[/~.]|[A-Za-z]:\\", value) else value
 

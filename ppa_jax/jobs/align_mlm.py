@@ -47,14 +47,20 @@ def run(config: Config, workdir: str) -> int:
     order, trees = align_mlm_inputs.learn_order(config)
     if "syn" in config.transformations and not all(sentence.tree for sentence in text):
         raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
-    described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text), "order_from": trees}}
+    described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text)}}
     if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
         identity.write_identity(directory, described)
     vocabulary = align_mlm_inputs.make_vocabulary(config, text, directory / "vocabulary")
-    records: Records = []
+    records: Records = []  # of this and of earlier commands
+    if (directory / "scores.json").exists():
+        records = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
     for name in names(config.transformations):
         derivation = Derivation(name, script=vocabulary.script, order=order, seed=config.data.seed)
         data = directory / "data" / name
+        if "syn" in name.split("+"):  # the order may be added to a run, and then stays
+            order_from = {"data": {"order_from": config.data.order_from}, "content": {"order_from": trees}}
+            if not identity.check_identity(data, order_from, may_change=("data",)):
+                identity.write_identity(data, order_from)
         align_mlm_inputs.write_data(
             data, text, derivation, vocabulary, share=config.data.dictionary_share, seed=config.data.seed
         )
@@ -66,8 +72,7 @@ def run(config: Config, workdir: str) -> int:
                     return status
                 models[f"{objective}-{seed}"] = model
                 found = alignment(model / "export", vocabulary, data)
-                records += [_record(name, objective, seed, "", *score) for score in found]
-                _write_scores(directory, records)
+                records = keep(directory, records, [_record(name, objective, seed, "", *score) for score in found])
         for task in tasks:
             given = examples[task]
             if "syn" in name.split("+") and not all(x.tree for part in given.values() for x in part):
@@ -77,9 +82,9 @@ def run(config: Config, workdir: str) -> int:
             found = transfer(config, task, data, models, directory / "finetuned" / name / task, given)
             if isinstance(found, int):
                 return found
-            records += [_record(name, *model.rsplit("-", 1), task, *score) for model, *score in found]
+            told = [_record(name, *model.rsplit("-", 1), task, *score) for model, *score in found]
+            records = keep(directory, records, told)
             logging.info("%s, %s: %d entities torn apart by the order of words", name, task, torn)
-            _write_scores(directory, records)
         path, table = write_report(config, directory, records, text, vocabulary)
     print(f"\n{table}\n\nreport: {path}")
     return 0
@@ -102,17 +107,16 @@ def pretrain_once(
     config: Config, objective: str, seed: int, data: Path, vocabulary: Vocabulary, directory: Path
 ) -> int:
     """Pretrains one model, unless that is done; returns the exit status."""
-    if (directory / "report.md").exists():  # written last
-        return 0
-    text = {language: str(data / f"{language}.txt") for language in (ENGLISH, DERIVED)}
-    text[f"{ENGLISH}-{DERIVED}"] = "|".join(text.values())
-    given = align_mlm_inputs.pretraining(
-        config, objective, seed, text, str(dictionary_file(data)), str(vocabulary.directory)
-    )
-    given.data.cache = given.data.cache or str(data / "corpora")
-    logging.info("pretraining: %s, seed %d, %s", objective, seed, data.name)
-    if status := pretrain.run(given, str(directory)):
-        return status
+    if not (directory / "report.md").exists():  # written last
+        text = {language: str(data / f"{language}.txt") for language in (ENGLISH, DERIVED)}
+        text[f"{ENGLISH}-{DERIVED}"] = "|".join(text.values())
+        given = align_mlm_inputs.pretraining(
+            config, objective, seed, text, str(dictionary_file(data)), str(vocabulary.directory)
+        )
+        given.data.cache = given.data.cache or str(data / "corpora")
+        logging.info("pretraining: %s, seed %d, %s", objective, seed, data.name)
+        if status := pretrain.run(given, str(directory)):
+            return status
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # several times as large as the model
     return 0
 
@@ -183,18 +187,17 @@ def transfer(
         for seed in finetune_inputs.seeds(config.finetuning):
             done = {r["model"] for r in records if (r["source"], r["seed"]) == (source, seed)}
             init = ",".join(f"{x}={to_finetune(model)}" for x, model in models.items() if x not in done)
-            if not init:
-                continue
             train = f"{source}={task_file(data, name, task.task, 'train', source)}"
             test = ",".join(f"{x}={task_file(data, name, task.task, 'test', x)}" for x in tests)
             given = align_mlm_inputs.finetuning(config, task, init, train, test)
             given.seeds = str(seed)
             workdir = directory / f"{source}-{seed}"
-            if status := finetune_run.run(given, str(workdir)):
-                return status
-            found = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
-            records += [{"source": source} | r for r in found]
-            report.write_records(path, records)
+            if init:
+                if status := finetune_run.run(given, str(workdir)):
+                    return status
+                found = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
+                records += [{"source": source} | r for r in found]
+                report.write_records(path, records)
             for spent in workdir.glob("**/seed-*"):
                 for part in ("trained", "export"):
                     shutil.rmtree(spent / part, ignore_errors=True)
@@ -219,8 +222,12 @@ def _record(transformation: str, objective: str, seed: Any, task: str, metric: s
             "metric": metric, "value": round(value, 4), "count": count}  # fmt: skip
 
 
-def _write_scores(directory: Path, records: Records) -> None:
-    report.write_records(directory / "scores.json", records)
+def keep(directory: Path, records: Records, found: Records) -> Records:
+    """Writes scores.json: what was found in place of what the same model scored before, the rest as it was."""
+    place = ("transformation", "objective", "seed", "task", "metric")
+    every = {tuple(r[field] for field in place): r for r in [*records, *found]}
+    report.write_records(directory / "scores.json", list(every.values()))
+    return list(every.values())
 
 
 def facts(config: Config, text: Sequence[derive.Sentence], vocabulary: Vocabulary) -> dict[str, str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 from ml_collections import config_dict
 
 from ppa_jax import config as configs
@@ -24,7 +25,7 @@ from ppa_jax.training.mesh import make_mesh
 
 DERIVED = "xx"  # the derived language, whichever it is
 MAY_CHANGE = (
-    "objectives", "transformations", "seeds", "tasks", "finetuning.seeds",
+    "objectives", "transformations", "seeds", "tasks", "data.order_from", "finetuning.seeds",
     *(f"pretraining.{field}" for field in align_inputs.MAY_CHANGE),
     *(f"finetuning.{field}" for field in finetune_inputs.MAY_CHANGE if field != "data.test_examples"),
 )  # fmt: skip
@@ -78,10 +79,12 @@ def validate(config: Config) -> dict[str, Any]:
     require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
     if not config.data.text:
         raise UserError("config.data.text is empty: give files of English text, or world:0-20000")
+    require(config, "data.seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     tasks = {name: task for name, task in config.tasks.items() if task.train or task.test}
     for name, task in tasks.items():
         if task.task not in derive.TASKS:
             raise UserError(f"config.tasks.{name}.task={task.task}: must be one of {', '.join(derive.TASKS)}")
+        require(config, f"tasks.{name}.epochs", lambda x: x > 0, "greater than 0")
         for part in ("train", "test"):
             if not task[part]:
                 raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
@@ -157,7 +160,14 @@ def learn_order(config: Config) -> tuple[WordOrder | None, int]:
     trees = [sentence.tree for sentence in read if sentence.tree is not None]
     if not trees:
         raise UserError(f"config.data.order_from={config.data.order_from}: no trees; give CoNLL-U files")
-    return WordOrder.learn(trees), finetune_inputs.checksum(trees)
+    order = WordOrder.learn(trees)
+    if not order.kinds:
+        raise UserError(
+            f"config.data.order_from={config.data.order_from}: {len(trees)} trees are too few to learn an order from: "
+            "no kind of dependent is frequent enough; give a whole treebank"
+        )
+    logging.info("the order of %d kinds of dependents, from %d trees", len(order.kinds), len(trees))
+    return order, finetune_inputs.checksum(trees)
 
 
 def make_vocabulary(config: Config, text: Sequence[derive.Sentence], directory: Path) -> Vocabulary:

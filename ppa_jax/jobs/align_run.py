@@ -19,7 +19,7 @@ from absl import logging
 
 from ppa_jax import markdown
 from ppa_jax.config import Config
-from ppa_jax.data import corpora
+from ppa_jax.data import corpora, sources
 from ppa_jax.data.dictionaries import write_dictionary
 from ppa_jax.data.pairs import Batch
 from ppa_jax.errors import UserError
@@ -216,7 +216,10 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     languages = sorted({language for pair in run.pairs for language in pair.languages})
     model_card.write_card(
         export,
-        base_model=config.init,
+        title=title(run),
+        losses=losses(run),
+        base_model=base_model(run),
+        sentence_vectors=run.method.contrastive_weight > 0,
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm", "word_alignment")},
@@ -225,29 +228,59 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     path, tables = report.write_training(
         workdir,
         models,
-        title="Alignment of a new model"
-        if "new_model" in Path(config.init).parts
-        else f"Alignment of {Path(config.init).name}",
+        title=title(run),
         facts={
             "model": config.init,
             "steps": f"{run.steps} of {config.train.batch_size} pairs",
-            "losses": f"TLM x {config.tlm.weight} + contrast x {config.contrastive.weight} "
-            f"(layer {run.method.layer}, {run.method.pooling}, queue {config.contrastive.queue_size}, "
-            f"momentum {config.contrastive.momentum}, temperature {config.contrastive.temperature})"
-            + (f" + word alignment x {config.word_alignment.weight}" if run.words else ""),
+            "losses": losses(run),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
         sources=markdown.table(*sources_table(run.pairs)),
     )
-    for title, table in tables:
-        print(f"\n{title}\n\n{table}")
+    for heading, table in tables:
+        print(f"\n{heading}\n\n{table}")
     print(f"\nreport: {path}\nexport: {export}")
 
 
+def base_model(run: align_inputs.Run) -> str:
+    """config.init; "" for a model that was made from nothing, by this run or before it."""
+    init, made_here = Path(run.config.init), run.workdir / "new_model"
+    return "" if new_model.is_random(init) or made_here in init.parents else run.config.init
+
+
+def title(run: align_inputs.Run) -> str:
+    """Of the report and of the export's card."""
+    name = model_card.base_name(base_model(run)) if base_model(run) else "a new model"
+    if run.config.job == "pretrain":
+        return f"Pretraining of {name}: {run.config.objective}"
+    return f"{'Pretraining' if new_model.is_random(run.config.init) else 'Alignment'} of {name}"
+
+
+def losses(run: align_inputs.Run) -> str:
+    """What is trained, with the weights and what belongs to each loss."""
+    c, method = run.config, run.method
+    terms = []
+    if c.tlm.weight:
+        own = [f"half of the masked pieces that have a translation meet it as {c.tlm.dict_mlm}"] * bool(c.tlm.dict_mlm)
+        if c.tlm.language_embeddings:
+            types = ", ".join(f"{i} {x}" for i, x in enumerate(sources.languages_of(c.data.pairs)))
+            own.append(f"token types are languages: {types}")
+        name = "translation language model" if c.tlm.joint else "masked language model"
+        terms.append(f"{name} x {c.tlm.weight:g}" + (f" ({'; '.join(own)})" if own else ""))
+    if c.contrastive.weight:
+        terms.append(
+            f"contrast of whole sentences x {c.contrastive.weight:g} (layer {method.layer}, {method.pooling}, queue "
+            f"{c.contrastive.queue_size}, momentum {c.contrastive.momentum}, temperature {c.contrastive.temperature})"
+        )
+    if run.words:
+        terms.append(f"alignment of word embeddings x {c.word_alignment.weight:g}")
+    return " + ".join(terms)
+
+
 def sources_table(pairs: list[corpora.LanguagePair]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and rows: every source, what was read and kept of it, and why the rest was not."""
+    """Header and rows: every source, what was read and kept of it, why the rest was not, and what was kept changed."""
     rows = [
         (
             pair.name,
@@ -255,8 +288,9 @@ def sources_table(pairs: list[corpora.LanguagePair]) -> tuple[tuple[str, ...], l
             entry["read"],
             entry["kept"],
             ", ".join(f"{reason} {number}" for reason, number in entry["skipped"].items()) or "none",
+            ", ".join(f"{reason} {number}" for reason, number in entry["noted"].items() if number) or "none",
         )
         for pair in pairs
         for entry in pair.report
     ]
-    return ("pair", "source", "pairs read", "kept", "skipped"), rows
+    return ("pair", "source", "pairs read", "kept", "skipped", "kept, but noted"), rows

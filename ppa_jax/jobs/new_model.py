@@ -32,6 +32,7 @@ from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import identity, loop
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MADE_OF = "made_of"  # what a random model was made of
 LETTERS = 1000  # of a WordPiece vocabulary, at most: rarer ones are unknown
 VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; from each source alike
 
@@ -87,11 +88,16 @@ def encoder_config(config: Config, vocab_size: int) -> EncoderConfig:
     )
 
 
+def is_random(directory: str | Path) -> bool:
+    """Whether `make_random` made it, and nothing has been trained."""
+    return (Path(directory) / MADE_OF).is_dir()
+
+
 def make_random(config: Config, directory: Path) -> None:
     """`write_random`, unless the directory has this model. Raises UserError if it has one of other settings."""
     made_of = {"model": config.model.to_dict(), "seed": config.seed, "languages": config.tlm.language_embeddings}
     made_of["data"] = {name: config.data[name] for name in ("pairs", "max_characters", "skip_lines")}
-    settings = directory / "made_of"
+    settings = directory / MADE_OF
     if (directory / "config.json").exists():  # written last
         identity.check_identity(settings, made_of)
         return

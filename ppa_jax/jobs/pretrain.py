@@ -7,8 +7,8 @@ are those that ALIGN-MLM (Tang et al. 2022) compares, on text of each language (
 - `mlm`: masked LM, each line of text a sequence of its own. Translations count as lines of text.
 - `xlm`: masked LM on text, TLM on translations: both sentences in one sequence, the language of every token as an
   embedding, positions that begin again in the second.
-- `dict_mlm`: mlm, in which half of the masked words with a translation meet it: as input (the form of ALIGN-MLM's
-  authors) or as what is predicted (the published form).
+- `dict_mlm`: mlm, in which half of the masked pieces with a translation meet it: as input (the form of ALIGN-MLM's
+  authors) or as what is predicted (the published form). A word of several pieces has none.
 - `align_mlm`: mlm, and the embeddings of words that translate each other are drawn together.
 """
 
@@ -25,6 +25,8 @@ from ppa_jax.errors import UserError
 from ppa_jax.jobs import align_inputs, align_run, new_model
 from ppa_jax.training import loop
 
+# What an objective sets itself.
+OWN = ("contrastive.weight", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
 OBJECTIVES = ("mlm", "xlm", "dict_mlm", "align_mlm")
 
 
@@ -55,10 +57,11 @@ def by_objective(config: Config) -> Config:
     one_of(config, "objective", OBJECTIVES)
     one_of(config, "dict_mlm_form", ("input", "label"))
     config = copy.deepcopy(config)
-    objective = config.objective
-    config.contrastive.weight, config.tlm.weight = 0.0, 1.0
-    config.tlm.joint = config.tlm.language_embeddings = objective == "xlm"
-    config.tlm.dict_mlm = config.dict_mlm_form if objective == "dict_mlm" else ""
+    objective, is_xlm = config.objective, config.objective == "xlm"
+    with config.unlocked():
+        config.contrastive.weight = 0.0
+        config.tlm.update(weight=1.0, joint=is_xlm, language_embeddings=is_xlm)
+        config.tlm.dict_mlm = config.dict_mlm_form if objective == "dict_mlm" else ""
     if objective != "align_mlm":
         config.word_alignment.weight = 0.0
     elif not config.word_alignment.weight:

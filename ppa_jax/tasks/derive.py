@@ -1,8 +1,8 @@
 """Text and labelled tasks in a derived language (data/derived.py), written as files that every job reads.
 
-A word is a row of CoNLL-U or of tagged text; in plain text, what stands between two spaces, and the punctuation at its
-ends by itself. What the tokenizer would cut apart within a word ("don't") keeps its place in it and is transliterated
-part by part, so that a word and its clone have as many pieces.
+A sentence is one of CoNLL-U or of tagged text; in plain text, a line. A word is a row there; in plain text, what stands
+between two spaces, and the punctuation at its ends by itself. What the tokenizer would cut apart within a word
+("don't") keeps its place in it and is transliterated part by part, so that a word and its clone have as many pieces.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of plain text, with the punctuation at their ends apart, as treebanks have it."""
+    """The words of plain text, with the punctuation at their ends apart.
+
+    As in treebanks, but for clitics ("don't" is one word here) and the full stops of abbreviations, which come apart.
+    """
     words = []
     for word in text.split():
         inner = [i for i, letter in enumerate(word) if not is_punctuation(letter)]
@@ -90,7 +93,12 @@ def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
     if task == "nli" or not all(
         name.startswith("world:") or name.endswith((".conllu", ".conllu.gz")) for name in sources
     ):
-        return [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
+        found = [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
+        if task == "nli" and (unlabelled := sum(not x.example.label for x in found)):
+            raise UserError(
+                f"{field}: {unlabelled} of {len(found)} pairs have no gold label; give files that have them"
+            )
+        return found
     read = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
     if task == "parsing":
         return [Example(example, _tree(example)) for example in read]
@@ -136,7 +144,7 @@ def examples_text(
         if derivation is not None:
             words, order = derive(words, tree, derivation, split)
         if task == "tagging":
-            tags, broken = (list(example.tags), 0) if derivation is None else moved_tags(example.tags, order)
+            tags, broken = moved_tags(example.tags, order)
             torn += broken
             lines += _tagged(words, tags)
         else:

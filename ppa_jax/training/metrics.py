@@ -195,6 +195,7 @@ _FORMATS = {
     "loss": "loss {:.3f}",
     "tlm": "tlm {:.3f}",
     "contrastive": "contrastive {:.3f}",
+    "word_alignment": "word cosine {:.3f}",
     "accuracy": "queue acc {:.1%}",
     "tokens_per_second": "{:,.0f} tok/s",
     "padding": "padding {:.1%}",

@@ -102,6 +102,9 @@ def test_entities_are_marked_anew_and_torn_ones_counted():
     assert moved_tags(tags, [1, 0, 2, 3, 4]) == (["B-PER", "O", "B-PER", "O", "B-LOC"], 1)
     assert moved_tags(["I-PER", "I-PER", "I-LOC"], [2, 1, 0])[0] == ["B-LOC", "B-PER", "I-PER"], "a lone I- begins one"
     assert moved_tags(["B-PER", "B-PER"], [0, 1])[0] == ["B-PER", "B-PER"], "neighbours stay apart"
+    other = ["B-PER", "I-PER", "E-PER", "O", "S-LOC", "S-LOC"]  # IOBES
+    assert moved_tags(other, [5, 4, 3, 2, 1, 0]) == (["B-LOC", "B-LOC", "O", "B-PER", "I-PER", "I-PER"], 0)
+    assert moved_tags(["B-X", "L-X", "U-X"], [0, 1, 2]) == (["B-X", "I-X", "B-X"], 0)  # BILOU
     assert moved_tags(["NOUN", "VERB"], [1, 0]) == (["VERB", "NOUN"], 0)
 
 
@@ -130,11 +133,19 @@ def test_the_order_of_another_language():
 def test_an_order_changes_nothing_it_has_not_learned():
     order = WordOrder({})
     rng = np.random.default_rng(0)
-    for size in (1, 2, 7, 12):
-        # Projective: every word hangs on a neighbour of what is built so far.
-        heads = [0, *(int(rng.integers(1, i + 1)) for i in range(1, size))]
+    for size in (1, 2, 7, 12, 30):
+        heads = [0] * size
+        spans = [(0, size, 0)]  # projective: a head in each span, and spans on both sides of it hang on it
+        while spans:
+            start, stop, head = spans.pop()
+            if start < stop:
+                word = int(rng.integers(start, stop))
+                heads[word] = head
+                spans += [(start, word, word + 1), (word + 1, stop, word + 1)]
         tree = Tree(heads, ["x"] * size, ["X"] * size)
-        assert sorted(order.apply(tree)) == list(range(size))
+        assert order.apply(tree) == list(range(size))
+        crossing = Tree([0, *(int(rng.integers(1, i + 1)) for i in range(1, size))], *tree[1:])
+        assert sorted(order.apply(crossing)) == list(range(size)), "no word is lost"
     right = Tree([0, 1, 2, 3], ["x"] * 4, ["X"] * 4)
     assert order.apply(right) == [0, 1, 2, 3]
     deep = Tree([*range(2, 5001), 0], ["x"] * 5000, ["X"] * 5000)

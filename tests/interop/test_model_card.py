@@ -7,6 +7,9 @@ from ppa_jax.interop import model_card
 
 def write(directory: Path, **changes) -> str:
     fields = {
+        "title": "Alignment of some-bert",
+        "losses": "translation language model x 1",
+        "sentence_vectors": True,
         "base_model": "some-org/some-bert",
         "languages": ["no", "en", "de"],
         "sources": ["en-de=/home/me/data/train.de.txt|/home/me/data/train.en.txt", "en-no=hf:org/corpus/en-no"],
@@ -51,6 +54,16 @@ def test_names_of_files_without_their_folders(tmp_path: Path) -> None:
     assert "| `data.pairs` | en-de: a.tsv; en-no: hf:org/corpus |" in text and "| `eval.tatoeba` | tatoeba |" in text
     assert 'base_model: "mini-bert"' in text
     assert "private" not in text and "/home/me" not in text and "secret" not in text
+
+
+def test_a_model_from_nothing_without_sentence_vectors_claims_neither(tmp_path: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    text = write(tmp_path, base_model="", sentence_vectors=False, title="Pretraining of a new model: mlm")
+    data = ModelCard.load(tmp_path / "README.md").data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "fill-mask", None)
+    assert "# Pretraining of a new model: mlm\n" in text and "made from nothing" in text
+    assert "sentence" not in text.partition("## Data")[0].replace("sentence_", "")
 
 
 def test_no_scores(tmp_path: Path) -> None:

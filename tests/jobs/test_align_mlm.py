@@ -104,6 +104,39 @@ def test_nothing_is_done_again(whole, monkeypatch):
     assert (whole / "scores.json").read_text() == before
 
 
+def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_line):
+    """Objectives, seeds, tasks, derived languages; and a run that is killed in between goes on behind what is done."""
+    asked = []
+
+    def trained(config, objective, seed, data, vocabulary, directory):
+        asked.append(f"{data.name}/{objective}-{seed}")
+        return 1 if len(asked) == 2 else 0
+
+    def scored(config, name, data, models, *others):
+        return [(model, "BZ", 40.0, 7) for model in models]
+
+    monkeypatch.setattr(align_mlm, "pretrain_once", trained)
+    monkeypatch.setattr(align_mlm, "alignment", lambda *args: [("alignment", 50.0, 10)])
+    monkeypatch.setattr(align_mlm, "transfer", scored)
+    monkeypatch.setattr(derived_report, "write", lambda directory, records, **others: (directory, ""))
+
+    def scores():
+        found = json.loads((tmp_path / "scores.json").read_text())
+        return [(r["transformation"], r["objective"], r["seed"], r["task"]) for r in found]
+
+    assert main(arguments(tmp_path)) == 1, "stopped while the second model was trained"
+    assert scores() == [("trans+inv", "xlm", 0, "")]
+    assert main(arguments(tmp_path)) == 0
+    first = [("trans+inv", x, 0, task) for task in ("", "pos") for x in ("xlm", "align_mlm")]
+    assert sorted(scores()) == sorted(first)
+    more = {"transformations": "trans+syn", "objectives": "mlm", "seeds": "1", "data.order_from": "world:0-50",
+            "tasks.ner.train": "world:300-340", "tasks.ner.test": "world:340-350"}  # fmt: skip
+    assert main(arguments(tmp_path, **more)) == 0
+    assert sorted(scores()) == sorted([*first, *(("trans+syn", "mlm", 1, task) for task in ("", "pos", "ner"))])
+    assert main(arguments(tmp_path, **more | {"data.order_from": "world:0-60"})) == 2
+    assert "holds another run (content.order_from" in error_line()
+
+
 @pytest.mark.parametrize(
     "fields, said",
     [
@@ -115,6 +148,12 @@ def test_nothing_is_done_again(whole, monkeypatch):
         ({"data.text": "/no/such.txt"}, "/no/such.txt"),
         ({"tasks.pos.test": ""}, "config.tasks.pos.test is empty"),
         ({"tasks.pos.task": "qa"}, "config.tasks.pos.task=qa: must be one of"),
+        ({"data.seed": -1}, "config.data.seed=-1"),
+        ({"tasks.pos.epochs": 0}, "config.tasks.pos.epochs=0"),
+        (
+            {"transformations": "trans+syn", "data.order_from": "world:0-2"},
+            "2 trees are too few",
+        ),
         ({"data.dictionary_share": 0}, "config.data.dictionary_share"),
         ({"finetuning.train.epochs": 2}, "finetuning.train.epochs"),
         ({"finetuning.train.batch_size": 0}, "config.finetuning.train.batch_size=0"),
@@ -168,6 +207,8 @@ def test_a_task_without_trees_is_left_out_where_order_comes_from_trees(tmp_path,
         "tasks.nli.test": nli,
     }  # fmt: skip
     assert main(arguments(tmp_path / "run", **given)) == 0 and asked == ["pos", "nli", "pos"]
+    nli.write_text("A cat sleeps.\tA cat rests.\n")
+    assert main(arguments(tmp_path / "third", **given)) == 2, "before anything is trained"
     text = tmp_path / "en.txt"
     text.write_text("A cat sleeps.\n")
     assert main(arguments(tmp_path / "other", **given, **{"data.text": text})) == 2

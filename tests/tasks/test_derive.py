@@ -55,7 +55,7 @@ def test_text_of_every_kind(tmp_path, conllu):
         derive.read_text(" , ", field="f")
 
 
-def test_words_of_plain_text_are_those_of_treebanks():
+def test_words_of_plain_text_stand_between_spaces_and_punctuation():
     """And so is their order in a derived language: what is within a word stays in it."""
     assert derive.words_of('"Don\'t go (in 1980-81)!" ...') == [
         '"', "Don't", "go", "(", "in", "1980-81", ")", "!", '"', ".", ".", "."
