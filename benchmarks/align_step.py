@@ -22,12 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppa_jax.data.pairs import Batch, PairBatches
+from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh, optimizer
+from ppa_jax.training.flops import batch_flops
 from ppa_jax.training.memory import keep_freed_memory
 
 
@@ -93,15 +94,6 @@ def matmul_rate(dtype: jnp.dtype) -> float:
         product(a, b).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * m * k * n / min(seconds)
-
-
-def operations(config: EncoderConfig, batch: Batch) -> int:
-    """Floating-point operations of a step for its real tokens: query side forward and backward, key side forward."""
-    sentence = int(np.mean(batch.query.length))
-    query, key = (int(np.count_nonzero(rows.segments)) for rows in (batch.rows, batch.key_rows))
-    masked = int(np.count_nonzero(batch.slots.rank >= 0))
-    per_token = config.flops_per_token(2 * sentence), config.flops_per_token(sentence)
-    return 3 * query * per_token[0] + key * per_token[1] + 3 * masked * config.flops_per_prediction()
 
 
 def main() -> None:
@@ -197,6 +189,7 @@ def main() -> None:
     rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
     real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)
     rate = matmul_rate(dtype)
+    operations = sum(batch_flops(config, batch, a.layers) for batch in made[1:])
     memory = devices.devices.flat[0].memory_stats() or {}
     peak = memory.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(json.dumps({
@@ -206,7 +199,7 @@ def main() -> None:
         "nce": float(metrics["contrastive"]),
         "tlm": float(metrics["tlm"]),
         "padding": round(1 - real / places, 4),
-        "mfu": round(sum(operations(config, b) for b in made[1:]) / sum(seconds) / rate, 4),
+        "mfu": round(operations / sum(seconds) / (rate * devices.size), 4),
         "matmul_gflops": round(rate / 1e9, 1),
         "compiled": len(compiled),
         "compile_s": round(compile_s, 1),

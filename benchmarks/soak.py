@@ -54,7 +54,9 @@ def main() -> int:
     p.add_argument("--between", default="90,240", help="seconds from a start to its kill: least, most")
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
-    a.workdir.mkdir(parents=True)  # a soak starts from nothing
+    if a.workdir.exists():
+        p.error(f"--workdir={a.workdir} exists; a soak starts from nothing")
+    a.workdir.mkdir(parents=True)
     least, most = map(float, a.between.split(","))
     draw = random.Random(a.seed)
     cores = sorted(os.sched_getaffinity(0))
@@ -81,7 +83,8 @@ def main() -> int:
             killed = start(a.workdir / "killed", shares[1], a)
             deadline = time.monotonic() + draw.uniform(least, most)
     print(f"{time.monotonic() - begun:,.0f} s, {kills} kills; exit status {alone.returncode} and {killed.returncode}")
-    if alone.returncode or killed.returncode:
+    if alone.returncode or killed.returncode or not kills or len(memory) < 8:
+        print("nothing to compare: a run failed, or they ended before the first kill or within two minutes")
         return 1
     quarters = [float(np.median(x)) for x in np.array_split(np.array(memory), 4)]
     print("MiB of the undisturbed process, medians of its quarters:", *(f"{x:,.0f}" for x in quarters))

@@ -3,7 +3,7 @@
     make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp,tensor
 
 Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
-best; fails if anything as large as one chip's share of the queue crosses the network but the gradients. Batch 4,096,
+best; fails if a quarter of the queue or more crosses the network in anything but a sum. Batch 4,096,
 queue 65,536, bfloat16, packed rows of 256 tokens. Compiling grows with the layers: with --layers=2,4 the step is
 compiled at both depths, and the whole model is told by a straight line through them. Needs libtpu: installed, or its
 libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` sees to it).
@@ -25,19 +25,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.align_step import RandomPairs
 from ppa_jax import markdown
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
-from ppa_jax.jobs import align, plan
+from ppa_jax.jobs import align
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
 from ppa_jax.training.collectives import KINDS, collectives
+from ppa_jax.training.flops import flops
 
 BATCH, QUEUE = 4096, 65_536
 MODELS = {
@@ -63,9 +64,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     topology = topologies.get_topology_desc(f"v5e:{slice_shape}", "tpu")
     chips = len(topology.devices)
     model = a.model if rules == "tensor" else 1
-    mesh = jax.sharding.Mesh(
-        np.array(topology.devices).reshape(chips // model, model), ("data", "model"), axis_types=(AxisType.Auto,) * 2
-    )
+    mesh = meshes.make_mesh(-1, model, list(topology.devices))
     lengths = np.clip(np.random.default_rng(1).lognormal(3.3, 0.45, (200_000, 2)), 10, 64).astype(int)
     pairs = RandomPairs(lengths, config.vocab_size)
     batches = PairBatches(
@@ -111,7 +110,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
         **{kind: sum(x.bytes * x.turns for x in moved if x.kind == kind) / mib for kind in KINDS},
         "sent": sum(x.sent for x in moved) / mib,
         "largest of no gradient": max((x.bytes for x in moved if x.kind != "all-reduce"), default=0) / mib,
-        "TFLOP": plan.flops(config, batches, steps=1) / chips / 1e12,
+        "TFLOP": flops(config, batches, config.num_layers, steps=1) / chips / 1e12,
         "compiled, s": took,
     }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -105,7 +105,7 @@ class PairBatches:
     joint: bool = True
     shards: int = 1
     accumulate: int = 1
-    own_shards: range = range(0)
+    own_shards: Sequence[int] = ()
     languages: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

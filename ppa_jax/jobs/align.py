@@ -136,8 +136,13 @@ def make_step(
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
-    def encode(params, rows, seed, types=None, layers=None, words=None) -> Any:
-        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass."""
+    def encode(params, rows, words, seed, types=None, layers=None) -> Any:
+        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass.
+
+        The look-ups are told to stay with their shards: a table that is split by its columns would else hand that split
+        on to all states, of all shards, and every block would sum and gather them.
+        """
+        words = jax.lax.with_sharding_constraint(words, NamedSharding(mesh, P("data", None, None)))
         return encoder.apply(
             {"params": params},
             rows.ids,
@@ -159,7 +164,9 @@ def make_step(
 
         def one(part):
             rows, places = part
-            hidden = encode(state.key_params["encoder"], rows, seed, layers=method.layer)
+            params = state.key_params["encoder"]
+            words = params["embeddings"]["word_embeddings"]["embedding"][rows.ids]
+            hidden = encode(params, rows, words, seed, layers=method.layer)
             return project(state.key_params["projection"], hidden[-1], places)
 
         return jax.lax.map(one, (batch.key_rows, batch.key))
@@ -186,11 +193,14 @@ def make_step(
             rows = dataclasses.replace(rows, ids=masked.ids)
         tables = for_each_shard(params["encoder"]["embeddings"]["word_embeddings"]["embedding"], mesh)
         words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
-        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), types=batch.types, words=words)
+        seed, needed = jax.random.bits(query_seed), None if method.tlm_weight else method.layer
+        hidden = encode(params["encoder"], rows, words, seed, types=batch.types, layers=needed)
         loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
+            if mesh.shape["model"] > 1:  # each predicts its share of the vocabulary, and the logits stay there
+                tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data", "model", None)))
             predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
             nll = jax.vmap(predict, in_axes=(0, None, 0, 0))(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total

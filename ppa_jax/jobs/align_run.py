@@ -90,7 +90,7 @@ def train(run: align_inputs.Run) -> None:
     shardings = align.state_shardings(shapes, mesh.RULES[config.mesh.rules], run.mesh)
     step = align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations)
     if config.plan:
-        print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config)}")
+        print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config, run.method.layer)}")
         return
     loop.wait_for_hosts("whose workdir it is")  # what another one writes there first would look like another run's
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
@@ -108,13 +108,14 @@ def train(run: align_inputs.Run) -> None:
         logging.info("going on from the checkpoint of step %d", start)
     log_facts(run, state)
 
+    shards = len(run.mesh.devices) / len(run.batches.own_shards)  # of all for each of this process
     writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
             step=step,
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
             put=lambda batch: mesh.put_batch(batch, run.mesh),
-            count=count_tokens,
+            count=lambda batch: tuple(round(shards * n) for n in count_tokens(batch)),
             checkpoints=checkpoints,
             writer=writer,
             schedule=run.schedule,
@@ -131,7 +132,7 @@ def train(run: align_inputs.Run) -> None:
 
 
 def count_tokens(batch: Batch) -> tuple[int, int]:
-    """(real tokens, places for tokens) of a host batch."""
+    """(real tokens, places for tokens) of a host batch, which has this process's shards."""
     rows = [rows for rows in (batch.rows, batch.key_rows) if rows is not None]
     return sum(int(np.count_nonzero(r.segments)) for r in rows), sum(r.segments.size for r in rows)
 
@@ -223,7 +224,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm", "word_alignment")},
-        scores=[score.record("after") for score in models["after"].scores] if models else [],
+        scores=[score.record("after") for score in models["after"].scores] if "after" in models else [],
     )
     path, tables = report.write_training(
         workdir,

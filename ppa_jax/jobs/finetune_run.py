@@ -156,11 +156,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
             step=training.step(shardings),
             batches=batches.iterate,
             put=setup.put,
-            # Every process has the whole batch, and the loop adds up over them.
-            count=lambda batch: (
-                int(batch["mask"].sum()) // jax.process_count(),
-                batch["mask"].size // jax.process_count(),
-            ),
+            count=lambda batch: (int(batch["mask"].sum()), batch["mask"].size),
             checkpoints=checkpoints,
             writer=writer,
             schedule=training.schedule,

@@ -11,7 +11,6 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -21,6 +20,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.jobs import align
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.collectives import KINDS, collectives
+from ppa_jax.training.flops import flops
 from ppa_jax.training.loop import count_parameters
 
 HERE = "true"
@@ -49,29 +49,8 @@ def devices(plan: str) -> list[Any] | None:
         ) from error
 
 
-def flops(config: EncoderConfig, batches: PairBatches, steps: int = 4) -> float:
-    """Floating-point operations of a step on real tokens, padding left out: forward, and twice that backward.
-
-    The mean of the first `steps` batches.
-    """
-
-    def forward(rows: Any) -> float:
-        shards = rows.segments.reshape(-1, rows.segments.shape[-1])
-        lengths = np.concatenate([np.bincount(shard)[1:] for shard in shards])  # of every sequence
-        attention = 4 * config.num_layers * config.hidden_size * np.sum(lengths.astype(float) ** 2)
-        return float(lengths.sum() * config.flops_per_token(0) + attention)
-
-    total = 0.0
-    for t in range(steps):
-        batch = batches.make(t)
-        total += 3 * forward(batch.rows) + (forward(batch.key_rows) if batch.key_rows is not None else 0.0)
-        if batch.slots is not None:
-            total += 3 * int((batch.slots.rank >= 0).sum()) * config.flops_per_prediction()
-    return total / steps
-
-
 def describe(
-    step: Any, shapes: align.State, shardings: align.State, batches: PairBatches, config: EncoderConfig
+    step: Any, shapes: align.State, shardings: align.State, batches: PairBatches, config: EncoderConfig, layer: int
 ) -> str:
     """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
     step_sharding: Any = shardings.step
@@ -83,7 +62,7 @@ def describe(
     compiled = step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    mib, operations = 2**20, flops(config, batches)
+    mib, operations = 2**20, flops(config, batches, layer)
     table: list[tuple[str, Any]] = [
         ("devices", f"{mesh.shape['data']} x {mesh.shape['model']} {mesh.devices.flat[0].device_kind}"),
         ("parameters trained", f"{count_parameters(shapes.params):,}"),

@@ -48,11 +48,12 @@ def collectives(hlo: str) -> list[Collective]:
             for callee in re.findall(r"%([\w.\-]+)", callees):
                 calls.setdefault(callee, []).append((name, int(turns[1]) if turns else 1))
         if match := _OPERATION.search(line):
-            sizes = [_size(kind, dims) for kind, dims in _SHAPE.findall(match[1])]
-            # An asynchronous gather starts with a tuple of operand and result, a combined all-reduce with all results.
-            started = f"{match[2]}-start(" in line and match[2] != "all-reduce"
-            kept = [max(sizes)] if started and sizes else sizes
-            found += [(name, Collective(match[2], size, _devices(line), 1)) for size in kept]
+            result = match[1]
+            # What starts asynchronously gives (operands, results, ...); an all-reduce gives its results alone.
+            if f"{match[2]}-start(" in line and match[2] != "all-reduce":
+                result = _elements(result)[1]
+            for kind, dims in _SHAPE.findall(result):
+                found.append((name, Collective(match[2], _size(kind, dims), _devices(line), 1)))
 
     @functools.cache
     def runs(computation: str) -> int:
@@ -61,6 +62,18 @@ def collectives(hlo: str) -> list[Collective]:
 
     counted = [x._replace(turns=runs(where)) for where, x in found]
     return sorted(counted, key=lambda x: -x.bytes)
+
+
+def _elements(tuple_type: str) -> list[str]:
+    """`(f32[2,8]{1,0}, (s32[], f32[4]))` -> its two elements; brackets of any kind nest."""
+    elements, depth = [""], 0
+    for char in tuple_type.strip()[1:-1]:
+        depth += (char in "([{") - (char in ")]}")
+        if char == "," and not depth:
+            elements.append("")
+        else:
+            elements[-1] += char
+    return elements
 
 
 def _devices(line: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -41,15 +42,22 @@ class Stopped(Exception):
         self.status = 128 + signum
 
 
+_asked = itertools.count()  # how often this process has asked whether to stop, in all its loops
+
+
 class StopSignal:
-    """Catches SIGTERM and SIGINT: the loop asks after each step. A second one has its usual effect."""
+    """Catches SIGTERM and SIGINT: the loop asks after each step. A second one has its usual effect.
+
+    With several processes SIGTERM belongs to JAX's coordination service, from its start on: it tells all processes of
+    one's signal, and a step after which all stop. SIGINT becomes SIGTERM then.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
             self._old[signum] = signal.signal(signum, self._catch)
         return self
 
@@ -58,20 +66,20 @@ class StopSignal:
             signal.signal(signum, handler)
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
         signal.signal(signum, self._old[signum])
+        if jax.process_count() == 1:
+            self.signum = signum
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def wanted(self, step: int) -> int | None:
-        """The signal that any process has caught by `step`, the same answer on all of them."""
+    def wanted(self) -> int | None:
+        """The signal that any process has caught, the same answer on all of them. All must ask equally often."""
         if jax.process_count() == 1:
             return self.signum
         from jax.experimental import multihost_utils
 
-        # The processes agree on a step, and the coordination service has taken SIGTERM over from this handler.
-        if multihost_utils.reached_preemption_sync_point(step):
-            return signal.SIGTERM
-        caught = multihost_utils.process_allgather(np.int32(self.signum or 0)) if step % 16 == 0 else np.zeros(1)
-        return int(np.max(caught)) or None
+        # The service counts from 0, where the steps of a run that goes on do not.
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(next(_asked)) else None
 
 
 @dataclasses.dataclass
@@ -82,7 +90,7 @@ class Loop:
       step: (state, device batch) -> (state, metrics); its state is donated.
       batches: (start, stop) -> iterator of host batches.
       put: host batch -> device batch, without waiting.
-      count: host batch -> (real tokens, places for tokens) of this process.
+      count: host batch -> (real tokens, places for tokens) of the whole batch, about.
       evaluate: (state, step) -> whether to end here; called every `evaluate_every` steps, not at the end.
       metrics: names that every record has, null where the step does not compute them.
       profile_to: a directory for a trace of a few steps.
@@ -109,15 +117,20 @@ class Loop:
         """
         self.writer.truncate_after(start - 1)
         progress = Progress(stop)
+        # Now, all of them: computed in its turn, a step's would wait on the device behind the step just dispatched.
+        rates = np.asarray(jax.vmap(self.schedule)(np.arange(start, stop)), np.float64)
+        self._rates = dict(zip(range(start, stop), rates.tolist(), strict=True))
         self._read_at = time.perf_counter()
         batches = self.batches(start, stop)
         try:
             with StopSignal() as stop_signal, Profile(self.profile_to, start, stop) as profile:
                 state = self._steps(state, batches, range(start, stop), progress, stop_signal, profile)
+                self.checkpoints.wait()  # a signal waits for the last one, too
         finally:
             progress.close()
             getattr(batches, "close", lambda: None)()  # ends the threads or processes that make batches
-        self.checkpoints.wait()
+        if stop_signal.signum is not None:
+            raise Stopped(stop_signal.signum, stop)
         return state
 
     def _steps(
@@ -142,12 +155,12 @@ class Loop:
             pending = (t, metrics, size)
             done = t + 1
             evaluate = self.evaluate_every and done % self.evaluate_every == 0 and done < steps.stop
-            signum = stop_signal.wanted(t)
+            signum = stop_signal.wanted()
             if done == steps.stop or signum or evaluate or self.checkpoints.due(done):
                 self._read(*pending, progress)
                 pending = None
                 self.checkpoints.save(done, state, force=done == steps.stop or bool(signum))
-            if signum and done < steps.stop:
+            if signum:
                 self.checkpoints.wait()
                 raise Stopped(signum, done)
             if evaluate and self.evaluate is not None:
@@ -174,8 +187,8 @@ class Loop:
         now = time.perf_counter()
         real, places = size
         values |= {
-            "learning_rate": float(self.schedule(step)),
-            "tokens_per_second": real * jax.process_count() / max(now - self._read_at, 1e-9),
+            "learning_rate": self._rates[step],
+            "tokens_per_second": real / max(now - self._read_at, 1e-9),
             "padding": 1.0 - real / places,
         }
         self._read_at = now

@@ -29,6 +29,7 @@ RULES: dict[str, Rules] = {
         (r".*", P()),
     ),
     # Megatron: heads and feed-forward columns split over `model`, one sum after attention and one after feed-forward.
+    # The word embeddings are stored by columns; look-ups and predictions split them anew (jobs/align.py).
     "tensor": (
         (r"word_embeddings/embedding$", P(None, "model")),
         (r"(query|key|value|intermediate)/kernel$", P(None, "model")),
@@ -86,12 +87,22 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
-def own_shards(mesh: Mesh) -> range:
-    """The positions along `data` whose devices belong to this process."""
-    rows = [i for i, row in enumerate(mesh.devices) if row.flat[0].process_index == jax.process_index()]
-    if rows != list(range(rows[0], rows[-1] + 1)):
-        raise UserError("mesh: the devices of a process must be neighbours along the data axis")
-    return range(rows[0], rows[-1] + 1)
+def own_shards(mesh: Mesh) -> list[int]:
+    """The positions along `data` where this process has a device.
+
+    They need not be neighbours: on a torus the mesh follows the wires, not the hosts. With an axis `model` wider than a
+    host, several processes have the same ones, and each makes their batches.
+
+    Raises UserError for a process without any device in the mesh.
+    """
+    me = jax.process_index()
+    rows = [i for i, row in enumerate(mesh.devices) if any(device.process_index == me for device in row.flat)]
+    if not rows:
+        raise UserError(
+            f"mesh.data={mesh.shape['data']} x mesh.model={mesh.shape['model']} leaves process {me} without a device; "
+            "take all devices (mesh.data=-1), or start fewer processes"
+        )
+    return rows
 
 
 def to_host(tree: Any) -> Any:

@@ -344,20 +344,47 @@ def test_loss_and_gradient_of_every_objective_equal_pytorch(make, tmp_path, obje
     assert compared > 35
 
 
-def test_nothing_crosses_the_network_without_need(make):
-    """Compiled for 8 devices: the queue stays where it is, the queries are gathered, a gradient is summed once."""
-    method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
-    setting = make(8, method=method)
+def moved(setting):
+    """Bytes of what the compiled step moves between devices, by kind."""
     batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
     found: dict[str, list[int]] = {}
     for x in collectives(setting.step.lower(setting.state, batch).compile().as_text()):
         found.setdefault(x.kind, []).append(x.bytes)
+    return found
+
+
+def test_parameters_that_are_split_split_no_states(make):
+    """By rows, each device gathers matrices and sums their gradients, and computes its own sentences alone. By columns,
+    it sums the states of a block twice, not in every product, and keeps the logits of its share of the vocabulary."""
+    setting = make(4, rules="fsdp")
+    found = moved(setting)
+    largest = max(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
+    states = setting.batches.make(0).key_rows.ids.size * CONFIG.hidden_size * 4
+    assert states > 2 * largest and max(size for sizes in found.values() for size in sizes) <= largest
+
+    setting = make(2, 2, rules="tensor")
+    found, batch = moved(setting), setting.batches.make(0)
+    states = [rows.ids.shape[-1] * CONFIG.hidden_size * 4 for rows in (batch.rows, batch.key_rows)]
+    logits = batch.slots.rank.shape[-1] * CONFIG.vocab_size * 4
+    assert all(x not in sizes for x in (logits, logits // 2) for sizes in found.values())
+    # Queries two forward and four backward (that of the three projections is not one sum) a block, keys two; and one to
+    # spare for each. The look-ups are gathered once.
+    assert found["all-reduce"].count(states[0]) <= 7 * CONFIG.num_layers
+    assert found["all-reduce"].count(states[1]) <= 3 * CONFIG.num_layers
+    assert all(found["all-gather"].count(x) <= 1 for x in states)
+
+
+def test_nothing_crosses_the_network_without_need(make):
+    """Compiled for 8 devices: the queue stays where it is, the queries are gathered, a gradient is summed once."""
+    method = dataclasses.replace(METHOD, queue_size=BATCH * 64)
+    setting = make(8, method=method)
+    found = moved(setting)
     queue = setting.state.queue.keys.size * 4
     assert BATCH * 8 * 4 in found["all-gather"]  # the queries
     for kind in ("all-gather", "all-to-all", "collective-permute"):
         assert max(found.get(kind, [0])) < queue / 8
-    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
-    assert max(found["all-reduce"]) <= gradients
+    gradients = {leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params)}
+    assert {size for size in found["all-reduce"] if size > BATCH * 4} <= gradients, "and a number for each pair"
     table = setting.state.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     assert found["all-reduce"].count(table.size * 4) == 1, "look-ups and predictions are summed before they are sent"
 

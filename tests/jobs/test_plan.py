@@ -8,8 +8,9 @@ import pytest
 
 from ppa_jax import config as configs
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import align_inputs, plan
+from ppa_jax.jobs import align_inputs
 from ppa_jax.main import main
+from ppa_jax.training.flops import flops
 
 pytestmark = pytest.mark.usefixtures("compilation")
 
@@ -50,7 +51,7 @@ def test_operations_are_those_of_real_tokens(command, tmp_path):
                 n = int((shard == number).sum())
                 total += times * c.num_layers * (n * (8 * D * D + 4 * D * c.intermediate_size) + 4 * n * n * D)
     total += 3 * (np.asarray(batch.slots.rank) >= 0).sum() * 2 * D * (D + c.vocab_size)
-    assert plan.flops(c, run.batches, steps=1) == pytest.approx(total)
+    assert flops(c, run.batches, c.num_layers, steps=1) == pytest.approx(total)
 
 
 def test_mistakes(command, tmp_path, error_line, monkeypatch):

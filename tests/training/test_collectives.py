@@ -15,11 +15,15 @@ def test_bytes_by_kind_of_plain_combined_and_asynchronous_collectives():
       %ar = (f32[10]{0}, bf16[4,4]{1,0}) all-reduce(%a, %b), to_apply=%add
       %s = (f32[2,8]{1,0}, f32[16,8]{1,0}) all-gather-start(%x), dimensions={0}
       %d = f32[16,8]{1,0} all-gather-done(%s)
+      %rs = ((f32[1024]{0}), f32[128]{0}) reduce-scatter-start(%x), replica_groups=[1,8]<=[8], dimensions={0}
+      %two = ((f32[2]{0}, bf16[3]{0}), (f32[16]{0}, bf16[24]{0})) all-gather-start(%x, %y), dimensions={0}
+      %m = (s32[5]{0}, s32[5]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1}}
       %n = f32[99]{0} add(%all-gather.1, %y)
       %p = s32[] collective-permute(%z), source_target_pairs={{0,1}}
     """
     assert [(x.kind, x.bytes) for x in collectives(hlo)] == [
-        ("all-gather", 512), ("all-gather", 512), ("all-reduce", 40), ("all-reduce", 32), ("collective-permute", 4)
+        ("all-gather", 512), ("all-gather", 512), ("reduce-scatter", 512), ("all-gather", 64), ("all-gather", 48),
+        ("all-reduce", 40), ("all-reduce", 32), ("collective-permute", 20), ("collective-permute", 4),
     ]  # fmt: skip
 
 
