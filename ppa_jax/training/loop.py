@@ -91,7 +91,8 @@ class Loop:
       batches: (start, stop) -> iterator of host batches.
       put: host batch -> device batch, without waiting.
       count: host batch -> (real tokens, places for tokens) of the whole batch, about.
-      evaluate: (state, step) -> whether to end here; called every `evaluate_every` steps, not at the end.
+      evaluate: (state, step) -> whether to end here; called every `evaluate_every` steps, not at the end. Once more
+        where a run goes on from such a step: the evaluation may have been cut short.
       metrics: names that every record has, null where the step does not compute them.
       profile_to: a directory for a trace of a few steps.
     """
@@ -108,6 +109,9 @@ class Loop:
     metrics: tuple[str, ...] = ()
     profile_to: str | None = None
 
+    def _evaluates(self, done: int, stop: int) -> bool:
+        return bool(self.evaluate and self.evaluate_every and done % self.evaluate_every == 0 and 0 < done < stop)
+
     def run(self, state: Any, start: int, stop: int) -> Any:
         """Trains from step `start` to `stop`, or until `evaluate` has enough, and returns the last state, saved.
 
@@ -116,6 +120,8 @@ class Loop:
           Stopped: after a signal, when the state is saved.
         """
         self.writer.truncate_after(start - 1)
+        if self._evaluates(start, stop) and self.evaluate is not None and self.evaluate(state, start):
+            return state
         progress = Progress(stop)
         # Now, all of them: computed in its turn, a step's would wait on the device behind the step just dispatched.
         rates = np.asarray(jax.vmap(self.schedule)(np.arange(start, stop)), np.float64)
@@ -154,7 +160,7 @@ class Loop:
                 self._read(*pending, progress)
             pending = (t, metrics, size)
             done = t + 1
-            evaluate = self.evaluate_every and done % self.evaluate_every == 0 and done < steps.stop
+            evaluate = self._evaluates(done, steps.stop)
             signum = stop_signal.wanted()
             if done == steps.stop or signum or evaluate or self.checkpoints.due(done):
                 self._read(*pending, progress)

@@ -185,18 +185,26 @@ def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch)
 
 
 def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
-    values = iter([50.0, 70.0, 60.0, 65.0, 10.0, 10.0, 10.0])
+    """As many steps as patience allows, though the run was killed while it scored the dev set."""
+    values = iter([50.0, 70.0, None, 60.0, 65.0, 10.0, 10.0, 10.0])
     seen = []
+
+    class Killed(BaseException):
+        pass
 
     def score(run, params, test):
         if test.language != "en":
             return {"accuracy": nli.Score(1.0, 1)}, ["neutral"] * len(test.examples)
         seen.append(jax.tree.map(np.array, jax.device_get(params)))
-        return {"accuracy": nli.Score(next(values), 1)}, ["neutral"] * len(test.examples)
+        if (value := next(values)) is None:
+            raise Killed
+        return {"accuracy": nli.Score(value, 1)}, ["neutral"] * len(test.examples)
 
     monkeypatch.setattr(finetune_run, "score", score)
     fields = {"data.dev": f"en={files}/test.en.tsv", "data.test": f"de={files}/test.de.tsv", "eval.every": 2,
-              "eval.patience": 2, "train.steps": 20, "seeds": "0"}  # fmt: skip
+              "eval.patience": 2, "train.steps": 20, "seeds": "0", "checkpoint.every": 2}  # fmt: skip
+    with pytest.raises(Killed):
+        main(arguments(tmp_path, shelf, files, **fields))
     assert main(arguments(tmp_path, shelf, files, **fields)) == 0
     assert json.loads((tmp_path / "seed-0/dev.json").read_text()) == [[2, 50.0], [4, 70.0], [6, 60.0], [8, 65.0]]
     assert [r["step"] for r in read_metrics(tmp_path / "seed-0")] == list(range(8))

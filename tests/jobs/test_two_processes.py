@@ -17,13 +17,24 @@ from ppa_jax.training.metrics import read_metrics
 
 STEPS = 30
 PROCESS = """
-import sys
+import os, signal, sys
 import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+def interleaved(shape, names, types, devices):  # as on a torus, where a host's devices are no neighbours
+    by_process = np.array(devices).reshape(2, -1)
+    return Mesh(by_process.T.reshape(shape), names, axis_types=types)
+
+if sys.argv[3] == "interleaved":
+    jax.make_mesh = interleaved
 jax.distributed.initialize(
     sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), heartbeat_timeout_seconds=30  # JAX's own is 100
 )
+if sys.argv[3] == "signalled" and sys.argv[2] == "1":
+    os.kill(os.getpid(), signal.SIGTERM)
 from ppa_jax.main import main
-sys.exit(main(sys.argv[3:]))
+sys.exit(main(sys.argv[4:]))
 """
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -39,7 +50,7 @@ def start(compilation, command, shelf):
     """Starts both processes of a run in a workdir; each has two devices."""
     started = []
 
-    def two(workdir, **fields):
+    def two(workdir, form="plain", **fields):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -48,7 +59,7 @@ def start(compilation, command, shelf):
         arguments = command(workdir, FIELDS | {"mesh.distributed": True} | fields)
         for number in range(2):
             started.append(subprocess.Popen(
-                [sys.executable, "-c", PROCESS, address, str(number), *arguments], env=environment,
+                [sys.executable, "-c", PROCESS, address, str(number), form, *arguments], env=environment,
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             ))  # fmt: skip
         return started[-2:]
@@ -99,8 +110,10 @@ def until_step(workdir, step, processes):
     raise AssertionError("the run did not come so far")
 
 
-def test_two_processes_are_as_one(start, alone, tmp_path):
-    for process in start(tmp_path):
+@pytest.mark.parametrize("form, model", [("interleaved", 1), ("interleaved", 2)])
+def test_two_processes_are_as_one(start, alone, tmp_path, form, model):
+    """Neither their devices side by side along `data`, nor a data shard in one process alone, is needed."""
+    for process in start(tmp_path, form, **{"mesh.model": model}):
         status, said = wait(process)
         assert status == 0, said
     assert_same(tmp_path, alone)
@@ -113,7 +126,12 @@ def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp
     for process in processes:
         status, said = wait(process)
         assert status == 143 and "the same command goes on from there" in said, said
-    assert 3 < len(read_metrics(tmp_path)) <= STEPS
+    done = len(read_metrics(tmp_path))
+    assert 3 < done < STEPS
+    for process in start(tmp_path, "signalled"):  # one that comes before the first step counts, too
+        status, said = wait(process)
+        assert status == 143 and "the same command goes on from there" in said, said
+    assert done <= len(read_metrics(tmp_path)) < STEPS
     assert main(command(tmp_path, FIELDS)) == 0  # one process of eight devices
     assert_same(tmp_path, alone)
 

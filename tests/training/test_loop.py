@@ -75,7 +75,7 @@ def test_what_is_written_of_a_step(make, tmp_path):
     loop.run(jnp.int32(0), 0, 2)
     first, second = read_metrics(tmp_path)
     assert first["contrastive"] is None and (first["loss"], first["tlm"], first["padding"]) == (2.0, 2.0, 0.25)
-    assert (first["learning_rate"], second["learning_rate"]) == (0.0, 0.1)
+    assert (first["learning_rate"], second["learning_rate"]) == (0.0, pytest.approx(0.1))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -91,6 +91,23 @@ def test_a_signal_saves_the_step_and_restores_the_handler(make, tmp_path, signum
     step, state = checkpoints.restore(jnp.int32(0)) or (0, None)
     assert int(continued.run(state, step, 9)) == sum(range(9))
     assert [record["step"] for record in read_metrics(tmp_path)] == list(range(9))
+
+
+def test_a_signal_waits_for_the_last_checkpoint(make):
+    loop, checkpoints, _ = make()
+    wait, signals = checkpoints.wait, iter([signal.SIGTERM])
+    checkpoints.wait = lambda: ([signal.raise_signal(signum) for signum in signals], wait())
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 3; the same command"):
+        loop.run(jnp.int32(0), 0, 3)
+    assert checkpoints.latest_step() == 3
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(make):
+    loop, _, events = make(every=2, evaluate_every=2)
+    loop.run(jnp.int32(1), 2, 4)
+    assert events[:2] == ["evaluate 2: 1", "step 2"]
+    loop.run(jnp.int32(6), 4, 4)
+    assert sum(event.startswith("evaluate") for event in events) == 1, "what ends there is measured by its job"
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
