@@ -10,7 +10,7 @@ model in runs/x/export, in the Hugging Face format, and retrieval before and aft
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
 trains a small masked LM on the built-in sample for a moment and aligns it, in under 4 minutes on two CPU cores.
-Retrieval among 500 unseen sentences goes from chance (0.2%) to above 90%.
+Retrieval among 500 unseen sentences goes from chance (0.2%) to 60 to 90%, by layer and pooling.
 """
 
 from typing import Any

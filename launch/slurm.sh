@@ -35,6 +35,10 @@ PYTHON=${PYTHON:-.venv/bin/python}
 RESTARTS=${RESTARTS:-10}
 
 connect=()
+if ((SLURM_NTASKS > 1)) && [[ "$*" =~ configs/(evaluate|align_mlm)\.py ]]; then
+  echo "$0: ${BASH_REMATCH[0]} runs in one process: sbatch --nodes=1 --ntasks-per-node=1" >&2
+  exit 2
+fi
 if ((SLURM_NTASKS > 1)); then
   connect=(--config.mesh.distributed=true)
   if ((SLURM_NTASKS == SLURM_JOB_NUM_NODES)); then

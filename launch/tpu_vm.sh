@@ -31,6 +31,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+if [[ "$*" =~ configs/(evaluate|align_mlm)\.py ]]; then
+  echo "$0: ${BASH_REMATCH[0]} runs in one process, on one machine: launch/one_machine.sh" >&2
+  exit 2
+fi
 ZONE=${ZONE:?give the zone, e.g. ZONE=us-west4-a}
 NAME=${NAME:-ppa}
 ACCELERATOR=${ACCELERATOR:-v5litepod-8}

@@ -110,7 +110,7 @@ class Encoder:
             does more to a sentence than cut and pool it (give `layer` and `pooling` to go by the encoder alone), the
             tokenizer does not fit.
         """
-        directory = resolve(source)
+        directory = huggingface.resolve(source)
         try:
             settings = sentence_transformers.read_settings(directory) or {}
         except UserError as error:
@@ -198,23 +198,6 @@ class Encoder:
             for i in range(0, len(vectors), NORMALIZED):
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])
         return vectors
-
-
-def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, the export of a run, or fetched from the Hub.
-
-    Raises:
-      UserError: there is none, or a run that has not finished.
-    """
-    path = Path(source).expanduser()
-    if (path / "checkpoints").is_dir() and (path / "base").is_dir():
-        if not (path / "export" / "config.json").is_file():
-            raise UserError(
-                f"{source}: a run that has not finished; let it finish, or take its newest checkpoint: "
-                f"python -m ppa_jax.convert to-hf --source={source} --target=DIR"
-            )
-        return path / "export"
-    return huggingface.resolve(source)
 
 
 def _bar(total: int, shown: bool) -> Any:

@@ -56,9 +56,9 @@ def calls(folder):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def launch(script, environment, *, timeout=30):
+def launch(script, environment, *, timeout=30, arguments=ARGUMENTS):
     return subprocess.run(
-        ["bash", LAUNCH / script, *ARGUMENTS],
+        ["bash", LAUNCH / script, *arguments],
         env=os.environ | {"PAUSE": "0"} | environment,
         capture_output=True, text=True, timeout=timeout, cwd="/",
     )  # fmt: skip
@@ -162,6 +162,13 @@ def test_processes_and_their_gpus(slurm, tmp_path, tasks, nodes, connected, devi
     assert calls(tmp_path) == [" ".join(["-m", "ppa_jax.main", *expected])]
     given = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
     assert given.get("JAX_LOCAL_DEVICE_IDS") == devices
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "tpu_vm.sh"])
+def test_a_job_of_one_process_is_refused_before_machines_are_asked_for(script):
+    environment = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_NTASKS": "4", "ZONE": "z"}
+    done = launch(script, environment, arguments=["--config=configs/evaluate.py"])
+    assert done.returncode == 2 and "configs/evaluate.py runs in one process" in done.stderr
 
 
 # ---- TPU ----

@@ -261,6 +261,11 @@ def _files(directory: Path, where: str, wanted: str) -> list[Path]:
     if not chosen:
         what = f"no file of a split named {wanted}" if files else "no parquet, arrow or JSON lines files"
         raise UserError(f"{where}: {what} below; give the directory that holds the {wanted} split")
+    folders = {path.relative_to(directory).parts[0] for path in chosen if path.parent != directory}
+    folders = {name for name in folders if not _words_of(name) & {"data", "train", "test", *_VALIDATION}}
+    if len(folders) > 1:
+        listed = ", ".join(sorted(folders)[:6])
+        raise UserError(f"{where}: holds several configurations ({listed}); give the directory of one")
     formats = sorted({_format(path) for path in chosen})
     if len(formats) > 1:
         raise UserError(f"{where}: holds files as {' and as '.join(formats)}; give the directory of one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ def write(
 def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Values:
     """The value of each seed, and MEANS over the languages, seed by seed, where all have the same seeds.
 
-    Test sets of a trained language may have more in their name: en-mlqa, en/de (context/question).
+    Sets of a language may have more in their name: en-mlqa, zh-Hans, en/de (context/question: the context counts).
     """
     values: dict[tuple[str, str, str], dict[int, float]] = {}
     for record in records:
@@ -75,13 +74,18 @@ def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Value
         ]
     for model, metric in dict.fromkeys((model, metric) for model, metric, _ in values):
         own = {key[2]: found for key, found in values.items() if key[:2] == (model, metric)}
-        targets = [found for x, found in own.items() if re.split("[-/]", x)[0] not in trained]
+        targets = [found for x, found in own.items() if not any(_same_language(x, y) for y in trained)]
         if len(own) < 2 or len({frozenset(found) for found in own.values()}) > 1:
             continue
         for name, some in zip(MEANS, (targets, list(own.values())), strict=True):
             if name == "mean" or 1 < len(some) < len(own):
                 values[model, metric, name] = {seed: float(np.mean([x[seed] for x in some])) for seed in some[0]}
     return values
+
+
+def _same_language(first: str, second: str) -> bool:
+    one, other = (name.split("/")[0] for name in (first, second))
+    return one == other or one.startswith(f"{other}-") or other.startswith(f"{one}-")
 
 
 def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:

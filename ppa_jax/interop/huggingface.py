@@ -75,11 +75,18 @@ class Pretrained:
 
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a checkpoint: `source` itself, or the files of a model on the Hugging Face Hub, fetched.
+    """The local directory of a model: itself, the export of a run's workdir, or the Hub's files, fetched.
 
-    Raises UserError when there is no such directory, or the Hub cannot give it.
+    Raises UserError when there is no such directory, the run has not finished, or the Hub cannot give it.
     """
     path = Path(source).expanduser()
+    if (path / "checkpoints").is_dir() and (path / "base").is_dir():
+        if not (path / "export" / "config.json").is_file():
+            raise UserError(
+                f"{source}: a run that has not finished; let it finish, or take its newest checkpoint: "
+                f"python -m ppa_jax.convert to-hf --source={source} --target=DIR"
+            )
+        return path / "export"
     if path.is_dir():
         return path
     if path.exists():

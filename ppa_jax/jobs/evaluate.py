@@ -19,7 +19,7 @@ from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
 from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
-from ppa_jax.encoder import DTYPES, Encoder, resolve
+from ppa_jax.encoder import DTYPES, Encoder
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, scores, similarity, word_alignment
 from ppa_jax.evaluation.embed import Remembered, Request
@@ -125,7 +125,7 @@ def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
         (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
-        for path in map(Path, [str(resolve(source)), *given])
+        for path in map(Path, [str(huggingface.resolve(source)), *given])
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]
@@ -209,7 +209,7 @@ def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
     """
     found = []
     for source in sources:
-        directory = resolve(source)
+        directory = huggingface.resolve(source)
         path = encoder_directory(directory) / "config.json"
         sizes = huggingface.config_from_hf(read_json(path), str(path))
         check_vocabulary(load_tokenizer(path.parent), sizes.vocab_size)

@@ -19,7 +19,7 @@ def defaults(task: str) -> Any:
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
             # LANGUAGE=FILE,... or LANGUAGE=FILE|FILE, or a path with {lang} in it (and {question} for MLQA's grid);
-            # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT] (NLI, questions), or world:A-B, the sample
+            # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT], or world:A-B, the sample
             train="",
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested

@@ -171,10 +171,13 @@ def _find_columns(header: Sequence[str]) -> dict[str, int]:
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     """The three labels, in the same order whatever the data.
 
-    Raises UserError if no example has a label: there is nothing to train on.
+    Raises UserError if the examples have no label, or all the same: there is nothing to train on.
     """
-    if all(example.label is None for example in examples):
+    known = {example.label for example in examples} - {None}
+    if not known:
         raise UserError("the training data has no labels; name its column gold_label or label")
+    if len(known) < 2:
+        raise UserError(f"the training data has one label alone ({known.pop()}); give data with {', '.join(LABELS)}")
     return LABELS
 
 

@@ -23,7 +23,7 @@ from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import MASKED, EncoderConfig
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
-from ppa_jax.tasks.words import windows
+from ppa_jax.tasks.words import texts, windows
 
 SUFFIX: str = ".conllu"
 TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
@@ -70,12 +70,13 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
     """
     sentences, problems = [], []
     for number, row in enumerate(rows, 1):
-        columns = [] if isinstance(row, str) else [row.get(name) for name in ("tokens", "head", "deprel", "upos")]
-        if not columns or any(column is None or len(column) != len(columns[0]) for column in columns):
-            problems.append(Problem(number, row if isinstance(row, str) else "no tokens, head, deprel and upos"))
+        names = ("tokens", "head", "deprel", "upos")
+        columns = [] if isinstance(row, str) else [texts(row.get(name), numbers=name == "head") for name in names]
+        if not columns or any(column is None or len(column) != len(columns[0] or ()) for column in columns):
+            what = "no tokens, head, deprel and upos, as lists of text and as long as each other"
+            problems.append(Problem(number, row if isinstance(row, str) else what))
             continue
-        texts = [[x.decode() if isinstance(x, bytes) else str(x) for x in column] for column in columns]
-        words = [word for word in zip(*texts, strict=True) if word[1].isdecimal()]
+        words = [word for word in zip(*filter(None, columns), strict=True) if word[1].isdecimal()]
         table = [
             [str(i), form, "_", upos, "_", "_", head, relation, "_", "_"]
             for i, (form, head, relation, upos) in enumerate(words, 1)

@@ -52,7 +52,9 @@ class Window(NamedTuple):
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """None: the choice is among tokens."""
+    """None: the choice is among tokens. Raises UserError if no example has an answer: there is nothing to train on."""
+    if not any(answer.start >= 0 for example in examples for answer in example.answers):
+        raise UserError("the training data has no answers; they stand under answers, with text and answer_start")
     return ()
 
 

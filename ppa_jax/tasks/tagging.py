@@ -25,7 +25,7 @@ from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
-from ppa_jax.tasks.words import windows
+from ppa_jax.tasks.words import texts, windows
 
 SUFFIX: str = ".tsv"
 TRANSFORMERS = {
@@ -36,6 +36,8 @@ _UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM
 UPOS = tuple(_UPOS.split(" "))
 
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first that is there counts
+
+_BILOU = {"U-": "S-", "L-": "E-"}
 
 _EXPECTED = "tagging files are CoNLL-U, or one word and its tag a line with a blank line after each sentence"
 
@@ -60,7 +62,7 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     is_conllu = first.count("\t") == conllu.COLUMNS - 1
     found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
     tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
-    return [Example(words, tags, language) for words, tags in found]
+    return _checked([Example(words, tags, language) for words, tags in found], f"{field}: {path}")
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -87,17 +89,31 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
             found.append(example)
     expected = f"rows have a column {' or '.join(_WORDS)} and one of {', '.join(_TAGS)}"
     tell_skipped(where, problems, len(found), field=field, expected=expected)
-    return found
+    return _checked(found, f"{field}: {where}")
+
+
+def _checked(examples: list[Example], where: str) -> list[Example]:
+    """BILOU's names become IOBES's. Raises UserError where a tag of no entity stands among entities: which of the two
+    scores is meant would hang on it."""
+    tags = {tag for example in examples for tag in example.tags}
+    entities = {tag for tag in tags if tag != "O" and _is_entity_tag(tag)}
+    if entities and (odd := sorted(tag for tag in tags if not _is_entity_tag(tag))):
+        raise UserError(
+            f"{where}: {odd[0]!r} is a tag of no entity, and others are ({min(entities)}); correct the file"
+        )
+    if not any(tag[:2] in _BILOU for tag in tags):
+        return examples
+    return [x._replace(tags=[_BILOU.get(tag[:2], tag[:2]) + tag[2:] for tag in x.tags]) for x in examples]
 
 
 def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
     words, tags = (next((row[name] for name in names if name in row), None) for names in (_WORDS, _TAGS))
-    if words is None or tags is None or len(words) != len(tags):
-        return "no list of words with as many tags"
-    texts, names = ([x.decode() if isinstance(x, bytes) else x for x in column] for column in (words, tags))
-    if not all(isinstance(tag, str) for tag in names):
+    forms, names = texts(words), texts(tags)
+    if names is None and texts(tags, numbers=True) is not None:
         return "tags that are numbers, without their names"
-    pairs = [(word, tag) for word, tag in zip(texts, names, strict=True) if tag != "_"]
+    if forms is None or names is None or len(forms) != len(names):
+        return "no list of words with as many tags"
+    pairs = [(word, tag) for word, tag in zip(forms, names, strict=True) if tag != "_"]
     return Example([word for word, _ in pairs], [tag for _, tag in pairs], language) if pairs else "no words"
 
 
@@ -225,7 +241,7 @@ def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], lan
 
 
 def _is_entity_tag(tag: str) -> bool:
-    return tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-")
+    return tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-", *_BILOU)
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Sequence[str]]) -> None:

@@ -7,7 +7,10 @@ windows that overlap by about half, and each word belongs to that one in which i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from types import NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -24,6 +27,15 @@ class Window(NamedTuple):
     def place(self, word: int) -> int:
         """The token that is the first piece of a word, numbered as in the sentence."""
         return self.places[word - self.start]
+
+
+def texts(column: Any, *, numbers: bool = False) -> list[str] | None:
+    """A list in a dataset's row as strings; None where it is no list of text (or, if they are allowed, of numbers)."""
+    if not isinstance(column, list | tuple | np.ndarray):
+        return None
+    found = [x.decode() if isinstance(x, bytes) else x for x in column]
+    allowed = (str, int, np.integer, NoneType) if numbers else (str,)
+    return [str(x) for x in found] if all(isinstance(x, allowed) for x in found) else None
 
 
 def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[int, Window]]:

@@ -32,6 +32,8 @@ def test_the_zero_shot_mean_leaves_out_what_was_trained_on():
     two = task_report.by_language(records[2:], ["en"])
     assert [x for _, _, x in two] == ["fr-mlqa", "en-mlqa", "mean"], "one target is no mean"
     assert ("", "accuracy", "zero-shot") not in task_report.by_language(records)
+    longer = [record(v, x) for x, v in (("en", 90), ("zh-Hans", 80), ("de", 50), ("de/zh", 40))]
+    assert task_report.by_language(longer, ["en-mnli", "zh"])["", "accuracy", "zero-shot"] == {0: 45}
 
 
 def test_models_side_by_side(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -270,7 +271,8 @@ def test_another_run_is_refused(whole, shelf, files, error_line):
     assert "train.learning_rate: 0.001 -> 0.0001" in error_line()
 
 
-def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, monkeypatch, capsys):
+def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path, monkeypatch):
+    whole = shutil.copytree(whole, tmp_path / "whole")
     monkeypatch.setattr(finetune, "make_step", None)
     fields = {"data.test": f"de={files}/test.de.tsv,fr={files}/test.es.tsv", "seeds": "1"}
     assert main(arguments(whole, shelf, files, **fields)) == 0

@@ -142,6 +142,27 @@ def test_a_treebank_from_json_lines(tmp_path):
     assert files.read(tagging, spec, field="config.data.train")["en"][0].tags == ["PRON", "AUX", "PART", "VERB"]
 
 
+@pytest.mark.parametrize("task", [tagging, parsing])
+def test_rows_that_are_words_or_hold_numbers_are_told_not_raised(task, tmp_path):
+    """A dataset with a row for each word, a word that is missing, and parts of speech as numbers."""
+    broken = [TREEBANK[0] | change for change in ({"head": 2, "upos": 3}, {"tokens": ["It", None, "do", "n't", "rain"]},
+                                                  {"upos": [1, 2, 3, 4, 5]}, {"tokens": "It"})]  # fmt: skip
+    for row in broken:
+        (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(UserError, match=r"train.jsonl:1: .*; 1 of 1 unusable"):
+            files.read(task, f"en=hf:{tmp_path}/train.jsonl", field="config.data.train")
+
+
+def test_a_directory_of_several_configurations_is_refused(tmp_path):
+    for language in ("de", "en"):
+        (tmp_path / language).mkdir()
+        pq.write_table(
+            pa.table({"premise": ["a"], "hypothesis": ["b"], "label": [0]}), tmp_path / language / "test.parquet"
+        )
+    with pytest.raises(UserError, match=r"holds several configurations \(de, en\); give the directory of one"):
+        files.read(nli, f"en=hf:{tmp_path}@test", field="config.data.test")
+
+
 def test_tags_from_tfds(tmp_path):
     import tensorflow_datasets as tfds
 

@@ -112,6 +112,12 @@ def test_no_room(bert):
         qa.features([example("abc")], bert, 4)
 
 
+def test_training_data_must_have_answers():
+    assert qa.labels([example("abc", "b"), example("abc")]) == ()
+    with pytest.raises(UserError, match="the training data has no answers; they stand under answers"):
+        qa.labels([example("abc"), example("abc", "xyz")])
+
+
 def test_values_of_windows_without_the_whole_answer_and_of_examples_without_gold(bert):
     rows = qa.features([example("abcdefghijkl", "hijk", question="x")], bert, 12)  # windows a-h, e-l
     assert [row.values for row in rows] == [{"start": 0, "end": 0}, {"start": 3 + 3, "end": 3 + 6}]

@@ -99,6 +99,17 @@ def test_the_gold_tags_say_whether_there_are_entities():
     assert tagging.score([Example(["a"], ["LOC"], "en")], [["O"]], "en")["accuracy"] == (0.0, 1)
 
 
+def test_a_tag_of_no_entity_among_entities_is_refused(read):
+    with pytest.raises(UserError, match=r"t.tsv: '0' is a tag of no entity, and others are \(B-PER\); correct"):
+        read("Ann\tB-PER\nran\t0\n")
+
+
+def test_bilou_is_read_as_iobes(read):
+    (found,) = read("Ann\tB-PER\nLee\tL-PER\nin\tO\nBonn\tU-LOC\n")
+    assert found.tags == ["B-PER", "E-PER", "O", "S-LOC"]
+    assert tagging.score([found], [["B-PER", "E-PER", "O", "O"]], "en")["recall"] == (50.0, 2)
+
+
 def test_labels():
     pos, ner = Example(["a", "b"], ["X", "ADJ"], "en"), Example(["a", "b"], ["O", "B-PER"], "en")
     assert tagging.labels([pos]) == UPOS and len(UPOS) == 17
