@@ -1,7 +1,7 @@
 """The main job from files to files: trains, measures before and after, exports, reports.
 
 What it leaves in the workdir: config.json, base/ (what the export needs besides the weights), metrics.jsonl,
-tensorboard/, checkpoints/, scores.json and differences.json (with scores.npz, the single hits behind them), report.md
+tensorboard/, checkpoints/, scores.json and differences.json (with scores-*.npz, the single hits behind them), report.md
 with its pictures, export/.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from ppa_jax.training import loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
-
-KEPT = "scores.npz"
 
 
 def run(config: Config, workdir: str) -> int:
@@ -170,13 +169,13 @@ def evaluate(run: align_inputs.Run, params: Any, step: int) -> None:
         return
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
-    models = scores.kept(run.workdir / KEPT)
+    models = scores.kept(kept(run))
     if any(score.task == task for score in models.get(moment, ())):
         return
     measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, run.requests, task=task)
     models[moment] = models.get(moment, []) + measured
     if jax.process_index() == 0:
-        scores.keep(run.workdir / KEPT, models)
+        scores.keep(kept(run), models)
         report.write_records(run.workdir / "scores.json", comparison.records_of(measured_by(run, models)))
     for score in measured:
         if score.language == "mean" and score.direction == "both":
@@ -187,6 +186,11 @@ def evaluate(run: align_inputs.Run, params: Any, step: int) -> None:
                 score.pooling,
                 score.value,
             )
+
+
+def kept(run: align_inputs.Run) -> Path:
+    """Where the hits are kept: a file for each choice of sentences, so that two moments are of the same."""
+    return run.workdir / f"scores-{zlib.crc32(repr(run.test_sets).encode()):08x}.npz"
 
 
 def measured_by(run: align_inputs.Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
@@ -204,7 +208,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     if jax.process_index() != 0:
         return
     config, workdir = run.config, run.workdir
-    models = measured_by(run, scores.kept(workdir / KEPT))
+    models = measured_by(run, scores.kept(kept(run)))
     export = workdir / "export"
     trained = huggingface.load_base(workdir / "base", params)
     huggingface.write(export, trained, files_from=workdir / "base")

@@ -36,8 +36,14 @@ def remove_unfinished(directory: epath.Path) -> None:
 
 
 def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
-    """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`."""
+    """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
+
+    The same on all processes.
+    """
     steps = finished_steps(directory)
+    if jax.process_count() > 1:  # a file system may show a step to one process later than to another
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+        steps = multihost_utils.broadcast_one_to_all(np.resize(np.array(steps or [0], np.int32), count)).tolist()
     unfinished = [p.name for p in directory.iterdir() if p.name.isdigit() and int(p.name) not in steps]
     for name in unfinished:
         logging.warning("checkpoint %s: not finished (no %s), ignored", directory / name, CHECKSUMS)

@@ -162,6 +162,18 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, command, tmp_path, ca
     assert_same_params(tmp_path, whole.workdir)
 
 
+def test_moments_are_compared_on_the_same_sentences(command, tmp_path):
+    """A run that goes on without an evaluation, and is measured on other sentences when it is done."""
+    with signal_at(5):
+        assert main(command(tmp_path, {"eval.sample": 6})) == 143
+    assert main(command(tmp_path, {"eval.sample": 0})) == 0
+    assert "Not measured in this run" in (tmp_path / "export/README.md").read_text()
+    assert main(command(tmp_path, {"eval.sample": 7})) == 0
+    scores = [r for r in json.loads((tmp_path / "scores.json").read_text()) if r["language"] == "de"]
+    counts = {r["model"]: r["count"] for r in scores if r["direction"] != "both"}
+    assert counts == {"before": 7, "after": 7}
+
+
 def test_ctrl_c_saves(command, tmp_path, capsys):
     with signal_at(2, signal.SIGINT):
         assert main(command(tmp_path)) == 130
