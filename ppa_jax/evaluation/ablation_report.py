@@ -320,7 +320,8 @@ def _similarity(
     for model in models:
         mine = {s: [r for r in similarity if (r["model"], r["ablation"]) == (model, s)] for s in sets}
         shown = {names[s]: mine[s] for s in names if mine.get(s)}
-        curves, bands = ({name: f(x) for name, x in shown.items()} for f in (_curve, _range))
+        curves = {name: _curve(x) for name, x in shown.items()}
+        bands = {name: _range(x) for name, x in shown.items()}
         panels.append(LayerCurves(model or measure, measure, curves, bands))
         rows = [_curve(mine[s]) for s in sets]
         maps[model or measure] = np.array([[row.get(layer, np.nan) for layer in layers] for row in rows])

@@ -198,7 +198,8 @@ def make_step(
         loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
-            states, bias = mlm_head.apply({"params": params["mlm_head"]}, states)
+            head: Any = mlm_head.apply({"params": params["mlm_head"]}, states)
+            states, bias = head
             if mesh.shape["model"] > 1:  # each predicts its share of the vocabulary, and the logits stay there
                 tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data", "model", None)))
             predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy

@@ -108,13 +108,18 @@ def train(run: align_inputs.Run) -> None:
     log_facts(run, state)
 
     shards = len(run.mesh.devices) / len(run.batches.own_shards)  # of all for each of this process
+
+    def count(batch: Batch) -> tuple[int, int]:
+        real, places = count_tokens(batch)
+        return round(shards * real), round(shards * places)
+
     writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
     try:
         state = loop.Loop(
             step=step,
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
             put=lambda batch: mesh.put_batch(batch, run.mesh),
-            count=lambda batch: tuple(round(shards * n) for n in count_tokens(batch)),
+            count=count,
             checkpoints=checkpoints,
             writer=writer,
             schedule=run.schedule,

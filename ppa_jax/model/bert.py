@@ -242,7 +242,7 @@ class Encoder(nn.Module):
         stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *blocks)
         block = Block(self.config, self.dtype, parent=None)
 
-        def body(x: Array, layer: Any) -> tuple[Array, Array]:
+        def body(x: Any, layer: Any) -> tuple[Any, Any]:
             params, site = layer
             x = block.apply({"params": params}, x, masks, layout, seeds, site)
             return x, x

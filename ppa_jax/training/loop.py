@@ -124,7 +124,8 @@ class Loop:
             return state
         progress = Progress(stop)
         # Now, all of them: computed in its turn, a step's would wait on the device behind the step just dispatched.
-        rates = np.asarray(jax.vmap(self.schedule)(np.arange(start, stop)), np.float64)
+        every: Any = np.arange(start, stop)
+        rates = np.asarray(jax.vmap(self.schedule)(every), np.float64)
         self._rates = dict(zip(range(start, stop), rates.tolist(), strict=True))
         self._read_at = time.perf_counter()
         batches = self.batches(start, stop)
