@@ -107,7 +107,7 @@ class Embedder:
         self._shards = mesh.shape["data"] if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._dtype = jnp.dtype(dtype)
-        self._encoder = Encoder(config, self._dtype)
+        self._encoder = Encoder(config, self._dtype, mesh=mesh)
         self._programs: dict[Any, Program] = {}
 
     def embed(

@@ -131,18 +131,13 @@ def make_step(
 
     `words` are the dictionary of the word alignment, `translations` [V] that of DICT-MLM.
     """
-    encoder = Encoder(config, method.dtype, method.remat, method.scan)
+    encoder = Encoder(config, method.dtype, method.remat, method.scan, mesh)
     mlm_head = MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
 
-    def encode(params, rows, words, seed, types=None, layers=None) -> Any:
-        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass.
-
-        The look-ups are told to stay with their shards: a table that is split by its columns would else hand that split
-        on to all states, of all shards, and every block would sum and gather them.
-        """
-        words = jax.lax.with_sharding_constraint(words, NamedSharding(mesh, P("data", None, None)))
+    def encode(params, rows, seed, types=None, layers=None, words=None) -> Any:
+        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass."""
         return encoder.apply(
             {"params": params},
             rows.ids,
@@ -164,9 +159,7 @@ def make_step(
 
         def one(part):
             rows, places = part
-            params = state.key_params["encoder"]
-            words = params["embeddings"]["word_embeddings"]["embedding"][rows.ids]
-            hidden = encode(params, rows, words, seed, layers=method.layer)
+            hidden = encode(state.key_params["encoder"], rows, seed, layers=method.layer)
             return project(state.key_params["projection"], hidden[-1], places)
 
         return jax.lax.map(one, (batch.key_rows, batch.key))
@@ -194,7 +187,7 @@ def make_step(
         tables = for_each_shard(params["encoder"]["embeddings"]["word_embeddings"]["embedding"], mesh)
         words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
         seed, needed = jax.random.bits(query_seed), None if method.tlm_weight else method.layer
-        hidden = encode(params["encoder"], rows, words, seed, types=batch.types, layers=needed)
+        hidden = encode(params["encoder"], rows, seed, types=batch.types, layers=needed, words=words)
         loss, metrics = 0.0, {}
         if masked is not None:
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]

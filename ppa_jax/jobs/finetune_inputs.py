@@ -114,7 +114,7 @@ class Setup:
     def network(self) -> finetune.Network:
         """Encoder and head."""
         train = self.config.train
-        encoder = Encoder(self.sizes, jnp.dtype(self.config.dtype), train.remat, train.scan)
+        encoder = Encoder(self.sizes, jnp.dtype(self.config.dtype), train.remat, train.scan, self.mesh)
         return finetune.Network(self.task, encoder, self.labels)
 
     @functools.cached_property

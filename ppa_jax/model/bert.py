@@ -17,6 +17,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
@@ -104,6 +106,7 @@ class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, normalised: [B, L, D] in float32."""
 
     config: EncoderConfig
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(self, ids: Array, positions: Array, token_types: Array | None, words: Array | None) -> Array:
@@ -114,8 +117,11 @@ class Embeddings(nn.Module):
             return nn.Embed(rows, c.hidden_size, embedding_init=init, name=name)
 
         types = jnp.zeros_like(ids) if token_types is None else token_types
+        words = table(c.vocab_size, "word_embeddings")(ids) if words is None else words
+        if self.mesh is not None:
+            words = jax.lax.with_sharding_constraint(words, NamedSharding(self.mesh, P("data", None, None)))
         total = (
-            (table(c.vocab_size, "word_embeddings")(ids) if words is None else words)
+            words
             + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
             + table(c.type_vocab_size, "token_type_embeddings")(types)
         )
@@ -191,6 +197,9 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
     scan: bool = False  # one block is compiled, in a loop over their stacked parameters
+    # Of rows that are split over `data`: their word embeddings stay with them. A table that is split by its columns
+    # would else hand that split on to the states of all rows, and every block would sum and gather them.
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -221,7 +230,7 @@ class Encoder(nn.Module):
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments, positions)
-        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types, words)
+        x: Any = Embeddings(self.config, self.mesh, name="embeddings")(ids, positions, token_types, words)
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]

@@ -10,10 +10,11 @@ import pytest
 
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_run
-from ppa_jax.model.bert import Encoder
+from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import nli, qa, tagging
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
+from ppa_jax.training.collectives import collectives
 
 TASKS = {  # name -> (module, transformers' class after the model's name, labels)
     "nli": (nli, "ForSequenceClassification", ("entailment", "neutral", "contradiction")),
@@ -122,3 +123,26 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     for name, x in outputs.items():
         logits = found.logits if name == "logits" else found[f"{name}_logits"]
         np.testing.assert_allclose(x, logits.numpy(), atol=1e-4)
+
+
+def test_parameters_that_are_split_split_no_states():
+    """As in the alignment: each device gathers matrices, sums their gradients, and computes its own rows alone."""
+    sizes = EncoderConfig(
+        vocab_size=50, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=64, max_positions=16
+    )
+    rows = {"ids": (64, 12), "types": (64, 12), "mask": (64, 12), "label": (64,)}
+    batch = {name: np.ones(shape, np.int32) for name, shape in rows.items()}
+    mesh = meshes.make_mesh(4, 1, jax.devices()[:4])
+    network = finetune.Network(nli, Encoder(sizes, mesh=mesh), nli.LABELS)
+    adamw = optimizer.adamw(lambda step: 1e-3, weight_decay=0.0, clip=1.0)
+
+    def init():
+        encoder = Encoder(sizes).init(jax.random.key(0), *(jnp.ones((1, 1), jnp.int32),) * 3)["params"]
+        return finetune.init_state({"encoder": encoder, "head": network.init_head(0, batch)}, adamw, 0)
+
+    state = jax.eval_shape(init)
+    shardings = meshes.tree_shardings(state, meshes.RULES["fsdp"], mesh)
+    step = finetune.make_step(network, nli, adamw, mesh, shardings, dropout=False)
+    moved = collectives(step.lower(state, batch).compile().as_text())
+    largest = max(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    assert 8 * largest < 64 * 12 * 32 * 4 and max(x.bytes for x in moved) <= largest
