@@ -25,10 +25,10 @@ import numpy as np
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
+from ppa_jax.jobs.flops import batch_flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh, optimizer
-from ppa_jax.training.flops import batch_flops
 from ppa_jax.training.memory import keep_freed_memory
 
 

@@ -34,7 +34,7 @@ run() { # workdir, objectives, transformations, seeds, settings...
 for part in "${PARTS[@]}"; do
   case $part in
     main) run main mlm,xlm,dict_mlm,align_mlm trans,trans+inv 0 ;;
-    seeds) run main mlm,align_mlm trans+inv 0,1,2 ;; # its report is of three seeds
+    seeds) run main mlm,align_mlm trans+inv 0,1,2 ;; # the report is of both parts then
     half) run half dict_mlm,align_mlm trans,trans+inv 0 --config.data.dictionary_share=0.5 ;;
     syntax) run syntax mlm,align_mlm trans+syn 0 --config.data.text="$EWT" --config.data.order_from="$UD/tr_pud-ud-test.conllu" ;;
     *) echo "unknown part: $part" >&2; exit 2 ;;

@@ -33,12 +33,12 @@ from ppa_jax import markdown
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
+from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import mesh as meshes
 from ppa_jax.training import optimizer
 from ppa_jax.training.collectives import KINDS, collectives
-from ppa_jax.training.flops import flops
 
 BATCH, QUEUE = 4096, 65_536
 MODELS = {

@@ -38,8 +38,13 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
         raise UserError(f"--config: {path} has no get_config(mode)")
     try:
         config = module.get_config(mode)
+    except UserError:
+        raise
     except (ValueError, TypeError) as error:  # an unknown mode; a get_config that takes none
         raise UserError(f"--config={file}: {error}") from error
+    except Exception as error:  # whatever a file of the user's may raise: a field that does not exist, say
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"--config={file}: get_config raises {type(error).__name__}: {reason}") from error
     given = dict(overrides)
     for name, text in given.items():
         set_field(config, name, text)

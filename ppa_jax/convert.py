@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import logging
 
 from ppa_jax.errors import UserError
-from ppa_jax.interop import huggingface, sentence_transformers, verify
+from ppa_jax.interop import hub, huggingface, sentence_transformers, verify
 from ppa_jax.log_lines import answer
 from ppa_jax.training import checkpoint
 
@@ -30,7 +30,7 @@ PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
 def to_flax(source: str, target: str | Path) -> None:
     """Writes the parameters of a Hugging Face checkpoint as an Orbax checkpoint with its side files."""
     target = _new_directory(target)
-    directory = huggingface.resolve(source)
+    directory = hub.resolve(source)
     pretrained = huggingface.read(directory)
     huggingface.save_base(target, pretrained, files_from=directory)
     try:

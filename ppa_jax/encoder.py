@@ -28,7 +28,7 @@ from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, whole_number
 from ppa_jax.evaluation.neighbours import unit
-from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.weight_files import replacing
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
@@ -110,7 +110,7 @@ class Encoder:
             does more to a sentence than cut and pool it (give `layer` and `pooling` to go by the encoder alone), the
             tokenizer does not fit.
         """
-        directory = huggingface.resolve(source)
+        directory = hub.resolve(source)
         try:
             settings = sentence_transformers.read_settings(directory) or {}
         except UserError as error:

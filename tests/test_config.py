@@ -21,6 +21,13 @@ def get_config(mode=""):
 """
 
 
+def test_what_a_file_raises_is_one_line(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(FILE.replace("return ml", "c = ml").rstrip() + "\n    c.lock()\n    c.nope = 1\n    return c\n")
+    with pytest.raises(UserError, match=r"^--config=\S*c.py: get_config raises AttributeError: .*nope.*$"):
+        configs.load(str(path))
+
+
 @pytest.fixture
 def load(tmp_path):
     (tmp_path / "c.py").write_text(FILE)

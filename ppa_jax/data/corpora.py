@@ -18,6 +18,7 @@ from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
+FORMAT = 2  # of a choice of pairs in the cache; another number chooses again
 _FILTER_ROWS = 1 << 20  # pairs filtered at once
 
 
@@ -163,7 +164,7 @@ def _language_pair(
     if len(languages) == 1:  # neighbours have nothing to do with each other
         filters = Filters(0, None, False, filters.drop_duplicates)
     facts = [
-        prepare.FORMAT,
+        [prepare.FORMAT, FORMAT],
         [(part.prepared.directory.name, part.swapped) for part in parts],
         [tokenizer.fingerprint, dataclasses.asdict(filters), max_length],
     ]
@@ -187,13 +188,8 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
     passing, report = [], []
     for part in parts:
         facts = part.prepared.counts
-        keep, dropped = _filter(part.prepared, tokenizer, filters)
+        keep, dropped, cut = _filter(part.prepared, tokenizer, filters, max_length)
         kept = int(keep.sum())
-        pieces = prepare.piece_lengths(part.prepared, tokenizer)
-        cut = sum(
-            int((keep[i : i + _FILTER_ROWS] & (pieces[i : i + _FILTER_ROWS] > max_length - 2).any(axis=1)).sum())
-            for i in range(0, len(keep), _FILTER_ROWS)
-        )
         skipped = {**facts["skipped"], **dropped}
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
@@ -223,11 +219,14 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
     (work / "report.json").write_text(json.dumps(report, indent=1))
 
 
-def _filter(prepared: Prepared, tokenizer: Tokenizer, filters: Filters) -> tuple[np.ndarray, dict[str, int]]:
-    """Which pairs pass, [N] bool, and how many fell to each filter: the first that applies counts."""
+def _filter(
+    prepared: Prepared, tokenizer: Tokenizer, filters: Filters, max_length: int
+) -> tuple[np.ndarray, dict[str, int], int]:
+    """Which pairs pass, [N] bool; how many fell to each filter, the first that applies counts; how many lose an end."""
     pieces = prepare.piece_lengths(prepared, tokenizer)
     keep = np.ones(len(pieces), np.bool_)
     dropped: Counter[str] = Counter()
+    cut = 0
 
     def drop(reason: str, part: slice, failing: Any) -> None:
         failing = failing & keep[part]
@@ -251,7 +250,8 @@ def _filter(prepared: Prepared, tokenizer: Tokenizer, filters: Filters) -> tuple
         drop("too_few_pieces", part, (block < filters.min_pieces).any(axis=1))
         if filters.max_pair_pieces is not None:
             drop("too_many_pieces", part, block.sum(axis=1) > filters.max_pair_pieces)
-    return keep, dict(dropped)
+        cut += int((keep[part] & (block > max_length - 2).any(axis=1)).sum())
+    return keep, dict(dropped), cut
 
 
 def describe(pairs: Sequence[LanguagePair]) -> str:

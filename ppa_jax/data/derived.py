@@ -178,7 +178,7 @@ def _permuted(places: list[int], words: Sequence[str], seed: int, *, back: bool 
 
 # ---- what hangs on words
 
-_BEGINS, _GOES_ON = ("B-", "S-", "U-"), ("I-", "E-", "L-")  # IOBES's and BILOU's names beside IOB's
+_BEGINS, _GOES_ON = ("B-", "S-"), ("I-", "E-")  # IOBES's names beside IOB's
 
 
 def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
@@ -190,9 +190,9 @@ def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
 def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], int]:
     """(the tags of words in a new order, number of entities that it tore).
 
-    Tags of no entity go with their words. Entities may be tagged as IOB1, IOB2, IOBES or BILOU, and come out as IOB2:
-    one that is still in one piece begins with B- again, wherever its first word went; one in several pieces becomes as
-    many entities.
+    Tags of no entity go with their words. Entities may be tagged as IOB1, IOB2 or IOBES, which BILOU is
+    read as (tasks/tagging.py), and come out as IOB2: one that is still in one piece begins with B- again, wherever its
+    first word went; one in several pieces becomes as many entities.
     """
     entity, number = [-1] * len(tags), -1
     for i, tag in enumerate(tags):

@@ -12,7 +12,8 @@ from ppa_jax.errors import UserError
 # One of these holds the vocabulary; without one, transformers silently builds a tokenizer of five special tokens.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 # What an exported checkpoint needs so that `AutoTokenizer` gives back the same tokenizer.
-TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (*VOCABULARY_FILES, *_BESIDE)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppa_jax.errors import UserError
-from ppa_jax.interop import huggingface
+from ppa_jax.interop import hub, huggingface
 from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
 from ppa_jax.model.heads import MaskedLMHead, decode
 
@@ -49,7 +49,7 @@ def compare(source: str | Path) -> list[tuple[str, float]]:
     """
     from ppa_jax.data.tokenizer import load_tokenizer
 
-    directory = huggingface.resolve(source)
+    directory = hub.resolve(source)
     pretrained = huggingface.read(directory)
     has_head = "mlm_head" not in pretrained.initialised
     ids, mask = _tokens(load_tokenizer(directory), pretrained.config)

@@ -193,8 +193,8 @@ def make_step(
             states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
             head: Any = mlm_head.apply({"params": params["mlm_head"]}, states)
             states, bias = head
-            if mesh.shape["model"] > 1:  # each predicts its share of the vocabulary, and the logits stay there
-                tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data", "model", None)))
+            # Devices along `model` predict a share of the vocabulary each, and its logits stay there.
+            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data", "model", None)))
             predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
             nll = jax.vmap(predict, in_axes=(0, None, 0, 0))(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total

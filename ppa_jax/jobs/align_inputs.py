@@ -36,7 +36,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
 from ppa_jax.evaluation.comparison import main_place
 from ppa_jax.evaluation.embed import Embedder
-from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
@@ -227,7 +227,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned)
     check_batch_size(config, "train.batch_size", devices)
     test_sets = read_test_sets(config)
-    directory = huggingface.resolve(config.init)
+    directory = hub.resolve(config.init)
     tokenizer = load_tokenizer(directory)
     pretrained = huggingface.read(directory, seed=config.seed)
     check_vocabulary(tokenizer, pretrained.config.vocab_size)

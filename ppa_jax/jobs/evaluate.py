@@ -24,7 +24,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, scores, similarity, word_alignment
 from ppa_jax.evaluation.embed import Remembered, Request
 from ppa_jax.evaluation.scores import Score
-from ppa_jax.interop import huggingface
+from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
 from ppa_jax.interop.weight_files import read_json
 from ppa_jax.training import identity
@@ -125,7 +125,7 @@ def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
         (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
-        for path in map(Path, [str(huggingface.resolve(source)), *given])
+        for path in map(Path, [str(hub.resolve(source)), *given])
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]
@@ -209,7 +209,7 @@ def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
     """
     found = []
     for source in sources:
-        directory = huggingface.resolve(source)
+        directory = hub.resolve(source)
         path = encoder_directory(directory) / "config.json"
         sizes = huggingface.config_from_hf(read_json(path), str(path))
         check_vocabulary(load_tokenizer(path.parent), sizes.vocab_size)

@@ -18,7 +18,7 @@ from ppa_jax.config import Config, load_module, one_of, require
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
-from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop import hub, huggingface, weight_files
 from ppa_jax.jobs import finetune
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import files
@@ -246,7 +246,7 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
     task = open_task(config)
     devices = open_devices(config)
     names = model_names(config)
-    looked = {name: look_at(huggingface.resolve(given), config) for name, given in names.items()}
+    looked = {name: look_at(hub.resolve(given), config) for name, given in names.items()}
     examples = Examples(
         *(
             files.read(task, config.data[part], field=f"config.data.{part}") if config.data[part] else {}

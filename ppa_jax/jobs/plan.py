@@ -18,9 +18,9 @@ from ppa_jax import markdown
 from ppa_jax.data.pairs import Batch, PairBatches
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import align
+from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.collectives import KINDS, collectives
-from ppa_jax.training.flops import flops
 from ppa_jax.training.loop import count_parameters
 
 HERE = "true"

@@ -137,7 +137,7 @@ class Loop:
             progress.close()
             getattr(batches, "close", lambda: None)()  # ends the threads or processes that make batches
         if stop_signal.signum is not None:
-            raise Stopped(stop_signal.signum, stop)
+            raise Stopped(stop_signal.signum, self.checkpoints.latest_step() or stop)
         return state
 
     def _steps(

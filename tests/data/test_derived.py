@@ -104,7 +104,6 @@ def test_entities_are_marked_anew_and_torn_ones_counted():
     assert moved_tags(["B-PER", "B-PER"], [0, 1])[0] == ["B-PER", "B-PER"], "neighbours stay apart"
     other = ["B-PER", "I-PER", "E-PER", "O", "S-LOC", "S-LOC"]  # IOBES
     assert moved_tags(other, [5, 4, 3, 2, 1, 0]) == (["B-LOC", "B-LOC", "O", "B-PER", "I-PER", "I-PER"], 0)
-    assert moved_tags(["B-X", "L-X", "U-X"], [0, 1, 2]) == (["B-X", "I-X", "B-X"], 0)  # BILOU
     assert moved_tags(["NOUN", "VERB"], [1, 0]) == (["VERB", "NOUN"], 0)
 
 

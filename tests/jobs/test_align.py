@@ -14,6 +14,7 @@ from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import PairBatches
 from ppa_jax.data.plan import Plan
 from ppa_jax.jobs import align
+from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.objectives import masked_lm, masking
@@ -68,7 +69,7 @@ def make(params, number_pairs, number_tokenizer):
 
     def build(
         devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True,
-        sources=two, languages=None, optimize=None, words=None, translations=None,
+        sources=two, languages=None, optimize=None, words=None, translations=None, sized=None,
     ):  # fmt: skip
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
@@ -87,13 +88,24 @@ def make(params, number_pairs, number_tokenizer):
             accumulate=accumulate,
         )
         optimize = optimize or optimizer.adamw(optimizer.schedule(rate, 0.1, 20), weight_decay=0.01, clip=1.0)
-        state = align.init_state(params, method, config, optimize, batch_size=BATCH, seed=0)
+        given = params if sized is None else with_words(params, sized)
+        state = align.init_state(given, method, config, optimize, batch_size=BATCH, seed=0)
         shardings = align.state_shardings(state, meshes.RULES[rules], mesh)
         state = jax.device_put(state, shardings, may_alias=False)
         step = align.make_step(method, config, optimize, mesh, shardings, words, translations)
         return Setting(batches, state, step, mesh)
 
     return build
+
+
+def with_words(params, count):
+    """Parameters with so many word pieces, those beyond the first all alike."""
+    more = copy.deepcopy(params)
+    embeddings = more["encoder"]["embeddings"]["word_embeddings"]
+    extra = count - len(embeddings["embedding"])
+    embeddings["embedding"] = np.pad(embeddings["embedding"], ((0, extra), (0, 0)), mode="edge")
+    more["mlm_head"]["bias"] = np.pad(more["mlm_head"]["bias"], (0, extra))
+    return more
 
 
 def run(setting, steps):
@@ -404,6 +416,38 @@ def test_a_loss_of_weight_zero_is_not_computed(make):
     for setting, absent in ((tlm, "contrastive"), (contrast, "tlm")):
         _, losses = run(setting, 1)
         assert absent not in losses[0]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_contrast_is_of_its_layer_whatever_else_is_computed(make):
+    """Without TLM the blocks above it are not run: the same loss, another one at the last layer, fewer operations."""
+    losses = {}
+    for layer, tlm in ((1, 1.0), (1, 0.0), (2, 0.0)):
+        setting = make(method=dataclasses.replace(METHOD, layer=layer, tlm_weight=tlm))
+        step = setting.step
+        batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
+        setting.step = step.lower(setting.state, batch).compile()
+        _, (found,) = run(setting, 1)
+        losses[layer, tlm] = found["contrastive"], setting.step.cost_analysis()["flops"]
+        counted = flops(CONFIG, setting.batches, layer, steps=1)
+        assert counted < losses[layer, tlm][1]
+    assert losses[1, 1.0][0] == pytest.approx(losses[1, 0.0][0], rel=1e-5) != losses[2, 0.0][0]
+    assert losses[1, 0.0][1] < 0.75 * losses[2, 0.0][1]
+    assert counted == pytest.approx(2 * flops(CONFIG, setting.batches, 1, steps=1))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_vocabulary_that_does_not_divide_is_split_all_the_same(make):
+    """mBERT's 119,547 by the two or four devices of an axis `model`: losses and parameters after three steps."""
+    config = dataclasses.replace(CONFIG, vocab_size=51)
+    found = []
+    for devices, model, rules in ((1, 1, "replicated"), (2, 2, "tensor")):
+        setting = make(devices, model, rules=rules, config=config, rate=1e-3, sized=51)
+        state, losses = run(setting, 3)
+        found.append((losses, jax.tree.map(np.asarray, state.params)))
+    for one, other in zip(*(losses for losses, _ in found), strict=True):
+        np.testing.assert_allclose([*other.values()], [*one.values()], rtol=2e-4, atol=1e-5)
+    assert largest_difference(*(params for _, params in found)) < 2e-3
 
 
 @pytest.mark.usefixtures("hasty")

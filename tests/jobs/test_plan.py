@@ -9,8 +9,8 @@ import pytest
 from ppa_jax import config as configs
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import align_inputs
+from ppa_jax.jobs.flops import flops
 from ppa_jax.main import main
-from ppa_jax.training.flops import flops
 
 pytestmark = pytest.mark.usefixtures("compilation")
 
