@@ -84,8 +84,11 @@ class Checkpoints:
         with _disk_errors(self.directory):
             if jax.process_index() == 0:
                 remove_unfinished(self.directory)
+                # Here, and not by `overwrite`: Orbax has every process look whether there is something to replace while
+                # the first one removes it, and those that find nothing any more wait at another barrier for ever.
+                path.rmtree(missing_ok=True)
             with _context():
-                response = ocp.save_async(path, state, overwrite=True)
+                response = ocp.save_async(path, state)
         self._current = step
         self._pending = self._thread.submit(self._finish, step, path, response)
         return True

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from ppa_jax.errors import UserError
 
 CHECKSUMS = "checksums.json"
+NONE = -1  # in place of a step
 _READ_BYTES = 1 << 22
 
 
@@ -38,12 +39,9 @@ def remove_unfinished(directory: epath.Path) -> None:
 def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
     """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
 
-    The same on all processes.
+    The same on all processes. Raises UserError where they do not see the same steps, or all are damaged.
     """
     steps = finished_steps(directory)
-    if jax.process_count() > 1:  # a file system may show a step to one process later than to another
-        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-        steps = multihost_utils.broadcast_one_to_all(np.resize(np.array(steps or [0], np.int32), count)).tolist()
     unfinished = [p.name for p in directory.iterdir() if p.name.isdigit() and int(p.name) not in steps]
     for name in unfinished:
         logging.warning("checkpoint %s: not finished (no %s), ignored", directory / name, CHECKSUMS)
@@ -58,6 +56,7 @@ def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
             f"{directory}: every checkpoint is damaged (steps {', '.join(map(str, steps))}); "
             "put a good copy back, or delete the directory to begin again"
         )
+    _damaged_on(NONE, False)  # whoever sees a step asks the others about it
     return None
 
 
@@ -93,11 +92,24 @@ def damage(path: epath.Path) -> str | None:
         reason = next(filter(None, (_damaged_file(path / name, **expected) for name, expected in share)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{CHECKSUMS} is unreadable ({type(error).__name__})"
-    if jax.process_count() > 1:
-        found = np.asarray(multihost_utils.process_allgather(np.asarray(reason is not None)))
-        if reason is None and found.any():
-            reason = f"found by process {int(found.argmax())}"
+    found = _damaged_on(int(path.name), reason is not None)
+    if reason is None and found.any():
+        reason = f"found by process {int(found.argmax())}"
     return reason
+
+
+def _damaged_on(step: int, is_damaged: bool) -> np.ndarray:
+    """Which processes found a step damaged, [processes]. Raises UserError if others look at another step or at none."""
+    if jax.process_count() == 1:
+        return np.array([is_damaged])
+    steps, damaged = np.asarray(multihost_utils.process_allgather(np.array([step, is_damaged], np.int32))).T
+    if (steps != step).any():
+        told = ", ".join("none" if seen == NONE else str(seen) for seen in steps)
+        raise UserError(
+            f"the processes see different checkpoints in the workdir ({told}): its file system has not shown all of it "
+            "to each of them yet; start again in a moment"
+        )
+    return damaged.astype(bool)
 
 
 def _damaged_file(path: epath.Path, bytes: int, crc32: int) -> str | None:

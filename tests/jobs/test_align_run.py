@@ -111,7 +111,7 @@ def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
     )
     german = (tmp_path / "export/dictionary.en-de.tsv").read_text().splitlines()
     assert tuple(german[0].split("\t")) == world.dictionary("en", "de")[0]
-    assert "word alignment x 10" in (tmp_path / "report.md").read_text()
+    assert "+ alignment of word embeddings x 10" in (tmp_path / "report.md").read_text()
 
 
 def test_the_export_holds_the_trained_weights(whole, shelf):

@@ -38,9 +38,10 @@ def test_lines_that_cannot_be_used_are_counted(command, tmp_path, monkeypatch):
     monkeypatch.setattr(align_run, "train", runs.append)
     path = write(tmp_path / "messy.tsv", MESSY)
     assert main(command(tmp_path / "run", {"data.pairs": f"en-de={path}", "mesh.data": 1})) == 0
-    _, ((name, source, read, kept, skipped),) = align_run.sources_table(runs[0].pairs)
+    _, ((name, source, read, kept, skipped, noted),) = align_run.sources_table(runs[0].pairs)
     assert (name, source, read, kept) == ("en-de", str(path), 7, 3)
     assert sorted(skipped.split(", ")) == ["empty 1", "no_tab 1", "not_utf8 1", "too_long_text 1"]
+    assert noted == "control_characters 1, extra_columns 1"
     assert runs[0].pairs[0].read([0, 2]) == [
         ("The dog sleeps.", "Der Hund schläft."),
         ("The bird sings.", "Der Vogel singt."),

@@ -19,11 +19,12 @@ import numpy as np
 import optax
 import pytest
 from absl import logging
+from etils import epath
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.errors import UserError
-from ppa_jax.training import checkpoint
+from ppa_jax.training import checkpoint, checksums
 from ppa_jax.training.checkpoint import Checkpoints, load_latest_params, load_params, save_params
 from ppa_jax.training.checksums import CHECKSUMS
 
@@ -312,6 +313,18 @@ def test_two_processes_write_one_checkpoint_and_agree_on_what_is_damaged(tmp_pat
     assert run() == ["restored 1"] * 2
     restored = Checkpoints(tmp_path, every=0, keep=1).restore({"x": jnp.zeros((8, 64))})
     assert restored is not None and restored[0] == 3 and (restored[1]["x"] == 3).all()
+
+
+def test_processes_that_see_different_checkpoints_do_not_go_on(tmp_path, monkeypatch):
+    """One of a file system that lags: the other process looks at step 2, or at none."""
+    saved(tmp_path, 1, keep=1).close()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    for other, told in ((2, "1, 2"), (-1, "1, none")):
+        gathered = lambda mine, other=other: np.array([mine, [other, 0]])  # noqa: E731
+        monkeypatch.setattr(checksums.multihost_utils, "process_allgather", gathered)
+        with pytest.raises(UserError, match=rf"the processes see different checkpoints in the workdir \({told}\)"):
+            checksums.newest_whole(epath.Path(tmp_path), set())
 
 
 @pytest.mark.parametrize("stage", ["4.orbax-checkpoint-tmp", "4"])
