@@ -92,7 +92,7 @@ def damage(path: epath.Path) -> str | None:
         reason = next(filter(None, (_damaged_file(path / name, **expected) for name, expected in share)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{CHECKSUMS} is unreadable ({type(error).__name__})"
-    found = _damaged_on(int(path.name), reason is not None)
+    found = _damaged_on(int(path.name) if path.name.isdigit() else 0, reason is not None)  # parameters have no step
     if reason is None and found.any():
         reason = f"found by process {int(found.argmax())}"
     return reason
