@@ -10,7 +10,8 @@ model in runs/x/export, in the Hugging Face format, and retrieval before and aft
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
 trains a small masked LM on the built-in sample for a moment and aligns it, in under 4 minutes on two CPU cores.
-Retrieval among 500 unseen sentences goes from chance (0.2%) to 60 to 90%, by layer and pooling.
+Retrieval among 500 unseen sentences goes from chance (0.2%) to 90% for the mean of the trained layer (85% at layer 1,
+48% for [CLS]; 65% and 61% with seed 1: so small a model depends on it).
 """
 
 from typing import Any

@@ -133,9 +133,6 @@ def _read_entries(path: Path, field: str, max_words: int | None) -> dict[str, li
     if bad:
         logging.info("%s: skipped %d lines that are not `source<TAB>target`, the first is line %d",
                      path, len(bad), bad[0])  # fmt: skip
-    if len(entries) < TEST[1]:
-        logging.info("%s: %d source words, fewer than %d: the last %d are the test words",
-                     path, len(entries), TEST[1], min(len(entries), TEST[1] - TEST[0]))  # fmt: skip
     return {word: list(targets) for word, targets in entries.items()}
 
 

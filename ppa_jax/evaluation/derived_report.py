@@ -180,6 +180,8 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, dict[int, float]]:
     curves = {}
     for objective, run in runs.items():
         metrics = read_metrics(run)
+        if not metrics:  # the models were moved away, the scores not
+            continue
         values = running_mean(np.array([m["tlm"] for m in metrics]), max(1, len(metrics) // 20))
         every = max(1, len(metrics) // 200)
         curves[objective] = {int(m["step"]): float(v) for m, v in list(zip(metrics, values, strict=True))[::every]}

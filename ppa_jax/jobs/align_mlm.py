@@ -94,12 +94,10 @@ def write_report(
     config: Config, directory: Path, records: Records, text: Sequence[derive.Sentence], vocabulary: Vocabulary
 ) -> tuple[Path, str]:
     """Of all that is measured so far."""
-    measured = {record["transformation"] for record in records}
-    curves = {
-        name: {objective: directory / "models" / name / f"{objective}-{finetune_inputs.seeds(config)[0]}"
-               for objective in names(config.objectives)}
-        for name in names(config.transformations) if name in measured
-    }  # fmt: skip
+    curves: dict[str, dict[str, Path]] = {}  # of the first seed
+    for record in records:
+        name, objective, seed = record["transformation"], record["objective"], record["seed"]
+        curves.setdefault(name, {}).setdefault(objective, directory / "models" / name / f"{objective}-{seed}")
     return derived_report.write(directory, records, facts=facts(config, text, vocabulary), curves=curves)
 
 

@@ -118,7 +118,10 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
     monkeypatch.setattr(align_mlm, "pretrain_once", trained)
     monkeypatch.setattr(align_mlm, "alignment", lambda *args: [("alignment", 50.0, 10)])
     monkeypatch.setattr(align_mlm, "transfer", scored)
-    monkeypatch.setattr(derived_report, "write", lambda directory, records, **others: (directory, ""))
+    drawn = {}
+    monkeypatch.setattr(
+        derived_report, "write", lambda directory, records, *, facts, curves: drawn.update(curves) or (directory, "")
+    )
 
     def scores():
         found = json.loads((tmp_path / "scores.json").read_text())
@@ -133,6 +136,8 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
             "tasks.ner.train": "world:300-340", "tasks.ner.test": "world:340-350"}  # fmt: skip
     assert main(arguments(tmp_path, **more)) == 0
     assert sorted(scores()) == sorted([*first, *(("trans+syn", "mlm", 1, task) for task in ("", "pos", "ner"))])
+    models = {"trans+inv": ["xlm-0", "align_mlm-0"], "trans+syn": ["mlm-1"]}
+    assert {name: [run.name for run in runs.values()] for name, runs in drawn.items()} == models, "all are in the picture"
     assert main(arguments(tmp_path, **more | {"data.order_from": "world:0-60"})) == 2
     assert "holds another run (content.order_from" in error_line()
 
