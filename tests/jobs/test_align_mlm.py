@@ -137,7 +137,7 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
     assert main(arguments(tmp_path, **more)) == 0
     assert sorted(scores()) == sorted([*first, *(("trans+syn", "mlm", 1, task) for task in ("", "pos", "ner"))])
     models = {"trans+inv": ["xlm-0", "align_mlm-0"], "trans+syn": ["mlm-1"]}
-    assert {name: [run.name for run in runs.values()] for name, runs in drawn.items()} == models, "all are in the picture"
+    assert {name: [run.name for run in runs.values()] for name, runs in drawn.items()} == models
     assert main(arguments(tmp_path, **more | {"data.order_from": "world:0-60"})) == 2
     assert "holds another run (content.order_from" in error_line()
 
