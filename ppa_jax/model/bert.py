@@ -117,11 +117,11 @@ class Embeddings(nn.Module):
             return nn.Embed(rows, c.hidden_size, embedding_init=init, name=name)
 
         types = jnp.zeros_like(ids) if token_types is None else token_types
-        words = table(c.vocab_size, "word_embeddings")(ids) if words is None else words
+        looked_up = table(c.vocab_size, "word_embeddings")(ids) if words is None else words
         if self.mesh is not None:
-            words = jax.lax.with_sharding_constraint(words, NamedSharding(self.mesh, P("data", None, None)))
+            looked_up = jax.lax.with_sharding_constraint(looked_up, NamedSharding(self.mesh, P("data", None, None)))
         total = (
-            words
+            looked_up
             + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
             + table(c.type_vocab_size, "token_type_embeddings")(types)
         )
