@@ -20,11 +20,13 @@ Record = Mapping[str, Any]
 LEGEND = (
     "Percent; mean over the seeds of pretraining, ± their standard deviation. **BS**: fine-tuned and tested on the "
     "derived language. **BZ**: fine-tuned on English, tested on the derived language (zero-shot). **delta**: BS - BZ, "
-    "the gap. **alignment**: of the word pieces, how many have their own clone nearest among all clones, by the cosine "
-    "of input embeddings; **unseen**: the same of the pieces that are not in the dictionary. Those of the dictionary "
-    "were trained to lie together by align_mlm, and to stand for each other by dict_mlm: what these two learned beyond "
-    "it is the second number. XLM is fine-tuned with the mean of its language embeddings in place of each. All scores "
-    "are in [scores.json](scores.json)."
+    "the gap. **alignment**: of the word pieces, how many have their own clone nearest among all clones, by the "
+    "cosine of input embeddings; **unseen**: the same of the pieces that are not in the dictionary. Those of the "
+    "dictionary were trained to lie together by align_mlm, and to stand for each other by dict_mlm: what these two "
+    "learned beyond it is the second number. **rotated**: of a random half of the pieces, after the rotation that "
+    "brings the other half nearest to its clones: high where the model knows the translation, but through a linear "
+    "map. XLM is fine-tuned with the mean of its language embeddings in place of each. All scores are in "
+    "[scores.json](scores.json)."
 )
 PAPER_LEGEND = (
     "Tang et al. 2022, by their code: RoBERTa with 8 layers of 512, 500,000 steps of 128 rows of 512 tokens, another "
@@ -116,9 +118,9 @@ def _models(found: _Values) -> list[tuple[str, str]]:
 def _alignment_table(found: _Values) -> str:
     rows = []
     for model in _models(found):
-        every, unseen = (found.get((*model, "", metric), []) for metric in ("alignment", "alignment_unseen"))
-        rows.append([*model, mean_and_spread(every), mean_and_spread(unseen), len(every)])
-    return markdown.table(["derived language", "objective", "alignment", "unseen", "seeds"], rows)
+        kinds = [found.get((*model, "", f"alignment{kind}"), []) for kind in ("", "_unseen", "_rotated")]
+        rows.append([*model, *map(mean_and_spread, kinds), len(kinds[0])])
+    return markdown.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)
 
 
 def _task_table(found: _Values, task: str) -> str:

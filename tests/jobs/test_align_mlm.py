@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -90,6 +91,21 @@ def test_the_alignment_is_that_of_the_clones(whole):
     assert found["alignment"] == pytest.approx(100 * np.mean(hits), abs=1e-3)
     assert found["alignment_unseen"] == pytest.approx(100 * np.mean(unseen), abs=1e-3)
     assert np.mean(hits) > 0.2, "three steps draw the pairs of the dictionary together"
+
+
+def test_a_rotation_between_the_languages_is_found(tmp_path, monkeypatch):
+    """Clones that are the pieces, turned and moved: neighbours are wrong, and right after the rotation."""
+    rng = np.random.default_rng(1)
+    turn, _ = np.linalg.qr(rng.normal(size=(8, 8)))
+    plain = rng.normal(size=(60, 8))
+    table = {"embedding": np.concatenate([plain, plain @ turn + 5.0 + 0.01 * rng.normal(size=plain.shape)])}
+    params = {"encoder": {"embeddings": {"word_embeddings": table}}}
+    monkeypatch.setattr(align_mlm.huggingface, "read", lambda path: SimpleNamespace(params=params))
+    vocabulary = SimpleNamespace(pieces=["[PAD]", "[UNK]", *(f"w{i}" for i in range(58))])
+    align_mlm.dictionary_file(tmp_path).parent.mkdir()
+    align_mlm.dictionary_file(tmp_path).write_text("")
+    found = {metric: (value, count) for metric, value, count in align_mlm.alignment(tmp_path, vocabulary, tmp_path)}
+    assert found["alignment"][0] < 20 and found["alignment_rotated"] == (100.0, 29)
 
 
 def test_nothing_is_done_again(whole, monkeypatch):
