@@ -244,7 +244,7 @@ def make_step(
 
         def loss(params):
             table = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-            cosine = dictionary.mean_cosine(table, *map(jnp.asarray, words))
+            cosine = dictionary.mean_cosine(table, *words)
             return -method.word_alignment_weight * cosine, cosine
 
         (value, cosine), more = jax.value_and_grad(loss, has_aux=True)(params)

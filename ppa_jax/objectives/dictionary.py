@@ -12,15 +12,22 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
 def mean_cosine(
-    embeddings: Float[Array, "V D"], pieces: Int[Array, "F"], lengths: Int[Array, "U"], pairs: Int[Array, "N 2"]
+    embeddings: Float[Array, "V D"],
+    pieces: Int[np.ndarray, "F"],
+    lengths: Int[np.ndarray, "U"],
+    pairs: Int[np.ndarray, "N 2"],
 ) -> Float[Array, ""]:
-    """The mean over the pairs of the cosine of their words' vectors, in float32; a word's pieces follow each other."""
-    U, F = len(lengths), len(pieces)
-    word = jnp.repeat(jnp.arange(U), lengths, total_repeat_length=F)
+    """The mean over the pairs of the cosine of their words' vectors, in float32; a word's pieces follow each other.
+
+    The dictionary is NumPy: it is a constant of the program, and XLA takes seconds to fold what NumPy does at once.
+    """
+    U = len(lengths)
+    word = np.repeat(np.arange(U), lengths)
     rows = embeddings[pieces].astype(jnp.float32)
     vectors = jax.ops.segment_sum(rows, word, num_segments=U, indices_are_sorted=True)
     # The mean of the pieces and their sum have one direction.
