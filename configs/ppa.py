@@ -77,6 +77,7 @@ def get_config(mode: str = "") -> Any:
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
             dictionaries="",  # directory with en-xx.tsv (MUSE), files with commas between, or world: the sample's
             max_words=5000,  # English words from the top of each; 0: all. Lexicon induction tests later ones
+            capitalised=True,  # every word of the files with a capital, too: MUSE's have none
         ),
         mesh=dict(
             data=-1,  # devices that split the batch; -1: all

@@ -61,6 +61,24 @@ class Dictionary(NamedTuple):
         return Dictionary(self.target, self.source, entries, tuple(word for word in targets if word not in earlier))
 
 
+def capitalised(dictionary: Dictionary) -> Dictionary:
+    """With every word also as it begins a sentence, or as German writes its nouns: MUSE's files have small letters alone.
+
+    A word and its capitalised form mean the same, so each has both forms of the other side, its own case first.
+    """
+    entries: dict[str, dict[str, None]] = {}
+    for word, others in dictionary.entries.items():
+        for form, first in ((word, 0), (_capital(word), 1)):
+            targets = entries.setdefault(form, {})
+            targets |= dict.fromkeys(x for other in others for x in (other, _capital(other))[:: 1 - 2 * first])
+    return dictionary._replace(entries={word: list(targets) for word, targets in entries.items()})
+
+
+def _capital(word: str) -> str:
+    first = word[:1].upper()
+    return first + word[1:] if len(first) == 1 else word  # not SS for an eszett
+
+
 def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Dictionary:
     """A dictionary of (word, translation), a word as often as it has translations."""
     entries: dict[str, dict[str, None]] = {}
@@ -160,22 +178,22 @@ class WordPairs(NamedTuple):
 
 
 def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> WordPairs:
-    """All translations of the dictionaries; without those that are the same pieces, whose vectors cannot differ.
+    """All translations of the dictionaries, each once; without those of one and the same pieces, which cannot differ.
 
     An entry that is a piece within words itself ("##ing") stands for that piece. Words with a piece that the tokenizer
     does not know are left out. Raises UserError if nothing is left.
     """
     given, known = _encode(dictionaries, tokenizer)
     numbers: dict[tuple[int, ...], int] = {}
-    pairs = []
+    pairs: dict[tuple[int, ...], None] = {}  # where the tokenizer drops case, a capital makes no pair of its own
     for word, other in given:
         if word in known and other in known and known[word] != known[other]:
-            pairs.append([numbers.setdefault(known[x], len(numbers)) for x in (word, other)])
-    logging.info("dictionaries: %d pairs, %d of them of different pieces", len(given), len(pairs))
+            pairs[tuple(numbers.setdefault(known[x], len(numbers)) for x in (word, other))] = None
+    logging.info("dictionaries: %d pairs of words, %d of different pieces", len(given), len(pairs))
     if not pairs:
         raise UserError("the dictionaries have no pair whose words differ in pieces that the tokenizer knows")
     pieces, lengths = np.concatenate(list(numbers)), [len(ids) for ids in numbers]
-    return WordPairs(pieces.astype(np.int32), np.array(lengths, np.int32), np.array(pairs, np.int32))
+    return WordPairs(pieces.astype(np.int32), np.array(lengths, np.int32), np.array(list(pairs), np.int32))
 
 
 def translations(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> np.ndarray:

@@ -24,6 +24,7 @@ from ppa_jax.data.dictionaries import (
     ENGLISH,
     Dictionary,
     WordPairs,
+    capitalised,
     from_pairs,
     read_dictionaries,
     translations,
@@ -216,9 +217,9 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
         others = [language for language in world.LANGUAGES if language != ENGLISH]
         tables = {language: world.dictionary(ENGLISH, language) for language in others}
         return [from_pairs(ENGLISH, language, pairs) for language, pairs in tables.items()]
-    return read_dictionaries(
-        given.dictionaries, field="config.word_alignment.dictionaries", max_words=given.max_words or None
-    )
+    field = "config.word_alignment.dictionaries"
+    dictionaries = read_dictionaries(given.dictionaries, field=field, max_words=given.max_words or None)
+    return list(map(capitalised, dictionaries)) if given.capitalised else dictionaries
 
 
 def open_run(config: Config, workdir: Path) -> Run:

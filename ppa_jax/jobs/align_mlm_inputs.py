@@ -32,7 +32,7 @@ MAY_CHANGE = (
 # What the experiment sets itself, in each group.
 OWN = {
     "pretraining": ("init", "objective", "seed", "dtype", "plan", "data.pairs", "word_alignment.dictionaries",
-                    "model.tokenizer", "mesh.distributed"),
+                    "word_alignment.capitalised", "model.tokenizer", "mesh.distributed"),
     "finetuning": ("init", "align_first", "task", "dtype", "data.train", "data.test", "data.dev", "train.steps",
                    "train.epochs", "data.code_switch", "mesh.distributed"),
 }  # fmt: skip
@@ -132,7 +132,8 @@ def pretraining(
     sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
     given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
     given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
-    given.model.tokenizer, given.word_alignment.dictionaries = tokenizer, dictionaries
+    given.model.tokenizer = tokenizer
+    given.word_alignment.update(dictionaries=dictionaries, capitalised=False)  # the pieces have their case
     given.mesh.distributed = False
     return given
 

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from ppa_jax.data.dictionaries import Dictionary, read_dictionaries, translations, word_pairs
+from ppa_jax.data.dictionaries import Dictionary, capitalised, read_dictionaries, translations, word_pairs
 from ppa_jax.errors import UserError
 
 
@@ -82,6 +82,29 @@ def test_words_as_pieces():
     assert found == [((3, 1, 2), (1, 2)), ((1,), (2,)), ((3, 1, 2), (2,))], "neither unknown pieces nor equal words"
     with pytest.raises(UserError, match="no pair whose words differ"):
         word_pairs([Dictionary("en", "de", {"a": ["a"], "z": ["b"]})], Letters())  # pyright: ignore
+
+
+def test_words_with_capitals_mean_the_same():
+    """Those of MUSE have none; German's nouns and the first words of sentences do."""
+    german = Dictionary("en", "de", {"house": ["haus", "ßel"], "iPod": ["iPod"]}, ("house",))
+    both = capitalised(german)
+    assert both.entries["house"] == ["haus", "Haus", "ßel"] and both.entries["House"] == ["Haus", "haus", "ßel"]
+    assert both.entries["iPod"] == ["iPod", "IPod"] and both.test_words() == ["house"]
+
+    class Uncased(Letters):
+        def encode(self, texts):
+            return super().encode([text.lower() for text in texts])
+
+    plain = Dictionary("en", "de", {"cab": ["ab", "b"]})
+    one, other = (word_pairs([x], Uncased()) for x in (plain, capitalised(plain)))  # pyright: ignore
+    for mine, same in zip(one, other, strict=True):
+        np.testing.assert_array_equal(mine, same)
+    assert len(word_pairs([capitalised(plain)], Capitals()).pairs) == 8  # pyright: ignore
+
+
+class Capitals(Letters):
+    def encode(self, texts):
+        return [[ord(letter) for letter in text] for text in texts]
 
 
 def test_translations_of_single_pieces_go_both_ways():
