@@ -22,7 +22,7 @@ from ppa_jax.jobs.finetune_defaults import defaults
 
 
 def get_config(mode: str = "") -> Any:
-    """The recipe, with the paper's sizes by its code; mode "demo" for the built-in sample."""
+    """The recipe, with the paper's model by its code; mode "demo" for the built-in sample."""
     c: Any = config_dict.create(
         job="align_mlm",
         objectives="mlm,xlm,dict_mlm,align_mlm",

@@ -4,8 +4,9 @@
         --config.data.pairs=en=english.txt,de=german.txt --config.word_alignment.dictionaries=en-de.tsv
 
 From nothing, with a vocabulary that is trained on the text or given, or on from a checkpoint (`init`). The settings are
-those of configs/ppa.py, where their comments are; below is what differs. The sizes are ALIGN-MLM's, by its code: 8
-layers of 512, 500,000 steps of 128 at 1e-4 with 10,000 of warm-up, word alignment x 10.
+those of configs/ppa.py, where their comments are; below is what differs. The model and the recipe are ALIGN-MLM's, by
+its code: 8 layers of 512, 500,000 steps of 128 at 1e-4 with 10,000 of warm-up, word alignment x 10. The sequences are
+not: the paper fills 512 tokens with text, here each line is a sequence of 128 at most, so a step sees fewer tokens.
 Expect the model in runs/p/export, in the Hugging Face format, and the losses in runs/p/report.md.
 """
 
@@ -30,6 +31,6 @@ def get_config(mode: str = "") -> Any:
     c.model.update(vocab_size=40_000, hidden_size=512, num_layers=8, num_heads=8)
     c.train.update(steps=500_000, epochs=0.0, batch_size=128, learning_rate=1e-4, warmup=10_000.0)
     leave_out(c, OWN)
-    c.word_alignment.update(weight=10.0, max_words=0)  # for align_mlm alone; all words of the dictionaries
+    c.word_alignment.update(weight=10.0, max_words=0)  # of align_mlm alone; all words: those of lexicon tests, too
     c.checkpoint.every = 5_000
     return c

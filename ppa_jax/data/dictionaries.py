@@ -62,7 +62,7 @@ class Dictionary(NamedTuple):
 
 
 def capitalised(dictionary: Dictionary) -> Dictionary:
-    """With every word also as it begins a sentence, or as German writes its nouns: MUSE's files have small letters alone.
+    """With every word also as it begins a sentence, or as German writes its nouns: MUSE's files have small letters.
 
     A word and its capitalised form mean the same, so each has both forms of the other side, its own case first.
     """
@@ -88,43 +88,55 @@ def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Di
 
 
 def read_dictionaries(
-    spec: str | Path | Sequence[str | Path], *, field: str = "dictionaries", max_words: int | None = None
+    spec: str | Path | Sequence[str | Path],
+    *,
+    field: str = "dictionaries",
+    max_words: int | None = None,
+    pivot: str = ENGLISH,
 ) -> list[Dictionary]:
     """The dictionaries of a directory, or those named one by one, between English and other languages.
 
     Lines without exactly two words, or not UTF-8, are skipped and counted in the log.
 
     Args:
-      spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with English on one side are read; or files, as
-        a comma-separated string or a list, for example MUSE's own test sets `en-de.5000-6500.txt`.
+      spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with the pivot on one side are read; or files,
+        as a comma-separated string or a list, for example MUSE's own test sets `en-de.5000-6500.txt`.
       field: names the setting in messages.
       max_words: only so many source words from the top of each file, with their targets. Fewer candidates are easier to
         choose from, so state it; 6,500 and more keep the usual queries. Time grows with the square: whole dictionaries
         of 100,000 words take minutes for each kind of vector on two cores.
+      pivot: the language that each has on one side; "": any two languages.
 
     Raises:
-      UserError: no such file or directory, a name that does not tell the languages, English on neither side, two
+      UserError: no such file or directory, a name that does not tell the languages, the pivot on neither side, two
         files for the same direction, a file without a usable line.
     """
     dictionaries: dict[tuple[str, str], Dictionary] = {}
-    for path in _paths(spec, field):
-        match = _NAME.fullmatch(path.name)
-        languages = (match[1], match[2]) if match else ("", "")
-        if languages.count(ENGLISH) != 1:
-            raise UserError(f"{field}: {path}: not a dictionary between English and another language; name it {FORM}")
+    for path in _paths(spec, field, pivot):
+        languages = _languages(path, pivot)
+        if languages is None:
+            kind = "between English and another language" if pivot else "between two languages"
+            raise UserError(f"{field}: {path}: not a dictionary {kind}; name it {FORM}")
         if languages in dictionaries:
             raise UserError(f"{field}: two files for {'-'.join(languages)}, the second is {path}; leave one out")
         dictionaries[languages] = Dictionary(*languages, _read_entries(path, field, max_words))
     return list(dictionaries.values())
 
 
-def _paths(spec: str | Path | Sequence[str | Path], field: str) -> list[Path]:
+def _languages(path: Path, pivot: str) -> tuple[str, str] | None:
+    """The two languages by the file's name, of which one is the pivot if there is one."""
+    match = _NAME.fullmatch(path.name)
+    if match is None or match[1] == match[2] or (pivot and pivot not in match.group(1, 2)):
+        return None
+    return match[1], match[2]
+
+
+def _paths(spec: str | Path | Sequence[str | Path], field: str, pivot: str) -> list[Path]:
     parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
     paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
     if len(paths) == 1 and paths[0].is_dir():
-        named = [(path, match) for path in sorted(paths[0].iterdir()) if (match := _NAME.fullmatch(path.name))]
         # MUSE's directory holds the parts of a dictionary (en-de.0-5000.txt) beside the whole of it.
-        whole = [path for path, match in named if match.group(1, 2).count(ENGLISH) == 1 and not match[3]]
+        whole = [path for path in sorted(paths[0].iterdir()) if _languages(path, pivot) and path.name.count(".") == 1]
         if not whole:
             raise UserError(f"{field}: {paths[0]} has no dictionaries; they are named {FORM}")
         return whole
@@ -165,6 +177,7 @@ def _pair(line: bytes | None) -> tuple[str, str] | None:
 
 def write_dictionary(path: Path, dictionary: Dictionary) -> None:
     """Writes a line for each translation, as `read_dictionaries` reads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = (f"{word}\t{other}\n" for word, others in dictionary.entries.items() for other in others)
     path.write_text("".join(lines), encoding="utf-8")
 

@@ -218,7 +218,7 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
         tables = {language: world.dictionary(ENGLISH, language) for language in others}
         return [from_pairs(ENGLISH, language, pairs) for language, pairs in tables.items()]
     field = "config.word_alignment.dictionaries"
-    dictionaries = read_dictionaries(given.dictionaries, field=field, max_words=given.max_words or None)
+    dictionaries = read_dictionaries(given.dictionaries, field=field, max_words=given.max_words or None, pivot="")
     return list(map(capitalised, dictionaries)) if given.capitalised else dictionaries
 
 

@@ -246,7 +246,7 @@ def facts(config: Config, text: Sequence[derive.Sentence], vocabulary: Vocabular
         "dictionary": f"a random {config.data.dictionary_share:.0%} of the pieces with their clones",
         "model": f"{model.num_layers} layers of {model.hidden_size}, {model.num_heads} heads",
         "pretraining": f"{length} of {2 * train.batch_size} sentences, learning rate {train.learning_rate:g}, "
-        f"word alignment x {pretraining.word_alignment.weight:g}; seeds {config.seeds}",
+        f"word alignment x {pretraining.word_alignment.weight:g}",
         "fine-tuning": f"batches of {finetuning.train.batch_size}, learning rate {finetuning.train.learning_rate:g}, "
         f"seeds {finetuning.seeds}; "
         + ", ".join(f"{name} {task.epochs:g} epochs" for name, task in config.tasks.items() if task.train),

@@ -133,7 +133,8 @@ def pretraining(
     given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
     given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
     given.model.tokenizer = tokenizer
-    given.word_alignment.update(dictionaries=dictionaries, capitalised=False)  # the pieces have their case
+    given.word_alignment.capitalised = False  # the pieces have their case
+    given.word_alignment.dictionaries = dictionaries if objective in ("dict_mlm", "align_mlm") else ""
     given.mesh.distributed = False
     return given
 

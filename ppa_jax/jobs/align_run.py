@@ -222,7 +222,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
             export, trained, layer=run.method.layer, pooling=run.method.pooling, max_length=config.data.max_length
         )
     for words in run.dictionaries:
-        write_dictionary(export / f"dictionary.{words.source}-{words.target}.tsv", words)
+        write_dictionary(export / "dictionaries" / f"{words.source}-{words.target}.tsv", words)
     languages = sorted({language for pair in run.pairs for language in pair.languages})
     model_card.write_card(
         export,

@@ -62,6 +62,9 @@ def by_objective(config: Config) -> Config:
         config.contrastive.weight = 0.0
         config.tlm.update(weight=1.0, joint=is_xlm, language_embeddings=is_xlm)
         config.tlm.dict_mlm = config.dict_mlm_form if objective == "dict_mlm" else ""
+    if objective in ("mlm", "xlm") and config.word_alignment.dictionaries:
+        raise UserError(f"config.word_alignment.dictionaries: {objective} has no use for them; leave them out, "
+                        "or give objective=align_mlm or dict_mlm")  # fmt: skip
     if objective != "align_mlm":
         config.word_alignment.weight = 0.0
     elif not config.word_alignment.weight:

@@ -108,6 +108,17 @@ def with_words(params, count):
     return more
 
 
+def dictionary_of_words():
+    """Word 10 + i is translated by 25 + i; of the dictionary's words some are two pieces."""
+    translations = np.full(50, -1, np.int32)
+    translations[10:25], translations[25:40] = np.arange(25, 40), np.arange(10, 25)
+    words = WordPairs(
+        np.array([10, 25, 11, 12, 26, 27], np.int32), np.array([1, 1, 2, 1, 1], np.int32),
+        np.array([[0, 1], [2, 3], [2, 4]], np.int32),
+    )  # fmt: skip
+    return words, translations
+
+
 def run(setting, steps):
     state, losses = setting.state, []
     for t in range(steps):
@@ -142,6 +153,27 @@ def test_devices_rules_and_accumulation_change_nothing(make, reference, devices,
         np.testing.assert_allclose([*got.values()], [*want.values()], rtol=2e-4, atol=1e-5)
     np.testing.assert_array_equal(state.queue.hashes, expected_state.queue.hashes)
     np.testing.assert_allclose(state.queue.keys, expected_state.queue.keys, atol=2e-4)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("objective", ["align_mlm", "dict_mlm", "xlm"])
+@pytest.mark.parametrize("where, rules", [((4, 1, 1), "fsdp"), ((2, 2, 2), "tensor")])
+def test_devices_change_nothing_in_pretraining(make, objective, where, rules):
+    """One step of SGD: the gradient of every parameter."""
+    words, translations = dictionary_of_words()
+    is_xlm = objective == "xlm"
+    method = dataclasses.replace(
+        METHOD, contrastive_weight=0.0, dict_mlm="input" if objective == "dict_mlm" else "",
+        word_alignment_weight=10.0 * (objective == "align_mlm"),
+    )  # fmt: skip
+    given = {
+        "method": method, "joint": is_xlm, "languages": ("a", "b") if is_xlm else None, "optimize": optax.sgd(1.0),
+        "words": words, "translations": translations,
+    }  # fmt: skip
+    expected_state, expected = run(make(**given), 1)
+    state, losses = run(make(*where, **given, rules=rules), 1)
+    assert largest_difference(state.params, expected_state.params) < 1e-5
+    assert losses[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -291,13 +323,7 @@ def test_loss_and_gradient_of_every_objective_equal_pytorch(make, tmp_path, obje
 
     config = dataclasses.replace(CONFIG, hidden_dropout=0.0, attention_dropout=0.0)
     name, _, form = objective.partition(", ")
-    # Word 10 + i is translated by 25 + i; of the dictionary's words some are two pieces.
-    translations = np.full(50, -1, np.int32)
-    translations[10:25], translations[25:40] = np.arange(25, 40), np.arange(10, 25)
-    words = WordPairs(
-        np.array([10, 25, 11, 12, 26, 27], np.int32), np.array([1, 1, 2, 1, 1], np.int32),
-        np.array([[0, 1], [2, 3], [2, 4]], np.int32),
-    )  # fmt: skip
+    words, translations = dictionary_of_words()
     method = dataclasses.replace(
         METHOD, contrastive_weight=0.0, dict_mlm=form, word_alignment_weight=10.0 * (name == "align_mlm")
     )

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.data import world
+from ppa_jax.data.dictionaries import from_pairs, read_dictionaries
 from ppa_jax.jobs import align, align_run
 from ppa_jax.main import main
 from ppa_jax.training import mesh
@@ -109,8 +110,8 @@ def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
     np.testing.assert_allclose(
         [records[0]["tlm"], records[0]["contrastive"]], [first["tlm"], first["contrastive"]], rtol=1e-4
     )
-    german = (tmp_path / "export/dictionary.en-de.tsv").read_text().splitlines()
-    assert tuple(german[0].split("\t")) == world.dictionary("en", "de")[0]
+    saved = {(d.source, d.target): d for d in read_dictionaries(tmp_path / "export/dictionaries")}
+    assert saved == {("en", x): from_pairs("en", x, world.dictionary("en", x)) for x in ("de", "es", "ru", "zh")}
     assert "+ alignment of word embeddings x 10" in (tmp_path / "report.md").read_text()
 
 

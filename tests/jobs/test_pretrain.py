@@ -21,9 +21,10 @@ pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 
 
 def arguments(workdir, shelf, **fields):
+    words = "world" if fields.get("objective") in ("dict_mlm", "align_mlm") else ""
     given = {
         "dtype": "float32", "data.pairs": TEXT, "data.cache": shelf / "corpora", "data.max_length": 32,
-        "data.max_pair_pieces": 60, "word_alignment.dictionaries": "world", "train.steps": 3, "train.batch_size": 8,
+        "data.max_pair_pieces": 60, "word_alignment.dictionaries": words, "train.steps": 3, "train.batch_size": 8,
         "train.warmup": 0.1, "train.learning_rate": 1e-3, "checkpoint.every": 2, "model.tokenizer": shelf / "model",
         "model.hidden_size": 32, "model.num_layers": 1, "model.num_heads": 2,
     } | fields  # fmt: skip
@@ -95,6 +96,7 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
         ({"objective": "bert"}, "config.objective=bert: must be one of mlm, xlm, dict_mlm, align_mlm"),
         ({"objective": "xlm"}, "config.data.pairs: xlm needs translations"),
         ({"objective": "align_mlm", "word_alignment.weight": 0}, "align_mlm is masked LM then"),
+        ({"word_alignment.dictionaries": "world"}, "word_alignment.dictionaries: mlm has no use for them"),
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "config.word_alignment.dictionaries is empty"),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),
         ({"tlm.joint": True}, "config.tlm.joint: no such field"),

@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from ppa_jax.objectives import dictionary
 from ppa_jax.objectives.dictionary import mean_cosine
 
 WORDS = [[0, 3, 5], [1], [2, 2], [4, 6]]
@@ -11,9 +13,11 @@ PIECES, LENGTHS = np.concatenate(WORDS).astype(np.int32), np.array([3, 1, 2, 2],
 PAIRS = np.array([[0, 1], [2, 3], [1, 3], [1, 3]], np.int32)
 
 
-def test_value_and_gradient_are_those_of_pytorch():
+@pytest.mark.parametrize("block", [16_384, 2, 3])
+def test_value_and_gradient_are_those_of_pytorch(monkeypatch, block):
     import torch
 
+    monkeypatch.setattr(dictionary, "BLOCK", block)
     table = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
     value, pull = jax.value_and_grad(mean_cosine)(jnp.asarray(table), PIECES, LENGTHS, PAIRS)
     embeddings = torch.tensor(table, requires_grad=True)
