@@ -350,6 +350,9 @@ def check_identity(
     if dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries}
     described = config.to_dict() | {"content": content}
+    init = Path(config.init).absolute()
+    if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
+        described["init"] = str(init.relative_to(workdir.absolute()))
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
         if (workdir / "checkpoints").exists():
             raise UserError(f"workdir: {workdir} has checkpoints but no config.json; give another --workdir")

@@ -78,6 +78,16 @@ def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path, voca
     assert "# Pretraining of export: align_mlm\n" in report
 
 
+def test_a_workdir_may_be_moved_and_spelled_otherwise(shelf, tmp_path, monkeypatch, error_line):
+    assert main(arguments(tmp_path / "a", shelf)) == 0
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b/report.md").unlink()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments("b", shelf)) == 0 and Path("b/report.md").exists()
+    assert main(arguments("b", shelf, **{"train.learning_rate": 2e-3})) == 2
+    assert "train.learning_rate: 0.001 -> 0.002)" in error_line()
+
+
 @pytest.mark.parametrize("train", new_model.VOCABULARIES.values())
 def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
     """Ties among merges included, which come with small texts."""
