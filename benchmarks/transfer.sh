@@ -45,10 +45,11 @@ for task in "${TASKS[@]}"; do
         head -n 1650 "$file" > "$W/xnli_split/train.${name#dev.}"
         tail -n +1651 "$file" > "$W/xnli_split/test.${name#dev.}"
       done
-      for switch in "" pivot=en; do
-        run "translate_train${switch:+_code_switched}" xnli --config.data.code_switch="$switch" \
-          --config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv"
-      done ;;
+      # Half of the text is English in the second and third, and the sides of half of the rows differ in the third alone.
+      SPLIT=(--config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv")
+      run translate_train xnli "${SPLIT[@]}"
+      run translate_train_half_english xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0
+      run translate_train_code_switched xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;
     *) echo "unknown task: $task" >&2; exit 2 ;;
   esac
 done

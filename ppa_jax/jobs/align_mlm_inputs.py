@@ -34,7 +34,7 @@ OWN = {
     "pretraining": ("init", "objective", "seed", "dtype", "plan", "data.pairs", "word_alignment.dictionaries",
                     "word_alignment.capitalised", "model.tokenizer", "mesh.distributed"),
     "finetuning": ("init", "align_first", "task", "dtype", "data.train", "data.test", "data.dev", "train.steps",
-                   "train.epochs", "data.code_switch", "mesh.distributed"),
+                   "train.epochs", "data.code_switch", "data.switch_rate", "mesh.distributed"),
 }  # fmt: skip
 
 

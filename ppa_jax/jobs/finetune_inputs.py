@@ -335,6 +335,10 @@ def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], see
         probabilities = {name.strip(): float(share) for name, share in entries}
     except ValueError:
         raise UserError(f"config.data.code_switch={given}: give pivot=en, uniform, or en=0.5,de=0.5") from None
+    if unused := [name for name in train if probabilities and name not in probabilities]:
+        raise UserError(f"config.data.code_switch={given} does not name {', '.join(unused)} of config.data.train; "
+                        "name all its languages, or leave them out there")  # fmt: skip
     rng = np.random.default_rng((seed, 2))
     probabilities = probabilities or dict.fromkeys(train, 1 / len(train))
-    return [example for _ in train for example in code_switch(task, train, probabilities, rng, pivot=pivot)]
+    rate = config.data.switch_rate
+    return [row for _ in train for row in code_switch(task, train, probabilities, rng, rate=rate, pivot=pivot)]

@@ -1,8 +1,8 @@
 """Sentence-level code-switching, PPA's third part: the two sides of an example in languages of their own.
 
 Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
-language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here each side's language is drawn by itself:
-from English and one other language, which is drawn for each row (`pivot`), or from all with given probabilities.
+language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here it is set: how often the sides differ
+(`rate`), and their languages: English and one other that is drawn for each row (`pivot`), or all by probabilities.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from absl import logging
 
 from ppa_jax.errors import UserError
 
@@ -32,6 +33,7 @@ def code_switch(
     probabilities: Mapping[str, float],
     rng: np.random.Generator,
     *,
+    rate: float = 0.5,
     pivot: str = "",
 ) -> list[Any]:
     """An example for each row of the translations, in the order of the first language.
@@ -42,6 +44,9 @@ def code_switch(
         languages share no ids, or one has an id twice, by row.
       probabilities: language -> probability; 1 together.
       rng: draws the languages.
+      rate: how often the two sides differ in language, from 0 to 1. The first side's language is drawn by the
+        probabilities, and so is another one for the second side. With a pivot or even probabilities the rate has no
+        influence on how often a language appears.
       pivot: a language; then a row has two, this one and another, which is drawn by `probabilities` (its own does not
         count), and each side is in either of them as often.
 
@@ -56,18 +61,31 @@ def code_switch(
     if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
         raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
     rows = _rows({name: parallel[name] for name in names})
+    if not 0 <= rate <= 1:
+        raise UserError(f"code-switching: the rate must be from 0 to 1, got {rate:g}")
     if pivot:
         if pivot not in names or len(names) < 2:
             raise UserError(
                 f"code-switching: the pivot {pivot} and another language are needed, got {', '.join(names)}"
             )
-        center = names.index(pivot)
-        weights = np.where(np.arange(len(names)) == center, 0, weights)
-        other = rng.choice(len(names), size=(len(rows), 1), p=weights / weights.sum())
-        drawn = np.where(rng.random((len(rows), 2)) < 0.5, center, other)
+        center = np.arange(len(names)) == names.index(pivot)
+        other = rng.choice(len(names), size=len(rows), p=_normalised(np.where(center, 0, weights)))
+        first = np.where(rng.random(len(rows)) < 0.5, names.index(pivot), other)
+        second = names.index(pivot) + other - first
     else:
-        drawn = rng.choice(len(names), size=(len(rows), 2), p=weights / weights.sum())
-    return [row[a] if a == b else task.mix(row[a], row[b]) for row, (a, b) in zip(rows, drawn, strict=True)]
+        first = rng.choice(len(names), size=len(rows), p=_normalised(weights))
+        second = first.copy()
+        for language in np.unique(first):
+            others = np.where(np.arange(len(names)) == language, 0, weights)
+            if others.any():
+                here = first == language
+                second[here] = rng.choice(len(names), size=here.sum(), p=_normalised(others))
+    second = np.where(rng.random(len(rows)) < rate, second, first)
+    return [row[a] if a == b else task.mix(row[a], row[b]) for row, a, b in zip(rows, first, second, strict=True)]
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    return weights / weights.sum()
 
 
 def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
@@ -76,6 +94,10 @@ def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
     common = set(by_id[0]).intersection(*by_id)
     unique = all(len(found) == len(examples) for examples, found in zip(parallel.values(), by_id, strict=True))
     if common and unique:
+        longest = max(map(len, by_id))
+        if len(common) < longest:
+            logging.warning("code-switching: %d of %d rows are in all languages; the others are left out",
+                            len(common), longest)  # fmt: skip
         return [tuple(found[id] for found in by_id) for id in by_id[0] if id in common]
     if len({len(examples) for examples in parallel.values()}) == 1:
         return list(zip(*parallel.values(), strict=True))

@@ -213,19 +213,44 @@ def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, cap
     assert "the best so far" in capsys.readouterr().err
 
 
-def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path):
-    fields = {"data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"}
-    ((_, setup),) = finetune_inputs.open_run(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path)
+@pytest.mark.parametrize(
+    "code_switch, rate, kinds",
+    [
+        ("pivot=en", 0.5, {"en-en", "en-de", "de-en", "de-de", "en-es", "es-en", "es-es"}),
+        ("pivot=en", 0.0, {"en-en", "de-de", "es-es"}),
+        ("uniform", 1.0, {"en-de", "de-en", "en-es", "es-en", "de-es", "es-de"}),
+        ("en=0.5,de=0.5,es=0", 1.0, {"en-de", "de-en"}),
+    ],
+)
+def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path, code_switch, rate, kinds):
+    """By content, down to the pieces: each side in the language that is told, rows and labels as they were."""
+    parts = [line.split("\t") for line in rows("town", 60)]
+    for language in ("en", "de", "es"):
+        lines = [f"{language} {premise}\t{hypothesis} {language}\t{label}" for premise, hypothesis, label in parts]
+        (tmp_path / f"train.{language}.tsv").write_text("\n".join(lines) + "\n")
+    fields = {"data.train": f"{tmp_path}/train.{{lang}}.tsv", "data.code_switch": code_switch, "data.switch_rate": rate}
+    ((_, setup),) = finetune_inputs.open_run(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path / "run")
     examples = finetune_inputs.code_switched(setup.config, setup.task, setup.examples.train, 0)
     assert len(examples) == 3 * 60
-    both = {(e.premise.split()[-1]) for e in examples}
-    assert both == {"en", "de"}
-    share = np.mean([e.language in ("en-de", "de-en") for e in examples])
-    assert 0.35 < share < 0.65
-    assert len(setup.training_features(0)) == 180
-    first = [f.ids for f in setup.training_features(0)]
-    assert first == [f.ids for f in setup.training_features(0)]
-    assert first != [f.ids for f in setup.training_features(1)]
+    found = []
+    for number, example in enumerate(examples):
+        premise, hypothesis, label = parts[number % 60]
+        first, last = example.premise.split()[0], example.hypothesis.split()[-1]
+        assert (example.premise, example.hypothesis) == (f"{first} {premise}", f"{hypothesis} {last}")
+        assert example.label == label and example.language == (first if first == last else f"{first}-{last}")
+        found.append(f"{first}-{last}")
+    assert set(found) == kinds
+    assert abs(np.mean([kind[:2] != kind[3:] for kind in found]) - rate) < 0.15
+    ids = [f.ids for f in setup.training_features(0)]
+    ends = setup.tokenizer.encode([side for e in examples for side in (e.premise.split()[0], e.hypothesis.split()[-1])])
+    assert all(x[1] == a[0] and x[-2] == b[-1] for x, a, b in zip(ids, ends[::2], ends[1::2], strict=True))
+    assert ids == [f.ids for f in setup.training_features(0)] != [f.ids for f in setup.training_features(1)]
+
+
+def test_languages_that_code_switching_leaves_out_are_told(shelf, files, tmp_path, error_line):
+    fields = {"data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"}
+    assert main(arguments(tmp_path / "run", shelf, files, **fields)) == 2
+    assert "does not name es of config.data.train" in error_line()
 
 
 def loaded(args):

@@ -26,11 +26,10 @@ def test_code_switching_mixes_languages_and_never_pairs():
         assert example.label == "neutral"
         assert example.language == (premise[0] if premise[0] == hypothesis[0] else f"{premise[0]}-{hypothesis[0]}")
         sides.append((premise[0], hypothesis[0]))
-    # Independent draws: each of the nine pairs is as frequent as the product says, within four standard deviations.
     p = {"en": 0.5, "de": 0.3, "zh": 0.2}
     for a in p:
-        for b in p:
-            expected = p[a] * p[b]
+        for b in p:  # in half of the rows another language, by the probabilities
+            expected = p[a] * 0.5 * (1 if a == b else p[b] / (1 - p[a]))
             assert abs(sides.count((a, b)) / 3999 - expected) < 4 * (expected * (1 - expected) / 3999) ** 0.5
     again = code_switch(nli, parallel, p, np.random.default_rng(0))
     assert again == found != code_switch(nli, parallel, p, np.random.default_rng(1))
@@ -47,8 +46,21 @@ def test_a_pivot_and_one_other_language_a_row():
     expected = {pair: 0.25 if pair == ("en", "en") else 0.125 for pair in sides}
     for pair, share in expected.items():
         assert abs(sides[pair] / 4000 - share) < 4 * (share * (1 - share) / 4000) ** 0.5
+    for rate in (0, 0.2, 1):
+        found = code_switch(nli, parallel, uniform, np.random.default_rng(0), rate=rate, pivot="en")
+        same = [e.premise.split()[0] == e.hypothesis.split()[0] for e in found]
+        assert abs(np.mean(same) - (1 - rate)) < 4 * (rate * (1 - rate) / 4000) ** 0.5 + 1e-9
+        english = np.mean([word.split()[0] == "en" for e in found for word in (e.premise, e.hypothesis)])
+        assert abs(english - 0.5) < 0.04, "as often, whatever the rate"
     with pytest.raises(UserError, match="the pivot fr and another language are needed, got en, de, zh"):
         code_switch(nli, parallel, uniform, np.random.default_rng(0), pivot="fr")
+
+
+def test_rows_that_a_language_lacks_are_counted(caplog):
+    parallel = {"en": translations("en", "abcd"), "de": translations("de", "bc")}
+    with caplog.at_level("WARNING"):
+        assert len(code_switch(nli, parallel, {"en": 0.5, "de": 0.5}, np.random.default_rng(0))) == 2
+    assert "2 of 4 rows are in all languages" in caplog.text
 
 
 def test_code_switching_by_row_where_ids_do_not_match():
@@ -74,7 +86,7 @@ def test_code_switching_by_row_where_ids_do_not_match():
 def test_code_switching_mistakes(de, probabilities, told):
     parallel = {"en": translations("en", ["a", "b"]), "de": translations("de", **de)}
     with pytest.raises(UserError, match=f"^code-switching: .*{told}"):
-        code_switch(nli, parallel, probabilities, np.random.default_rng(0))
+        code_switch(nli, parallel, probabilities, np.random.default_rng(0), rate=1)
 
 
 def test_a_question_about_a_context_in_another_language():
