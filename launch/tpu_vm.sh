@@ -63,12 +63,14 @@ machines() {
   local spot='' state
   if [[ $SPOT == true ]]; then spot=--spot; fi
   while true; do
-    state=$(tpu queued-resources describe "$NAME" --format="value(state.state)" 2> /dev/null || echo ABSENT)
+    # Only an answer that there is none is one: a call that fails is made again, or paid machines would be asked for twice.
+    state=$(tpu queued-resources describe "$NAME" --format="value(state.state)" 2> "$scratch/error") ||
+      if grep -q NOT_FOUND "$scratch/error"; then state=ABSENT; else state=UNKNOWN; cat "$scratch/error" >&2; fi
     case $state in
       ACTIVE) return ;;
       ABSENT)
         tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
-          --runtime-version="$RUNTIME" ${spot:+"$spot"}
+          --runtime-version="$RUNTIME" ${spot:+"$spot"} || true # the state says, next time
         ;;
       SUSPENDED) tpu queued-resources delete "$NAME" --force --quiet ;; # preempted: its machines are gone
       FAILED)
@@ -91,7 +93,7 @@ install() {
 run() {
   local arguments
   arguments=$(printf '%q ' "$@" --config.mesh.distributed=true)
-  on_all_hosts "$MOUNT; bash ppa_jax/launch/tpu_host.sh run $arguments" | tee "$scratch/log"
+  on_all_hosts "$MOUNT && bash ppa_jax/launch/tpu_host.sh run $arguments" | tee "$scratch/log"
 }
 
 git ls-files --cached --others --exclude-standard -z | tar --null --files-from=- -czf "$scratch/ppa_jax.tar.gz"

@@ -63,6 +63,8 @@ def run(arguments: list[str]) -> int:
     config = configs.load(file, overrides)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
+    if "://" in workdir:
+        raise UserError(f"--workdir={workdir}: is an address; give a directory, in which a bucket may be mounted")
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
     try:

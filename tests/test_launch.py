@@ -178,8 +178,13 @@ GCLOUD = """#!/usr/bin/env bash
 printf '%s %s\\n' "$3" "$4" >> "$HOST/gcloud"
 case "$3 $4" in
   "queued-resources describe")
-    head -1 "$HOST/states"
+    state=$(head -1 "$HOST/states")
     if (($(wc -l < "$HOST/states") > 1)); then sed -i 1d "$HOST/states"; fi
+    case $state in
+      ABSENT) echo "ERROR: (gcloud) NOT_FOUND: Requested entity was not found" >&2; exit 1 ;;
+      503) echo "ERROR: (gcloud) HTTPError 503: Service unavailable" >&2; exit 1 ;;
+    esac
+    echo "$state"
     ;;
   "tpu-vm scp") cp "$5" "$HOST/ppa_jax.tar.gz" ;;
   "tpu-vm ssh")
@@ -222,6 +227,16 @@ def test_a_preempted_tpu_is_replaced_and_the_command_goes_on(tpu):
     status, made, asked = tpu(1, 0, states=("ACTIVE", "SUSPENDED", "ABSENT", "ACTIVE"))
     assert (status, made) == (0, [TPU_COMMAND] * 2)
     assert [line for line in asked if "queued" in line] == ["queued-resources delete", "queued-resources create"]
+
+
+def test_a_call_that_fails_asks_for_no_machines(tpu):
+    status, made, asked = tpu(0, states=("503", "WAITING_FOR_RESOURCES", "503", "ACTIVE"))
+    assert (status, made) == (0, [TPU_COMMAND]) and not [line for line in asked if "queued" in line]
+
+
+def test_a_run_does_not_begin_where_its_directory_is_not_mounted(tpu):
+    status, made, _ = tpu(0, RESTARTS="1", MOUNT="false")
+    assert status == 1 and not made
 
 
 def test_a_mistake_in_the_input_ends_it(tpu):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from ppa_jax.errors import UserError
+from ppa_jax.training import loop
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.loop import Loop, Profile, Stopped
 from ppa_jax.training.metrics import MetricWriter, read_metrics
@@ -160,3 +161,29 @@ def test_a_run_that_is_complete_does_nothing(make, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps({"step": t, "loss": 1.0}) + "\n" for t in range(4)))
     assert int(loop.run(jnp.int32(7), 4, 4)) == 7
     assert events == [] and [record["step"] for record in read_metrics(tmp_path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "error, lost",
+    [
+        (jax.errors.JaxRuntimeError("ABORTED: a peer is gone"), True),
+        (ValueError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"), True),
+        (ValueError("a mistake of ours"), False),
+    ],
+)
+def test_another_process_that_is_lost_ends_this_one(monkeypatch, capsys, error, lost):
+    """With one line and its status, however the collective fails; other errors stay what they are."""
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(loop.os, "_exit", leave)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(SystemExit if lost else ValueError) as caught, loop.ended_with_the_others():
+        raise error
+    if lost:
+        assert caught.value.code == loop.LOST
+        assert capsys.readouterr().err.startswith("error: another process of the run was lost")
+    monkeypatch.setattr(jax, "process_count", lambda: 1)
+    with pytest.raises(type(error)), loop.ended_with_the_others():
+        raise error
