@@ -14,6 +14,9 @@ _BYTES = {"pred": 1, "bf16": 2}
 _COMPUTATION = re.compile(r"^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?((?:%[\w.\-]+(?:, )?)+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r" while\(.*condition=%([\w.\-]+)")
+_CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
+_BELOW = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
 
 
 class Collective(NamedTuple):
@@ -36,31 +39,51 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
     """Every collective in optimised HLO text, largest result first.
 
-    An asynchronous pair counts once. A loop whose number of turns the compiler does not know counts as one turn.
+    What starts and ends asynchronously counts once: a TPU's program names it in the fusion that starts it, in each that
+    runs beside it and in the one that waits, with a `chain_id` in all of them. A loop has as many turns as the compiler
+    notes, or as its counter is compared with (which `lax.scan` starts at 0); else it counts as one turn.
     """
     found, name = [], ""
-    calls: dict[str, list[tuple[str, int]]] = {}  # of a computation: who calls it, and how often for each call
+    calls: dict[str, list[tuple[str, str]]] = {}  # of a computation: who calls it, with what turns or condition
+    starts: set[str] = set()  # computations that start a chain
+    constants: dict[str, int] = {}
+    turns: dict[str, int] = {"": 1}  # of loops, by their condition
     for line in hlo.splitlines():
         if opened := _COMPUTATION.match(line):
             name = opened[1]
-        turns = _TURNS.search(line)
+        if constant := _CONSTANT.search(line):
+            constants[constant[1]] = int(constant[2])
+        if below := _BELOW.search(line):
+            turns[name] = constants.get(below[1], 1)
+        if 'custom_call_target="AsyncCollectiveStart"' in line:
+            starts.add(name)
+        if known := _TURNS.search(line):
+            loop = known[1]
+            turns[loop] = int(loop)
+        else:
+            loop = condition[1] if (condition := _CONDITION.search(line)) else ""
         for callees in _CALLED.findall(line):
             for callee in re.findall(r"%([\w.\-]+)", callees):
-                calls.setdefault(callee, []).append((name, int(turns[1]) if turns else 1))
+                calls.setdefault(callee, []).append((name, loop))
         if match := _OPERATION.search(line):
             result = match[1]
             # What starts asynchronously gives (operands, results, ...); an all-reduce gives its results alone.
             if f"{match[2]}-start(" in line and match[2] != "all-reduce":
                 result = _elements(result)[1]
+            n = _devices(line)
+            # A TPU's reduce-scatter is an all-reduce and a slice of it, fused under this name.
+            scattered = match[2] == "all-reduce" and name.startswith("all-reduce-scatter") and n
             for kind, dims in _SHAPE.findall(result):
-                found.append((name, Collective(match[2], _size(kind, dims), _devices(line), 1)))
+                size = _size(kind, dims)
+                x = Collective("reduce-scatter", size // n, n, 1) if scattered else Collective(match[2], size, n, 1)
+                found.append((name, "chain_id=" in line, x))
 
     @functools.cache
     def runs(computation: str) -> int:
         callers = calls.get(computation)
-        return sum(times * runs(caller) for caller, times in callers) if callers else 1
+        return sum(turns.get(loop, 1) * runs(caller) for caller, loop in callers) if callers else 1
 
-    counted = [x._replace(turns=runs(where)) for where, x in found]
+    counted = [x._replace(turns=runs(where)) for where, chained, x in found if not chained or where in starts]
     return sorted(counted, key=lambda x: -x.bytes)
 
 

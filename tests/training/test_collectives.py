@@ -53,3 +53,45 @@ def test_in_loops_every_turn_counts():
     x = jax.device_put(np.ones((8, 16), np.float32), NamedSharding(mesh, P("data")))
     hlo = jax.jit(turns).lower(w, x).compile().as_text()
     assert collectives(hlo) == [Collective("all-gather", 16 * 16 * 4, 4, 18)]
+
+
+def test_as_the_compiler_of_tpus_writes_it():
+    """A gather that begins in one fusion, runs beside a second, ends in a third; a fused reduce-scatter; a loop whose
+    turns stand in its condition alone."""
+    hlo = """
+%begin (p: bf16[8,4]) -> (bf16[8,4], bf16[64,4]) {
+  %g.1 = bf16[64,4]{1,0:T(8,128)} all-gather(%p), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
+  ROOT %c.1 = (bf16[8,4], bf16[64,4]) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+%beside (p: bf16[8,4]) -> (f32[2], bf16[64,4]) {
+  %g.2 = bf16[64,4]{1,0:T(8,128)} all-gather(%p), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
+  ROOT %t = (f32[2], bf16[64,4]) tuple(%y, %g.2)
+}
+%end (p: bf16[8,4]) -> bf16[64,4] {
+  %g.3 = bf16[64,4]{1,0:T(8,128)} all-gather(%p), replica_groups=[1,8]<=[8], frontend_attributes={chain_id="0"}
+  ROOT %c.2 = bf16[64,4] custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
+}
+%all-reduce-scatter.1 (p: f32[80]) -> f32[10] {
+  %r = f32[80]{0:T(128)} all-reduce(%p), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %s = f32[10]{0} dynamic-slice(%r, %at), dynamic_slice_sizes={10}
+}
+%condition (state: (s32[], f32[6])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(4)
+  %state = (s32[]{:T(128)}, f32[6]) parameter(0)
+  %counter = s32[]{:T(128)} get-tuple-element(%state), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%counter, %limit), direction=LT
+}
+%body (state: (s32[], f32[6])) -> (s32[], f32[6]) {
+  %sum = f32[6]{0} all-reduce(%x), channel_id=2, replica_groups=[1,8]<=[8], to_apply=%add
+}
+ENTRY %main (a: f32[80]) -> f32[10] {
+  %f.1 = (bf16[8,4], bf16[64,4]) fusion(%w), kind=kCustom, calls=%begin
+  %f.2 = (f32[2], bf16[64,4]) fusion(%f.1), kind=kOutput, calls=%beside
+  %f.3 = bf16[64,4] fusion(%f.2), kind=kCustom, calls=%end
+  %loop = (s32[], f32[6]) while(%first), condition=%condition, body=%body
+  ROOT %f.4 = f32[10]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+    assert collectives(hlo) == [
+        Collective("all-gather", 512, 8, 1), Collective("reduce-scatter", 40, 8, 1), Collective("all-reduce", 24, 8, 4)
+    ]  # fmt: skip
