@@ -226,6 +226,13 @@ def prepare_and_die(spec, cache):
     prepare.prepare(parse_pairs(spec)[0], Cleaning(), cache)
 
 
+def test_repeated_lines_of_one_language_are_not_promised_away(tmp_path, opened):
+    """Lines are stored two by two: a repeated one would stay wherever its neighbour is another."""
+    (tmp_path / "en.txt").write_text("a b\nc d\na b\n")
+    with pytest.raises(UserError, match="drop_duplicates: works on pairs, and en is text of one language"):
+        opened(f"en={tmp_path / 'en.txt'}", drop_duplicates=True)
+
+
 def test_a_kill_while_preparing_leaves_nothing_half_read(tmp_path, opened):
     cache = tmp_path / "cache"
     spec = f"en-de={write(tmp_path / 'a.tsv', [(f'sentence {i}', f'Satz {i}') for i in range(20)])}"
