@@ -163,8 +163,10 @@ def _language_pair(
     """The pairs that pass, from the cache if the same were chosen before."""
     if len(languages) == 1:  # neighbours have nothing to do with each other
         if filters.drop_duplicates:
-            raise UserError(f"config.data.drop_duplicates: works on pairs, and {languages[0]} is text of one language; "
-                            "remove its repeated lines first (awk '!seen[$0]++'), and leave the setting out")  # fmt: skip
+            raise UserError(
+                f"config.data.drop_duplicates: works on pairs, and {languages[0]} is text of one language; "
+                "remove its repeated lines first (awk '!seen[$0]++'), and leave the setting out"
+            )
         filters = Filters(0, None, False, False)
     facts = [
         [prepare.FORMAT, FORMAT],
