@@ -6,7 +6,8 @@
 # MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
 # and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. Some 25 minutes a training on two
 # CPU cores. The same command goes on where it stopped. From the environment: NAMES, the trainings ("mlm tlm contrast ppa
-# ppa_unshuffled"; ppa_words is PPA with the loss of ALIGN-MLM on MUSE's dictionaries), and BASELINE (before,mlm,ppa).
+# ppa_unshuffled"; ppa_words is PPA with the loss of ALIGN-MLM on MUSE's dictionaries, ppa_words_small with their words in
+# small letters alone), and BASELINE (before,mlm,ppa).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir} SEEDS=${4:-0 1}
@@ -23,6 +24,8 @@ declare -A CHANGES=(
   [ppa]=""
   [ppa_unshuffled]="--config.data.shuffle_sides=false"
   [ppa_words]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries"
+  [ppa_words_small]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries
+    --config.word_alignment.capitalised=false"
 )
 NAMES=${NAMES:-mlm tlm contrast ppa ppa_unshuffled}
 for seed in $SEEDS; do
