@@ -31,7 +31,7 @@ def get_config(mode: str = "") -> Any:
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
             text="",  # English files, with commas: .conllu (with trees), .tsv of tagged words, else a text a line
-            order_from="",  # for trans+syn: CoNLL-U of the language whose order of words is taken
+            order_from="",  # for trans+syn: CoNLL-U of the language whose order of words is taken, or a .tsv of rules
             dictionary_share=0.5,  # of the pieces, known to dict_mlm and align_mlm; the paper tries 0.25, 0.5, 1
             seed=0,  # of the dictionary and of trans+perm
         ),

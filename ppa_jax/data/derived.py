@@ -14,6 +14,7 @@ tasks and measures take it as it is. What hangs on words (tags, heads, entities)
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
@@ -23,11 +24,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 
 # Letters that tokenizers leave alone: no case, no accents, no spaces around them as around Chinese characters.
 _SCRIPT = range(0x17000, 0x187F8)  # Tangut
 _STEPS = ("trans", "inv", "perm", "syn")
+_RULE = re.compile(r"(\S+)\s+(\S+)\s+(before|after)(?:\s+(\d+(?:\.\d+)?))?")
 
 
 class Tree(NamedTuple):
@@ -215,7 +218,7 @@ def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], in
 
 
 class WordOrder:
-    """On which side of verbs and nouns their dependents stand, and how near: learned from a treebank.
+    """On which side of verbs and nouns their dependents stand, and how near: learned from a treebank, or given.
 
     For every part of speech of a head (VERB, NOUN and their like) and every relation: the share of dependents before
     the head, and how many dependents from it they stand. A sentence is put in order head by head: each dependent with
@@ -226,9 +229,35 @@ class WordOrder:
 
     HEADS = ("VERB", "NOUN", "PROPN", "AUX", "ADJ")  # whose dependents move
 
-    def __init__(self, kinds: Mapping[tuple[str, str], tuple[float, float]]) -> None:
-        """`kinds`: (part of speech of the head, relation) -> (share before the head, mean distance in dependents)."""
+    def __init__(self, kinds: Mapping[tuple[str, str], tuple[float, float | None]]) -> None:
+        """`kinds`: (part of speech of the head, relation) -> (share before the head, mean distance in dependents).
+
+        A distance of None keeps the dependent as near as it stands.
+        """
         self.kinds = dict(kinds)
+
+    @classmethod
+    def read(cls, path: Path, field: str) -> WordOrder:
+        """From rules, each line `part of speech<TAB>relation<TAB>before` or `after`; `*` stands for all of HEADS.
+
+        A number may follow: how near to the head, 1 the nearest; without it a dependent is as near as it was. Of two
+        rules for one kind the later counts. Raises UserError, which begins with `field`, for any other line.
+        """
+        kinds: dict[tuple[str, str], tuple[float, float | None]] = {}
+        if not path.is_file():
+            raise UserError(f"{field}: no such file: {path}")
+        for number, line in enumerate(text_files.lines(path, 4096), start=1):
+            rule = _RULE.fullmatch((line or b"\xff").decode(errors="replace").strip())
+            if rule is None or rule[1] not in ("*", *cls.HEADS):
+                if line is not None and (not line.strip() or line.startswith(b"#")):
+                    continue
+                raise UserError(f"{field}: {path}, line {number}: not a rule like `VERB<TAB>obj<TAB>before`, of "
+                                f"{', '.join(cls.HEADS)} or *, before or after, and a number or none")  # fmt: skip
+            for head in cls.HEADS if rule[1] == "*" else (rule[1],):
+                kinds[head, rule[2]] = (float(rule[3] == "before"), float(rule[4]) if rule[4] else None)
+        if not kinds:
+            raise UserError(f"{field}: {path} has no rule; a line is `VERB<TAB>obj<TAB>before` or `after`")
+        return cls(kinds)
 
     @classmethod
     def learn(cls, trees: Iterable[Tree], *, fewest: int = 20) -> WordOrder:
@@ -281,7 +310,8 @@ class WordOrder:
         }
         for child in children:
             kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
-            share, distance = self.kinds.get(kind, (float(child < head), rank[child]))
+            share, distance = self.kinds.get(kind, (float(child < head), None))
+            distance = rank[child] if distance is None else distance
             # A kind on both sides about as often stays where it is.
             is_before = share > 0.5 if abs(share - 0.5) > 0.1 else child < head
             (before if is_before else after).append((distance, abs(child - head), child))

@@ -155,9 +155,12 @@ def _copy(group: Any) -> Any:
 
 
 def learn_order(config: Config) -> tuple[WordOrder | None, int]:
-    """The word order of the treebank, for `syn`, and its checksum."""
+    """The word order of the rules or of the treebank, for `syn`, and its checksum."""
     if not config.data.order_from:
         return None, 0
+    if config.data.order_from.endswith(".tsv"):
+        order = WordOrder.read(Path(config.data.order_from).expanduser(), "config.data.order_from")
+        return order, finetune_inputs.checksum(sorted(order.kinds.items()))
     read = derive.read_text(config.data.order_from, field="config.data.order_from")
     trees = [sentence.tree for sentence in read if sentence.tree is not None]
     if not trees:

@@ -129,6 +129,25 @@ def test_the_order_of_another_language():
         derivation.order(words)
 
 
+def test_an_order_by_rules(tmp_path):
+    """Subject, object, verb; articles behind their nouns."""
+    rules = tmp_path / "sov.tsv"
+    rules.write_text("# verbs last\nVERB\tobj\tbefore\t1\nVERB\tnsubj\tbefore\t2\n\n*\tdet\tafter\n")
+    order = WordOrder.read(rules, "order_from")
+    assert order.kinds["VERB", "obj"] == (1.0, 1.0) and order.kinds["NOUN", "det"] == (0.0, None)
+    words = ["the", "cat", "saw", "a", "mouse", "."]
+    english = Tree([2, 3, 0, 5, 3, 3], *ENGLISH[1:])
+    assert [words[i] for i in order.apply(english)] == ["cat", "the", "mouse", "a", "saw", "."]
+    for text, said in {
+        "VERB obj": "line 1: not a rule",
+        "DET x after": "line 1: not a rule",
+        "# x": "has no rule",
+    }.items():
+        rules.write_text(text)
+        with pytest.raises(UserError, match=f"^order_from: .*{said}"):
+            WordOrder.read(rules, "order_from")
+
+
 def test_an_order_changes_nothing_it_has_not_learned():
     order = WordOrder({})
     rng = np.random.default_rng(0)

@@ -165,6 +165,10 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         ({"transformations": "inv"}, "config.transformations: 'inv': write trans"),
         ({"transformations": "trans+inw"}, "derived language 'trans+inw': write steps of"),
         ({"transformations": "trans+syn"}, "config.data.order_from is empty"),
+        (
+            {"transformations": "trans+syn", "data.order_from": "none.tsv"},
+            "config.data.order_from: no such file: none.tsv",
+        ),
         ({"data.text": ""}, "config.data.text is empty"),
         ({"data.text": "/no/such.txt"}, "/no/such.txt"),
         ({"tasks.pos.test": ""}, "config.tasks.pos.test is empty"),
