@@ -43,6 +43,7 @@ SPOT=${SPOT:-true}
 MOUNT=${MOUNT:-:}
 RESTARTS=${RESTARTS:-100}
 PAUSE=${PAUSE:-30}
+LOOKS=20 # at the request, that may fail
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -60,7 +61,7 @@ stop() {
 
 # Comes back when the machines are there, asking for them where that is needed.
 machines() {
-  local spot='' state
+  local spot='' state unseen=0
   if [[ $SPOT == true ]]; then spot=--spot; fi
   while true; do
     # Only an answer that there is none is one: a call that fails is made again, or paid machines would be asked for twice.
@@ -70,7 +71,13 @@ machines() {
       ACTIVE) return ;;
       ABSENT)
         tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
-          --runtime-version="$RUNTIME" ${spot:+"$spot"} || true # the state says, next time
+          --runtime-version="$RUNTIME" ${spot:+"$spot"}
+        ;;
+      UNKNOWN) # a wrong project or zone never gets better
+        if ((++unseen > LOOKS)); then
+          echo "$0: $NAME could not be looked at $unseen times; see the errors above" >&2
+          exit 1
+        fi
         ;;
       SUSPENDED) tpu queued-resources delete "$NAME" --force --quiet ;; # preempted: its machines are gone
       FAILED)

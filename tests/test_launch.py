@@ -234,6 +234,11 @@ def test_a_call_that_fails_asks_for_no_machines(tpu):
     assert (status, made) == (0, [TPU_COMMAND]) and not [line for line in asked if "queued" in line]
 
 
+def test_a_request_that_can_never_be_looked_at_is_given_up(tpu):
+    status, made, asked = tpu(0, states=("503",))
+    assert (status, made) == (1, []) and not asked
+
+
 def test_a_run_does_not_begin_where_its_directory_is_not_mounted(tpu):
     status, made, _ = tpu(0, RESTARTS="1", MOUNT="false")
     assert status == 1 and not made

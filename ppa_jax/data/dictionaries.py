@@ -68,9 +68,8 @@ def capitalised(dictionary: Dictionary) -> Dictionary:
     """
     entries: dict[str, dict[str, None]] = {}
     for word, others in dictionary.entries.items():
-        for form, first in ((word, 0), (_capital(word), 1)):
-            targets = entries.setdefault(form, {})
-            targets |= dict.fromkeys(x for other in others for x in (other, _capital(other))[:: 1 - 2 * first])
+        entries.setdefault(word, {}).update(dict.fromkeys(x for y in others for x in (y, _capital(y))))
+        entries.setdefault(_capital(word), {}).update(dict.fromkeys(x for y in others for x in (_capital(y), y)))
     return dictionary._replace(entries={word: list(targets) for word, targets in entries.items()})
 
 

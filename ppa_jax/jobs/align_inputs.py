@@ -71,7 +71,7 @@ def validate(config: Config) -> None:
             "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
             "or word_alignment.weight=0 and no tlm.dict_mlm"
         )
-    for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample", "pretrain.steps"):
+    for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample"):
         require(config, name, not_negative, "0 or more")
     require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
     require(config, "data.row_length", not_negative, "0 (chosen from the lengths) or a number of tokens")
@@ -104,6 +104,8 @@ def validate(config: Config) -> None:
     if not config.init:
         if not config.pretrain.steps:
             raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
+        for name in ("pretrain.steps", "pretrain.batch_size", "pretrain.learning_rate"):
+            require(config, name, positive, "greater than 0")
         new_model.validate(config)
 
 
@@ -309,7 +311,7 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     """The settings of the step, with what they need of the model and the tokenizer."""
     layers, settings = pretrained.config.num_layers, config.contrastive
     projection = pretrained.params.get("projection")
-    if projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
+    if settings.weight and projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
         raise UserError(
             f"config.contrastive.projection_dim={settings.projection_dim}: {config.init} brings a projection of "
             f"{projection['output']['bias'].shape[0]}; set that, or remove its projection.safetensors"

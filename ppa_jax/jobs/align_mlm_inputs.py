@@ -143,7 +143,7 @@ def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> C
     """The settings of a fine-tuning."""
     given = _copy(config.finetuning)
     given.update(task=task.task, dtype=config.dtype, init=init, align_first="")
-    given.data.update(train=train, test=test, dev="", code_switch="")
+    given.data.update(train=train, test=test, dev="", code_switch="", switch_rate=0.0)
     given.train.update(epochs=task.epochs, steps=0)
     given.mesh.distributed = False
     return given

@@ -228,6 +228,7 @@ def validate(config: Config) -> None:
         require(config, name, lambda x: x >= 0, "0 or more")
     require(config, "train.dropout", lambda x: x == -1 or 0 <= x < 1, "-1 (as pretrained) or in [0, 1)")
     require(config, "data.max_length", lambda n: n >= 8, "at least 8")
+    require(config, "data.switch_rate", lambda x: 0 <= x <= 1, "from 0 to 1")
     require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "mesh.rules", mesh.RULES)

@@ -67,8 +67,6 @@ def validate(config: Config) -> None:
     """Checks what the new model is made from. Raises UserError naming the field."""
     for name in ("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"):
         require(config, name, lambda n: n > 0, "greater than 0")
-    for name in ("pretrain.batch_size", "pretrain.learning_rate"):
-        require(config, name, lambda x: x > 0, "greater than 0")
     one_of(config, "model.vocabulary", VOCABULARIES)
     width, heads = config.model.hidden_size, config.model.num_heads
     if width % heads:

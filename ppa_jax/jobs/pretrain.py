@@ -18,6 +18,7 @@ import copy
 from pathlib import Path
 
 import jax
+from ml_collections import config_dict
 
 from ppa_jax.config import Config, one_of
 from ppa_jax.data import sources
@@ -25,8 +26,12 @@ from ppa_jax.errors import UserError
 from ppa_jax.jobs import align_inputs, align_run, new_model
 from ppa_jax.training import loop
 
-# What an objective sets itself.
-OWN = ("contrastive.weight", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
+# What the job sets itself: no contrast, which the alignment still wants settings of; and the objective's part.
+NO_CONTRAST = dict(
+    weight=0.0, queue_size=1, momentum=0.0, temperature=1.0, projection_dim=1, layer=-1, pooling="cls",
+    mask_duplicates=False, in_batch=False, key_dropout=False,
+)  # fmt: skip
+OWN = ("contrastive", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
 OBJECTIVES = ("mlm", "xlm", "dict_mlm", "align_mlm")
 
 
@@ -59,7 +64,7 @@ def by_objective(config: Config) -> Config:
     config = copy.deepcopy(config)
     objective, is_xlm = config.objective, config.objective == "xlm"
     with config.unlocked():
-        config.contrastive.weight = 0.0
+        config.contrastive = config_dict.create(**NO_CONTRAST)
         config.tlm.update(weight=1.0, joint=is_xlm, language_embeddings=is_xlm)
         config.tlm.dict_mlm = config.dict_mlm_form if objective == "dict_mlm" else ""
     if objective in ("mlm", "xlm") and config.word_alignment.dictionaries:

@@ -44,10 +44,10 @@ def collectives(hlo: str) -> list[Collective]:
     notes, or as its counter is compared with (which `lax.scan` starts at 0); else it counts as one turn.
     """
     found, name = [], ""
-    calls: dict[str, list[tuple[str, str]]] = {}  # of a computation: who calls it, with what turns or condition
+    calls: dict[str, list[tuple[str, int | str]]] = {}  # of a computation: who calls it, its turns or their condition
     starts: set[str] = set()  # computations that start a chain
     constants: dict[str, int] = {}
-    turns: dict[str, int] = {"": 1}  # of loops, by their condition
+    turns: dict[str, int] = {}  # of loops, by their condition
     for line in hlo.splitlines():
         if opened := _COMPUTATION.match(line):
             name = opened[1]
@@ -57,11 +57,11 @@ def collectives(hlo: str) -> list[Collective]:
             turns[name] = constants.get(below[1], 1)
         if 'custom_call_target="AsyncCollectiveStart"' in line:
             starts.add(name)
+        loop: int | str = 1
         if known := _TURNS.search(line):
-            loop = known[1]
-            turns[loop] = int(loop)
-        else:
-            loop = condition[1] if (condition := _CONDITION.search(line)) else ""
+            loop = int(known[1])
+        elif condition := _CONDITION.search(line):
+            loop = condition[1]
         for callees in _CALLED.findall(line):
             for callee in re.findall(r"%([\w.\-]+)", callees):
                 calls.setdefault(callee, []).append((name, loop))
@@ -80,8 +80,12 @@ def collectives(hlo: str) -> list[Collective]:
 
     @functools.cache
     def runs(computation: str) -> int:
-        callers = calls.get(computation)
-        return sum(turns.get(loop, 1) * runs(caller) for caller, loop in callers) if callers else 1
+        if computation not in calls:
+            return 1
+        return sum(
+            (loop if isinstance(loop, int) else turns.get(loop, 1)) * runs(caller)
+            for caller, loop in calls[computation]
+        )
 
     counted = [x._replace(turns=runs(where)) for where, chained, x in found if not chained or where in starts]
     return sorted(counted, key=lambda x: -x.bytes)

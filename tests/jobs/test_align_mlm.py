@@ -82,6 +82,8 @@ def test_the_alignment_is_that_of_the_clones(whole):
     hits = [rows[int(np.argmax([unit[i] @ unit[V + j] for j in rows]))] == i for i in rows]
     known = {line.split("\t")[0] for line in (whole / "data/trans+inv/dictionary/en-xx.tsv").read_text().splitlines()}
     assert len(known) == round(0.5 * len(rows))
+    saved = whole / "models/trans+inv/align_mlm-0/export/dictionaries/en-xx.tsv"
+    assert saved.read_text() == (whole / "data/trans+inv/dictionary/en-xx.tsv").read_text(), "no capitals were added"
     unseen = [hit for i, hit in zip(rows, hits, strict=True) if pieces[i] not in known]
     found = {
         r["metric"]: r["value"]

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 import pytest
 
+from ppa_jax import config as configs
 from ppa_jax.data import world
-from ppa_jax.data.dictionaries import from_pairs, read_dictionaries
-from ppa_jax.jobs import align, align_run
+from ppa_jax.data.dictionaries import Dictionary, from_pairs, read_dictionaries
+from ppa_jax.jobs import align, align_inputs, align_run
 from ppa_jax.main import main
 from ppa_jax.training import mesh
 from ppa_jax.training.checkpoint import load_latest_params
@@ -113,6 +114,18 @@ def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
     saved = {(d.source, d.target): d for d in read_dictionaries(tmp_path / "export/dictionaries")}
     assert saved == {("en", x): from_pairs("en", x, world.dictionary("en", x)) for x in ("de", "es", "ru", "zh")}
     assert "+ alignment of word embeddings x 10" in (tmp_path / "report.md").read_text()
+
+
+def test_dictionaries_of_files_get_capitals_and_need_no_english(tmp_path):
+    (tmp_path / "de-fr.tsv").write_text("haus\tmaison\n")
+    config = configs.load(str(ROOT / "configs/ppa.py"))
+    config.word_alignment.update(weight=1.0, dictionaries=str(tmp_path))
+    for asked, entries in (
+        (True, {"haus": ["maison", "Maison"], "Haus": ["Maison", "maison"]}),
+        (False, {"haus": ["maison"]}),
+    ):
+        config.word_alignment.capitalised = asked
+        assert align_inputs.read_word_alignment(config) == [Dictionary("de", "fr", entries)]
 
 
 def test_the_export_holds_the_trained_weights(whole, shelf):

@@ -277,6 +277,7 @@ def loaded(args):
         ({"train.epochs": 1}, "give one of them"),
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
         ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),
+        ({"data.switch_rate": 2}, "config.data.switch_rate=2.0: must be from 0 to 1"),
         ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
         ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
         (

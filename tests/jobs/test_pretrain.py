@@ -110,6 +110,8 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "config.word_alignment.dictionaries is empty"),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),
         ({"tlm.joint": True}, "config.tlm.joint: no such field"),
+        ({"pretrain.steps": 1000}, "config.pretrain.steps: no such field; the nearest is config.train.steps"),
+        ({"contrastive.temperature": 0.1}, "config.contrastive.temperature: no such field"),
         ({"model.hidden_size": 33}, "config.model.hidden_size=33: must divide"),
         ({"model.tokenizer": "/none"}, "/none: no such directory"),
     ],
