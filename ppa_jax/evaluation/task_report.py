@@ -31,7 +31,7 @@ DIFFERENCES = (
 def write(
     workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str, trained: Sequence[str] = ()
 ) -> tuple[Path, str]:
-    """Writes scores.json, report.md and its pictures; returns the path of report.md and the tables of the scores.
+    """Writes report.md and its pictures; returns the path of report.md and the tables of the scores.
 
     Args:
       workdir: with the directories seed-0, seed-1, ... of each model, whose curves are drawn.
@@ -46,7 +46,6 @@ def write(
     """
     parts, tables = ["# Fine-tuning", *report.facts_table(facts)], []
     with report.writing(workdir):
-        report.write_records(workdir / "scores.json", records)
         if records:
             found = by_language(records, trained)
             first = records[0]["metric"]  # whose items are counted

@@ -70,6 +70,11 @@ class TestSet:
     examples: list[Any]
     features: list[Feature]
 
+    @functools.cached_property
+    def content(self) -> int:
+        """A checksum of the examples."""
+        return checksum(self.examples)
+
 
 @dataclasses.dataclass(eq=False)
 class Setup:

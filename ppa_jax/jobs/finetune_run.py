@@ -50,28 +50,44 @@ def run(config: Config, workdir: str) -> int:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
     loop.wait_for_hosts("whose workdir it is")
-    records: Records = []
     try:
         for model, setup in opened:
             pretrained = huggingface.read(model.directory)
             for seed in finetune_inputs.seeds(config):
-                found = run_seed(setup, pretrained, seed, model.workdir / f"seed-{seed}", files_from=model.directory)
-                records += [({"model": model.name} if model.name else {}) | record for record in found]
+                run_seed(setup, pretrained, seed, model.workdir / f"seed-{seed}", files_from=model.directory)
                 if jax.process_index() == 0:
-                    report.write_records(Path(workdir) / "scores.json", records)
+                    report.write_records(Path(workdir) / "scores.json", measured(opened))
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     if jax.process_index() == 0:
+        tested = opened[0][1].examples.test
+        records = [record for record in measured(opened) if record["language"] in tested]
         path, table = task_report.write(
             Path(workdir),
             records,
-            facts=facts(opened),
+            facts=facts(opened) | {"seeds": ",".join(map(str, sorted({r["seed"] for r in records})))},
             sources=sources_table(opened[0][1]),
             trained=list(opened[0][1].examples.train),
         )
         print(f"\n{table}\n\nreport: {path}")
     return 0
+
+
+def measured(opened: Sequence[tuple[Model, Setup]]) -> Records:
+    """The scores of all seeds that the models have in the workdir, and of all test sets, of earlier commands too.
+
+    Test sets of one name are those of this command; of others, the ones that the first of the seeds has.
+    """
+    contents = {test_set.language: test_set.content for test_set in opened[0][1].tests}
+    records = []
+    for model, _ in opened:
+        for path in sorted(model.workdir.glob("seed-*/scores.json"), key=lambda path: int(path.parent.name[5:])):
+            for record in json.loads(path.read_text(encoding="utf-8")):
+                content = record.pop("content")
+                if contents.setdefault(record["language"], content) == content:
+                    records.append(({"model": model.name} if model.name else {}) | record)
+    return records
 
 
 def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:
@@ -87,8 +103,8 @@ def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:
 @device_memory(
     "set config.train.remat=true, or lower config.train.batch_size, config.test_batch_size or config.data.max_length"
 )
-def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *, files_from: Path) -> Records:
-    """Trains with one seed, tests, exports; returns its scores. A seed that is done is not done again.
+def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *, files_from: Path) -> None:
+    """Trains with one seed, tests, exports. A seed that is done is not done again.
 
     Args:
       setup: the training.
@@ -98,13 +114,12 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
       files_from: the model's directory, whose tokenizer files go into the export.
     """
     params = trained(setup, pretrained, seed, directory)
-    records = test(setup, seed, directory, params)
+    test(setup, seed, directory, params)
     if jax.process_index() == 0 and not (directory / "export").exists():
         unfinished = directory / "export.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
         export(setup, pretrained, unfinished, params, files_from)
         unfinished.rename(directory / "export")
-    return records
 
 
 def trained(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
@@ -243,22 +258,21 @@ def score(setup: Setup, params: Any, test: TestSet) -> tuple[dict[str, Any], lis
     return setup.task.score(test.examples, predictions, test.language), predictions
 
 
-def test(setup: Setup, seed: int, directory: Path, params: Any) -> list[dict[str, Any]]:
-    """Scores of every test set, those of an earlier run of the same command included; and the predictions."""
+def test(setup: Setup, seed: int, directory: Path, params: Any) -> Records:
+    """The scores of every test set, measured or as an earlier run left them; writes them, and the predictions."""
     path = directory / "scores.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     records = []
     on_devices = None
     for test_set in setup.tests:
-        content = finetune_inputs.checksum(test_set.examples)
-        mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, content)]
+        mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, test_set.content)]
         if not mine:
             on_devices = setup.replicate(params) if on_devices is None else on_devices
             with _products(setup):
                 scores, predictions = score(setup, on_devices, test_set)
             mine = [
                 {"task": setup.config.task, "seed": seed, "language": test_set.language, "metric": metric,
-                 "value": round(found.value, 4), "count": found.count, "content": content}
+                 "value": round(found.value, 4), "count": found.count, "content": test_set.content}
                 for metric, found in scores.items()
             ]  # fmt: skip
             if jax.process_index() == 0:
@@ -269,7 +283,7 @@ def test(setup: Setup, seed: int, directory: Path, params: Any) -> list[dict[str
     if jax.process_index() == 0:
         tested = {test_set.language for test_set in setup.tests}
         report.write_records(path, [r for r in known if r["language"] not in tested] + records)
-    return [{name: value for name, value in record.items() if name != "content"} for record in records]
+    return records
 
 
 def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, files_from: Path) -> None:

@@ -6,14 +6,15 @@ Format: https://universaldependencies.org/format.html.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ppa_jax.data.text_files import Problem, read_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8  # columns
 COLUMNS = 10
+NONE = "_"  # what a column holds where nothing is known
 EXPECTED = "CoNLL-U has ten columns with tabs between, words numbered 1, 2, ... and a blank line after each sentence"
 _NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1-2) and empty nodes (1.1)
 
@@ -70,14 +71,18 @@ def _problem(rows: list[list[str]], words: list[int]) -> str | None:
     return None if words else "a sentence without words"
 
 
-def write(path: Path, sentences: Sequence[Sentence], trees: Sequence[tuple[Sequence[int], Sequence[str]]]) -> None:
-    """Writes the sentences with other trees: heads (0 is the root) and relations of the words.
+def write(path: Path, sentences: Sequence[Sentence], columns: Sequence[Mapping[int, Sequence[Any]]]) -> None:
+    """Writes the sentences with other values in some columns of their words; all else stays as it was read.
 
-    All else stays as it was read, but for the enhanced dependencies of words: they would be those of another tree.
+    Args:
+      path: the file.
+      sentences: as they were read.
+      columns: of each sentence, {column: a value for each word}.
     """
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        for sentence, (heads, relations) in zip(sentences, trees, strict=True):
+        for sentence, changes in zip(sentences, columns, strict=True):
             rows = [list(row) for row in sentence.rows]
-            for i, head, relation in zip(sentence.words, heads, relations, strict=True):
-                rows[i][HEAD], rows[i][DEPREL], rows[i][DEPS] = str(head), relation, "_"
+            for column, values in changes.items():
+                for i, value in zip(sentence.words, values, strict=True):
+                    rows[i][column] = str(value)
             file.writelines(f"{line}\n" for line in [*sentence.comments, *("\t".join(row) for row in rows), ""])

@@ -101,15 +101,17 @@ def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
         return found
     read = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
     if task == "parsing":
-        return [Example(example, _tree(example)) for example in read]
+        if bare := sum(not x.heads for x in read):
+            logging.warning("%s: skipped %d sentences without a tree", field, bare)
+        return [Example(example, _tree(example)) for example in read if example.heads]
     tagged = [Example(tagging.Example(x.words, x.upos, x.language), _tree(x)) for x in read if "_" not in x.upos]
     if len(tagged) < len(read):
         logging.warning("%s: skipped %d sentences with a word without UPOS", field, len(read) - len(tagged))
     return tagged
 
 
-def _tree(example: parsing.Example) -> Tree:
-    return Tree(example.heads, example.relations, example.upos)
+def _tree(example: parsing.Example) -> Tree | None:
+    return Tree(example.heads, example.relations, example.upos) if example.heads else None
 
 
 def derive(

@@ -16,9 +16,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
+from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import MASKED, EncoderConfig
 from ppa_jax.tasks import conllu
@@ -35,12 +37,12 @@ NO_RELATION = "dep"  # Universal Dependencies' relation where no better one is k
 
 
 class Example(NamedTuple):
-    """A sentence and its tree."""
+    """A sentence and its tree, or without one: to be parsed, neither trained on nor scored."""
 
     words: Sequence[str]
     upos: Sequence[str]
-    heads: Sequence[int]  # from 1; 0 is the root
-    relations: Sequence[str]
+    heads: Sequence[int]  # from 1; 0 is the root; empty where there is no tree
+    relations: Sequence[str]  # universal ones ("nmod" for "nmod:poss"); likewise
     language: str
     sentence: conllu.Sentence  # as it was read, to be written again
 
@@ -52,15 +54,15 @@ class Tree(NamedTuple):
     relations: list[str]
 
 
-def read(path: Path, *, language: str, field: str, subtypes: bool = False) -> list[Example]:
-    """The sentences of a CoNLL-U file, with universal relations ("nmod" for "nmod:poss") unless `subtypes`.
+def read(path: Path, *, language: str, field: str) -> list[Example]:
+    """The sentences of a CoNLL-U file. One whose column of heads is all "_" has no tree: it is for the parser to find.
 
     Sentences whose heads are no tree with one root are skipped and counted in the log.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
     sentences, problems = conllu.parse(conllu.blocks(path, field=field))
-    return _examples(sentences, problems, path, language=language, field=field, subtypes=subtypes)
+    return _examples(sentences, problems, path, language=language, field=field)
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -92,19 +94,18 @@ def _examples(
     *,
     language: str,
     field: str,
-    subtypes: bool = False,
 ) -> list[Example]:
     examples = []
     for sentence in sentences:
-        heads = [int(head) if head.isdecimal() else -1 for head in sentence.column(conllu.HEAD)]
-        relations = sentence.column(conllu.DEPREL)
-        if not is_tree(heads):
+        words, upos, column = map(sentence.column, (conllu.FORM, conllu.UPOS, conllu.HEAD))
+        heads = [int(head) if head.isdecimal() else -1 for head in column]
+        if set(column) == {conllu.NONE}:
+            examples.append(Example(words, upos, [], [], language, sentence))
+        elif is_tree(heads):
+            relations = [relation.partition(":")[0] for relation in sentence.column(conllu.DEPREL)]
+            examples.append(Example(words, upos, heads, relations, language, sentence))
+        else:
             problems.append(Problem(sentence.line, "the heads are no tree with one root"))
-            continue
-        if not subtypes:
-            relations = [relation.partition(":")[0] for relation in relations]
-        words, upos = sentence.column(conllu.FORM), sentence.column(conllu.UPOS)
-        examples.append(Example(words, upos, heads, relations, language, sentence))
     tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
     return examples
 
@@ -126,8 +127,11 @@ def is_tree(heads: Sequence[int]) -> bool:
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The relations of the training data, sorted."""
-    return tuple(sorted({relation for example in examples for relation in example.relations}))
+    """The relations of the training data, sorted. Raises UserError if it has no tree."""
+    found = {relation for example in examples for relation in example.relations}
+    if not found:
+        raise UserError("the training data has no trees; they stand in CoNLL-U's columns HEAD and DEPREL")
+    return tuple(sorted(found))
 
 
 def features(
@@ -137,7 +141,7 @@ def features(
 
     - `words`: 1 at [CLS] and at the first pieces of the window's words, which may be heads; IGNORE elsewhere.
     - `heads`: at the first piece of a word that the window decides, the token of its head (0, [CLS], for the root);
-      IGNORE elsewhere, and for a head outside of the window, which cannot be trained.
+      IGNORE elsewhere, for a head outside of the window, which cannot be trained, and in sentences without a tree.
     - `relations`: there, the number of the relation; IGNORE also for one that training did not have.
     """
     numbers = {label: i for i, label in enumerate(labels)}
@@ -147,7 +151,7 @@ def features(
         words, heads, relations = [IGNORE] * L, [IGNORE] * L, [IGNORE] * L
         for place in (0, *window.places):
             words[place] = 1
-        for word in window.own:
+        for word in window.own if examples[i].heads else []:
             head = examples[i].heads[word] - 1  # numbered as `own` is, from 0
             if head == -1 or 0 <= head - window.start < len(window.places):
                 heads[window.place(word)] = 0 if head == -1 else window.place(head)
@@ -329,19 +333,30 @@ def _circle(heads: np.ndarray) -> list[int]:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[Tree], language: str) -> dict[str, Score]:
-    """Words with the right head (UAS), and with the right relation too (LAS); of all words and without UPOS PUNCT."""
+    """Words with the right head (UAS), and with the right relation too (LAS); of all words and without UPOS PUNCT.
+
+    Sentences without a tree do not count; nothing is scored where there are no others.
+    """
     rows = [
         (head == gold, head == gold and relation == gold_relation, upos != "PUNCT")
         for example, tree in zip(examples, predictions, strict=True)
+        if example.heads
         for head, relation, gold, gold_relation, upos in zip(
             *tree, example.heads, example.relations, example.upos, strict=True
         )
     ]
+    if not rows:
+        logging.warning("%s: no sentence has a tree; the predictions are written, and not scored", language)
+        return {}
     uas, las, counts = np.array(rows).T
     tables = {"las": las, "uas": uas, "las_no_punct": las[counts], "uas_no_punct": uas[counts]}
     return {name: Score(100 * float(hits.mean()) if len(hits) else 0.0, len(hits)) for name, hits in tables.items()}
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Tree]) -> None:
-    """CoNLL-U as it was read, with the predicted trees (see `conllu.write`)."""
-    conllu.write(path, [example.sentence for example in examples], predictions)
+    """CoNLL-U as it was read, with the predicted trees; without enhanced dependencies, which were another tree's."""
+    columns = [
+        {conllu.HEAD: heads, conllu.DEPREL: relations, conllu.DEPS: [conllu.NONE] * len(heads)}
+        for heads, relations in predictions
+    ]
+    conllu.write(path, [example.sentence for example in examples], columns)

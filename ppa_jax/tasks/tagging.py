@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
@@ -27,7 +28,7 @@ from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import texts, windows
 
-SUFFIX: str = ".tsv"
+SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
 TRANSFORMERS = {
     "bert": ("ForTokenClassification", {"classifier": "classifier"}),
     "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),
@@ -36,6 +37,8 @@ _UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM
 UPOS = tuple(_UPOS.split(" "))
 
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first that is there counts
+
+_COMMENT = re.compile(r"#\s?[\w.:-]+\s*=")  # "# sent_id = 5", as in Universal NER
 
 _BILOU = {"U-": "S-", "L-": "E-"}
 
@@ -46,14 +49,16 @@ class Example(NamedTuple):
     """A sentence."""
 
     words: Sequence[str]
-    tags: Sequence[str]  # as many
+    tags: Sequence[str]  # as many; "_" where none is known: not trained, not scored
     language: str
+    sentence: conllu.Sentence | None = None  # of CoNLL-U: as it was read, to be written again
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The sentences of a file, whose layout is found out.
+    """The sentences of a file, whose layout is found out. "_" is no tag: it stands where none is known.
 
-    Sentences with a word that has no tag are skipped and counted in the log.
+    Rows without a word or a tag are skipped with their sentence, and counted in the log. In columns, comments of the
+    form "# name = value" are passed over.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
@@ -62,7 +67,8 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     is_conllu = first.count("\t") == conllu.COLUMNS - 1
     found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
     tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
-    return _checked([Example(words, tags, language) for words, tags in found], f"{field}: {path}")
+    where = f"{field}: {path}"
+    return _checked([Example(words, tags, language, sentence) for words, tags, sentence in found], where)
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -95,7 +101,7 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
 def _checked(examples: list[Example], where: str) -> list[Example]:
     """BILOU's names become IOBES's. Raises UserError where a tag of no entity stands among entities: which of the two
     scores is meant would hang on it."""
-    tags = {tag for example in examples for tag in example.tags}
+    tags = _all_tags(examples)
     entities = {tag for tag in tags if tag != "O" and _is_entity_tag(tag)}
     if entities and (odd := sorted(tag for tag in tags if not _is_entity_tag(tag))):
         raise UserError(
@@ -117,19 +123,12 @@ def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
     return Example([word for word, _ in pairs], [tag for _, tag in pairs], language) if pairs else "no words"
 
 
-_Tagged = tuple[list[str], list[str]]  # words, tags
+_Tagged = tuple[list[str], list[str], conllu.Sentence | None]  # words, tags
 
 
 def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
     sentences, problems = conllu.parse(blocks)
-    found = []
-    for sentence in sentences:
-        tags = sentence.column(conllu.UPOS)
-        if "_" in tags:
-            problems.append(Problem(sentence.line, "a word without UPOS"))
-        else:
-            found.append((sentence.column(conllu.FORM), tags))
-    return found, problems
+    return [(x.column(conllu.FORM), x.column(conllu.UPOS), x) for x in sentences], problems
 
 
 def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
@@ -137,24 +136,33 @@ def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagge
     problems = []
     columns = 0  # of the first row: a file has as many everywhere, and running text has not
     for start, block in blocks:
-        # A tab separates where there is one: words may hold spaces. A line that begins with "#" is a word here.
-        rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block]
+        # A tab separates where there is one: words may hold spaces. "#" may be a word, at the beginning of a line too.
+        lines = [line for line in block if not _COMMENT.match(line)]
+        rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in lines]
+        if not rows:
+            continue
         bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
         columns = columns or len(rows[0])
         if bad is not None or any(len(row) != columns for row in rows):
-            problems.append(Problem(start + (bad or 0), "a row that is not a word and its tag"))
+            line = block.index(lines[bad]) if bad else 0
+            problems.append(Problem(start + line, "a row that is not a word and its tag"))
         elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
-            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
+            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows], None))
     # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
-    prefixes = {word.partition(":")[0] if ":" in word else "" for words, _ in found for word in words}
+    prefixes = {word.partition(":")[0] if ":" in word else "" for words, *_ in found for word in words}
     if len(prefixes) == 1 and re.fullmatch("[a-z][a-z-]*", prefix := prefixes.pop()):
-        found = [([word[len(prefix) + 1 :] for word in words], tags) for words, tags in found]
+        found = [([word[len(prefix) + 1 :] for word in words], tags, None) for words, tags, _ in found]
     return found, problems
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The 17 universal parts of speech if there are no other tags; else the tags of the training data, sorted."""
-    tags = {tag for example in examples for tag in example.tags}
+    """The 17 universal parts of speech if there are no other tags; else the tags of the training data, sorted.
+
+    Raises UserError if no word has a tag.
+    """
+    tags = _all_tags(examples)
+    if not tags:
+        raise UserError("the training data has no tags; they stand in CoNLL-U's column UPOS, or after each word")
     return UPOS if tags <= set(UPOS) else tuple(sorted(tags))
 
 
@@ -166,7 +174,7 @@ def features(
     The other pieces, the words that another window decides, and tags that training did not have carry IGNORE.
     """
     numbers = {label: i for i, label in enumerate(labels)}
-    tags = {tag for example in examples for tag in example.tags} - {"O"}
+    tags = _all_tags(examples) - {"O"}
     if tags and not tags & {*numbers}:
         raise UserError(f"tags such as {min(tags)} were not trained, which were {', '.join(labels[:5])}, ...; "
                         "give files of one kind")  # fmt: skip
@@ -222,9 +230,14 @@ def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], lan
 
     Entities are what the gold tags are all of; a predicted tag of another kind is none. An entity is right if its first
     word, its last and its type are. A lone I- begins an entity. The count is that of the gold entities, for precision
-    that of the predicted.
+    that of the predicted. Words without a gold tag do not count; nothing is scored where there are no others.
     """
-    gold = [list(example.tags) for example in examples]
+    kept = [[tag != conllu.NONE for tag in example.tags] for example in examples]
+    if not any(chain(*kept)):
+        logging.warning("%s: no word has a gold tag; the predictions are written, and not scored", language)
+        return {}
+    gold = [list(compress(example.tags, known)) for example, known in zip(examples, kept, strict=True)]
+    predictions = [list(compress(tags, known)) for tags, known in zip(predictions, kept, strict=True)]
     if not all(_is_entity_tag(tag) for tag in chain(*gold)):
         pairs = list(zip(chain(*gold), chain(*predictions), strict=True))
         return {"accuracy": Score(100 * sum(a == b for a, b in pairs) / len(pairs), len(pairs))}
@@ -240,12 +253,23 @@ def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], lan
     return {name: Score(100 * float(value), n) for name, (value, n) in values.items()}
 
 
+def _all_tags(examples: Iterable[Example]) -> set[str]:
+    return {tag for example in examples for tag in example.tags} - {conllu.NONE}
+
+
 def _is_entity_tag(tag: str) -> bool:
     return tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-", *_BILOU)
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Sequence[str]]) -> None:
-    """word<TAB>gold<TAB>predicted, a blank line after each sentence: what conlleval reads, with tabs (-d)."""
+    """CoNLL-U as it was read with the predicted UPOS, under the name with .conllu, if that is what was read.
+
+    Else word<TAB>gold<TAB>predicted, a blank line after each sentence: what conlleval reads, with tabs (-d).
+    """
+    sentences = [example.sentence for example in examples if example.sentence is not None]
+    if len(sentences) == len(examples):
+        conllu.write(path.with_suffix(".conllu"), sentences, [{conllu.UPOS: tags} for tags in predictions])
+        return
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for example, tags in zip(examples, predictions, strict=True):
             rows = zip(example.words, example.tags, tags, strict=True)

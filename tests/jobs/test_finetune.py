@@ -48,14 +48,14 @@ def files(tmp_path_factory):
     return path
 
 
-def arguments(workdir, shelf, files, **fields):
+def arguments(workdir, shelf, files, config=CONFIG, **fields):
     given = {
         "init": shelf / "model", "dtype": "float32", "seeds": "0,1", "data.train": f"en={files}/train.en.tsv",
         "data.test": f"{files}/test.{{lang}}.tsv", "data.max_length": 32, "train.batch_size": 8, "train.epochs": 0,
         "train.steps": 6, "train.warmup": 0.1, "train.learning_rate": 1e-3, "test_batch_size": 8,
         "checkpoint.every": 2,
     } | fields  # fmt: skip
-    return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
+    return [f"--config={config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,42 @@ def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path
     fields = {"data.test": f"de={files}/test.de.tsv,fr={files}/test.es.tsv", "seeds": "1"}
     assert main(arguments(whole, shelf, files, **fields)) == 0
     scores = json.loads((whole / "scores.json").read_text())
-    assert [(r["seed"], r["language"]) for r in scores] == [(1, "de"), (1, "fr")]
+    assert [(r["seed"], r["language"]) for r in scores] == [
+        *((0, x) for x in ("de", "en", "es")), *((1, x) for x in ("en", "es", "de", "fr"))
+    ]  # fmt: skip
+    report = (whole / "report.md").read_text()
+    assert "| seeds | 0,1 |" in report and "| de |" in report and "| es |" not in report, "tested by this command"
+
+
+@pytest.mark.parametrize(
+    "name, metrics, written",
+    [
+        ("tagging", ["accuracy"], ["de.tsv", "ru.conllu"]),
+        ("parsing", ["las", "uas", "las_no_punct", "uas_no_punct"], ["de.conllu", "ru.conllu"]),
+        ("mlqa", ["f1", "em", "squad_f1", "squad_em"], ["de-en.json", "ru.json"]),
+    ],
+)
+def test_every_configuration(shelf, tmp_path, name, metrics, written):
+    """From training to scores and predictions; a test set without gold is answered all the same."""
+    raw = tmp_path / "raw"
+    words = ("\t".join([number, word, *"________"]) for number, word in (("1", "он"), ("2", "спит")))
+    raw.write_text("\n".join(["# sent_id = 1", *words, ""]))
+    if name == "mlqa":
+        question = {"id": "q", "question": "Кто спит?"}
+        raw.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Он спит.", "qas": [question]}]}]}))
+    german = "de/en" if name == "mlqa" else "de"
+    fields = {"data.train": "en=world:0-40", "data.test": f"{german}=world:90-99,ru={raw}", "seeds": "0",
+              "data.max_length": 96, "train.steps": 2}  # fmt: skip
+    config = CONFIG.with_name(f"{name}.py")
+    assert main(arguments(tmp_path / "run", shelf, None, config, **fields)) == 0
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert [(r["language"], r["metric"]) for r in scores] == [(german, metric) for metric in metrics]
+    assert sorted(path.name for path in (tmp_path / "run/seed-0/predictions").iterdir()) == written
+    if name != "mlqa":
+        rows = (tmp_path / "run/seed-0/predictions/ru.conllu").read_text().splitlines()[1:3]
+        assert [row.split("\t")[1] for row in rows] == ["он", "спит"]
+        column = {"tagging": 3, "parsing": 6}[name]
+        assert all(row.split("\t")[column] != "_" for row in rows)
 
 
 def test_the_task_of_the_documentation(shelf, tmp_path, error_line):

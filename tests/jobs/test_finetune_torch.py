@@ -30,15 +30,17 @@ def _compilation(compilation):
     return compilation
 
 
-def make_batch(task: str, labels) -> dict[str, np.ndarray]:
-    """Eight rows, full: transformers lets answers begin at padding, which no run of it does."""
-    rng = np.random.default_rng(0)
+def make_batch(task: str, labels, pad_id: int, seed: int) -> dict[str, np.ndarray]:
+    """Eight rows of 5 to 12 tokens. Those of questions are full: transformers lets answers begin at padding."""
+    rng = np.random.default_rng(seed)
     B, L = 8, 12
-    batch = {"ids": rng.integers(5, 64, (B, L)), "types": np.zeros((B, L), int), "mask": np.ones((B, L), int)}
+    lengths = np.full(B, L) if task == "qa" else rng.integers(5, L + 1, B)
+    mask = (np.arange(L) < lengths[:, None]).astype(int)
+    batch = {"ids": np.where(mask, rng.integers(5, 64, (B, L)), pad_id), "types": np.zeros((B, L), int), "mask": mask}
     if task == "nli":
         batch["label"] = rng.integers(0, len(labels), B)
     elif task == "tagging":
-        batch["labels"] = rng.integers(-1, len(labels), (B, L))
+        batch["labels"] = np.where(mask, batch["ids"] % (len(labels) + 1) - 1, -1)  # by the word: it can be learned
     else:
         batch |= {"start": rng.integers(0, 5, B), "end": rng.integers(5, L, B)}
     return {name: x.astype(np.int32) for name, x in batch.items()}
@@ -55,7 +57,7 @@ def torch_loss(model: Any, batch: dict[str, np.ndarray]) -> Any:
     return model(**given, labels=labels)
 
 
-def torch_curve(model: Any, batch: dict[str, np.ndarray], schedule: Any) -> list[float]:
+def torch_curve(model: Any, batches: list[dict[str, np.ndarray]], schedule: Any) -> list[float]:
     import torch
 
     decay = [p for n, p in model.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
@@ -68,7 +70,7 @@ def torch_curve(model: Any, batch: dict[str, np.ndarray], schedule: Any) -> list
         for group in adamw.param_groups:
             group["lr"] = float(np.asarray(schedule(t)))
         adamw.zero_grad()
-        loss = torch_loss(model, batch).loss
+        loss = torch_loss(model, batches[t % len(batches)]).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
@@ -79,7 +81,7 @@ def torch_curve(model: Any, batch: dict[str, np.ndarray], schedule: Any) -> list
 @pytest.mark.parametrize("model_type", MODELS)
 @pytest.mark.parametrize("task", TASKS)
 def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type, tiny, tmp_path):
-    """AdamW from the same weights on the same batch, no dropout; what comes out, through files, in transformers."""
+    """AdamW from the same weights on the same batches, no dropout; what comes out, through files, in transformers."""
     import torch
     import transformers
 
@@ -92,7 +94,8 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     for path, name in module.TRANSFORMERS[model_type][1].items():
         layer = theirs.get_submodule(name)
         head[path] = {"kernel": layer.weight.detach().numpy().T.copy(), "bias": layer.bias.detach().numpy().copy()}
-    batch = make_batch(task, labels)
+    batches = [make_batch(task, labels, theirs.config.pad_token_id, seed) for seed in range(4)]
+    batch = batches[0]
 
     network = finetune.Network(module, Encoder(pretrained.config), labels)
     schedule = optimizer.schedule(RATE, 0.1, STEPS)
@@ -103,12 +106,12 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     shardings = meshes.tree_shardings(jax.eval_shape(lambda: state), meshes.RULES["replicated"], mesh)
     step = finetune.make_step(network, module, adamw, mesh, shardings, dropout=False)
     ours = []
-    for _ in range(STEPS):
-        state, metrics = step(state, {name: jnp.asarray(x) for name, x in batch.items()})
+    for t in range(STEPS):
+        state, metrics = step(state, {name: jnp.asarray(x) for name, x in batches[t % len(batches)].items()})
         ours.append(float(metrics["loss"]))
-    curve = torch_curve(theirs, batch, schedule)
+    curve = torch_curve(theirs, batches, schedule)
     np.testing.assert_allclose(ours, curve, atol=1e-3)
-    assert curve[-1] < 0.9 * curve[0], "nothing was learned: the curves say little"
+    assert np.mean(curve[-4:]) < 0.9 * np.mean(curve[:4]), "nothing was learned: the curves say little"
 
     setup: Any = SimpleNamespace(task=module, labels=labels)
     finetune_run.export(setup, pretrained, tmp_path / "after", meshes.to_host(state.params), tmp_path / "before")
@@ -122,7 +125,8 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     outputs = network.apply(state.params, {name: jnp.asarray(x) for name, x in batch.items()})
     for name, x in outputs.items():
         logits = found.logits if name == "logits" else found[f"{name}_logits"]
-        np.testing.assert_allclose(x, logits.numpy(), atol=1e-4)
+        there = batch["mask"] == 1 if logits.shape[:2] == batch["mask"].shape else slice(None)  # of padding: nothing
+        np.testing.assert_allclose(x[there], logits.numpy()[there], atol=1e-4)
 
 
 def test_parameters_that_are_split_split_no_states():

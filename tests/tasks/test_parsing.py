@@ -1,4 +1,5 @@
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +39,9 @@ def sentence(heads, words=None, relations=None, upos=None):
 def read(tmp_path):
     """read(text) -> the examples of a file with this text."""
 
-    def read_text(text, **options):
+    def read_text(text):
         (tmp_path / "t.conllu").write_text(text)
-        return parsing.read(tmp_path / "t.conllu", language="es", field="data.test", **options)
+        return parsing.read(tmp_path / "t.conllu", language="es", field="data.test")
 
     return read_text
 
@@ -57,19 +58,23 @@ def test_words_heads_and_universal_relations(read):
     (example,) = read(CONLLU)
     assert example.words == ["vamos", "nos", "ya", "."] and example.heads == [0, 1, 1, 1]
     assert example.relations == ["root", "obj", "advmod", "punct"] and example.upos[3] == "PUNCT"
-    assert read(CONLLU, subtypes=True)[0].relations[1] == "obj:x"
     assert parsing.labels([example]) == ("advmod", "obj", "punct", "root")
 
 
 def test_written_as_read_but_for_the_tree(tmp_path, read):
     examples = read(CONLLU + CONLLU.replace("sent_id = 1", "sent_id = 2"))
     gold = [Tree([0, 1, 1, 1], ["root", "obj:x", "advmod", "punct"])] * 2
+    raw = read(re.sub(r"\t[01]\t(root|obj:x|advmod|punct)\t", "\t_\t_\t", CONLLU))
+    assert [(x.heads, x.relations) for x in raw] == [([], [])], "without a tree: for the parser to find"
     parsing.write(tmp_path / "p.conllu", examples, gold)
     expected = CONLLU
     for enhanced in ("0:root", "1:obj", "1:advmod", "1:punct"):
         expected = expected.replace(f"\t{enhanced}\t", "\t_\t")
     expected = expected.replace("2.1\tnada\t_\tX\t_\t_\t_\t_\t_\t_", "2.1\tnada\t_\tX\t_\t_\t_\t_\t1:obj\t_")
     assert (tmp_path / "p.conllu").read_text() == expected + expected.replace("sent_id = 1", "sent_id = 2")
+
+    parsing.write(tmp_path / "raw.conllu", raw, gold[:1])
+    assert (tmp_path / "raw.conllu").read_text() == expected
 
     parsing.write(tmp_path / "p.conllu", examples[:1], [Tree([3, 1, 0, 3], ["a", "b", "root", "c"])])
     (again,) = read((tmp_path / "p.conllu").read_text())
@@ -288,6 +293,17 @@ def test_dropout_goes_by_the_seeds(parser):
 
     assert (arcs(1) == arcs(1)).all()
     assert (arcs(1) != arcs(2))[arcs(1) != MASKED].all()
+
+
+def test_sentences_without_a_tree_are_neither_trained_nor_scored(tokenizer):
+    bare = sentence([0, 1])._replace(heads=[], relations=[])
+    (row,) = parsing.features([bare], tokenizer, 99, ("obj", "root"))
+    assert set(row.arrays["heads"]) == set(row.arrays["relations"]) == {IGNORE} and row.arrays["words"][:3] == [1] * 3
+    assert parsing.score([bare], [Tree([0, 1], ["root", "obj"])], "en") == {}
+    both = [Tree([0, 1], ["root", "obj"]), Tree([0], ["root"])]
+    assert parsing.score([bare, sentence([0])], both, "en")["las"] == (100.0, 1)
+    with pytest.raises(UserError, match="the training data has no trees"):
+        parsing.labels([bare])
 
 
 def test_attachment_scores_by_hand():

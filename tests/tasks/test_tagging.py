@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,8 @@ def tokenizer(tmp_path_factory, add_tokenizer):
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])
 def test_conllu_words_are_neither_multiword_tokens_nor_empty_nodes(read, end):
-    assert read(CONLLU + end) == [Example(["vamos", "nos", "de acá"], ["VERB", "PRON", "ADV"], "es")]
+    (found,) = read(CONLLU + end)
+    assert found[:3] == (["vamos", "nos", "de acá"], ["VERB", "PRON", "ADV"], "es")
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,7 @@ def test_conllu_words_are_neither_multiword_tokens_nor_empty_nodes(read, end):
         ("es:#\tO\nes::\tB-LOC\n\n\nes:es:a\tO\n\n", [["#", ":"], ["es:a"]]),
         ("es:a\tO\nb\tB-LOC\n\nes:c\tO\n", [["es:a", "b"], ["es:c"]]),
         ("-DOCSTART- -X- -X- O\n\n# NN X O\nb NN X B-LOC\n\nc NN X O\n", [["#", "b"], ["c"]]),
+        ("# sent_id = 1\n# text = # b\n#\tO\nb\tB-LOC\n\n# newdoc = x\n\nc\tO\n", [["#", "b"], ["c"]]),
     ],
 )
 def test_columns(read, text, words):
@@ -68,9 +72,25 @@ def test_columns(read, text, words):
 def test_sentences_without_a_tag_are_skipped_and_told(read, caplog):
     assert len(read("a\tX\n\nb\tX\nc\n\nd\t\n\ne\tX\n")) == 2
     assert "t.tsv: 2 of 4 skipped: a row that is not a word and its tag: 2 (first at line 4)" in caplog.text
-    caplog.clear()
-    assert len(read(CONLLU + "\n" + CONLLU.replace("ADV", "_"))) == 1
-    assert "a word without UPOS: 1 (first at line 9)" in caplog.text
+
+
+def test_words_without_a_tag_are_neither_trained_nor_scored(tmp_path, read, tokenizer):
+    """Raw CoNLL-U is tagged all the same, and written as it was read but for the tags."""
+    text = CONLLU + "\n"
+    raw = re.sub("VERB|PRON|ADV", "_", text)
+    partly, none = read(text.replace("PRON", "_") + raw)
+    assert tagging.score([partly, none], [["VERB", "X", "X"], ["X"] * 3], "es")["accuracy"] == (50.0, 2)
+    assert tagging.score([none], [["X"] * 3], "es") == {}
+    assert tagging.labels([partly]) == UPOS
+    rows = tagging.features([partly, none], tokenizer, 99, UPOS)
+    assert [sum(label != IGNORE for label in row.arrays["labels"]) for row in rows] == [2, 0]
+    with pytest.raises(UserError, match="the training data has no tags"):
+        tagging.labels([none])
+    entities = Example(["a", "b", "c"], ["B-A", "_", "O"], "en")
+    assert tagging.score([entities], [["B-A", "I-A", "O"]], "en")["f1"] == (100.0, 1)
+
+    tagging.write(tmp_path / "p.tsv", [none], [["VERB", "PRON", "ADV"]])
+    assert (tmp_path / "p.conllu").read_text() == text and not (tmp_path / "p.tsv").exists()
 
 
 @pytest.mark.parametrize(
