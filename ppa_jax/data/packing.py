@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ATTEMPTS = 8  # at packing: orders that are tried
 SEARCHED = 8192  # sequences of the blocks that a layout is made for
 FEW = 256  # sequences; more of them leave no gaps that another order would fill
+MANY = 16  # blocks, which are then packed all at once: on a pod each host packs those of all
 NARROWEST = 64  # few sentences would fill narrower rows
 
 
@@ -68,6 +69,40 @@ def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
         if starts is not None:
             return starts
     return None
+
+
+def pack_blocks(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
+    """`pack` of every block, [K, n]: the same places; None if one of them does not fit."""
+    if len(lengths) < MANY:
+        found = [pack(block, layout) for block in lengths]
+        return None if any(starts is None for starts in found) else np.array(found, np.int64)
+    if (lengths.sum(axis=1) > places(layout)).any():
+        return None
+    starts, fits = _best_fit_of_many(lengths, layout)
+    for k in np.flatnonzero(~fits):
+        again = pack(lengths[k], layout)
+        if again is None:
+            return None
+        starts[k] = again
+    return starts
+
+
+def _best_fit_of_many(lengths: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+    """(places [K, n], which blocks fit [K]) by best-fit decreasing: the k-th longest of all blocks at once."""
+    widths = np.repeat([width for _, width in layout], [rows for rows, _ in layout])
+    room = np.tile(widths, (len(lengths), 1))
+    place = np.tile(np.cumsum(widths) - widths, (len(lengths), 1))  # of the first free token of each row
+    starts, fits, blocks = np.zeros(lengths.shape, np.int64), np.ones(len(lengths), bool), np.arange(len(lengths))
+    for sequence in np.argsort(-lengths, axis=1, kind="stable").T:
+        n = lengths[blocks, sequence]
+        free = np.where(room >= n[:, None], room, np.iinfo(np.int64).max)
+        row = free.argmin(axis=1)  # of equals the first row, as in `_best_fit`
+        held = (n > 0) & (room[blocks, row] >= n)
+        fits &= held | (n == 0)
+        starts[blocks, sequence] = np.where(held, place[blocks, row], 0)
+        room[blocks, row] -= np.where(held, n, 0)
+        place[blocks, row] += np.where(held, n, 0)
+    return starts, fits
 
 
 def _best_fit(lengths: np.ndarray, order: np.ndarray, layout: Layout) -> np.ndarray | None:
@@ -202,8 +237,9 @@ class Shape:
 class Ladder:
     """Shapes from the usual one upwards: a batch takes the first that holds it.
 
-    Every step adds a thirty-second of the places, but at least a row, in rows that hold the longest sequence there can
-    be: so there is a shape for any batch.
+    The first step adds a thirty-second of the places, but at least a row, in rows that hold the longest sequence there
+    can be; every further one doubles what is added. So there is a shape for any batch, and whatever the data, a run
+    compiles few: six reach twice the base, and each one more adds as much as all before it.
 
     Attributes:
       base: the shape that is to hold nearly all batches; the step is then compiled once or twice in a run.
@@ -218,11 +254,12 @@ class Ladder:
     def at(self, level: int) -> Shape:
         """The shape of a level, from 0."""
 
+        base, times = self.base, 1 << level >> 1  # 0, 1, 2, 4, ...
+
         def higher(layout: Layout, width: int) -> Layout:
             rows = {w: r for r, w in layout}
-            rows[width] = rows.get(width, 0) + level * max(1, places(layout) // (32 * width))
+            rows[width] = rows.get(width, 0) + times * max(1, places(layout) // (32 * width))
             return tuple((r, w) for w, r in sorted(rows.items()) if r)
 
-        base = self.base
-        slots = base.slots + level * -(-base.slots // 32)
+        slots = base.slots + times * -(-base.slots // 32)
         return Shape(higher(base.query, self.query_width), higher(base.key, self.key_width), slots)

@@ -46,18 +46,23 @@ class Batch(NamedTuple):
     types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
 
 
-class Need(NamedTuple):
-    """What one block asks for, known before any text is read."""
+class Needs(NamedTuple):
+    """What the K = A * S blocks of a batch ask for, known before any text is read."""
 
-    query: np.ndarray  # [b] tokens
-    tlm: np.ndarray  # [T] tokens
-    key: np.ndarray  # [b] tokens
-    counts: np.ndarray  # [T] masked positions
+    query: np.ndarray  # [K, b] tokens
+    tlm: np.ndarray  # [K, T] tokens
+    key: np.ndarray  # [K, b] tokens
+    counts: np.ndarray  # [K, T] masked positions
 
     @property
     def encoded(self) -> np.ndarray:
-        """Tokens of all sequences of the query encoder."""
-        return np.concatenate([self.query, self.tlm])
+        """Tokens of all sequences of the query encoder, [K, b + T]."""
+        return np.concatenate([self.query, self.tlm], axis=1)
+
+    @property
+    def slots(self) -> int:
+        """Masked positions of the block that has most."""
+        return int(self.counts.sum(axis=1).max(initial=0))
 
 
 class Block(NamedTuple):
@@ -114,24 +119,17 @@ class PairBatches:
         key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
         steps = range(0, WINDOW, max(1, WINDOW * self.plan.batch_size // TRIED))
         tried = [self._needs(self.plan.batch(step)) for step in steps]
-        batches = [[need for row in needs for need in row] for needs in tried]
         base = Shape(
-            query=packing.find_layout([[need.encoded for need in blocks] for blocks in batches], widths),
-            key=packing.find_layout([[need.key for need in blocks] for blocks in batches], key_widths),
+            query=packing.find_layout([list(needs.encoded) for needs in tried], widths),
+            key=packing.find_layout([list(needs.key) for needs in tried], key_widths),
             # A shard without any slot still needs arrays of at least one.
-            slots=max(1, *(int(need.counts.sum()) for blocks in batches for need in blocks)),
+            slots=max(1, *(needs.slots for needs in tried)),
         )
         self.ladder = Ladder(base, widths[-1], key_widths[-1])
 
-    def _needs(self, plan: BatchPlan) -> list[list[Need]]:
-        """Of every block, [A][S], from the lengths alone."""
-        order = self.order()
-        lengths, joint = plan.lengths[order], self._joint(plan)[order]  # [A, S, b, 2], [A, S, b]
-        return [[self._need(lengths[a, s], joint[a, s]) for s in range(self.shards)] for a in range(self.accumulate)]
-
     def packed(self, plan: BatchPlan) -> tuple[Shape, list[list[Block]]]:
         """The first shape of the ladder that holds all blocks of a batch, and where their sequences lie in it."""
-        needs = [need for row in self._needs(plan) for need in row]
+        needs = self._needs(plan)
         level, shape = 0, self.ladder.base
         while (blocks := _pack(needs, shape)) is None:
             level += 1
@@ -152,13 +150,17 @@ class PairBatches:
         numbers = np.arange(self.plan.batch_size)
         return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
 
-    def _need(self, lengths: np.ndarray, joint: np.ndarray) -> Need:
-        first, second = lengths[:, 0], lengths[:, 1]
-        none = np.zeros(0, np.int64)
-        one = np.stack([first + second, np.zeros_like(first)], 1)
-        pieces = np.where(joint[:, None], one, lengths)[:, : self._sequences].reshape(-1) if self.tlm else none
-        special = np.where(joint[:, None], (3, 0), 2)[:, : self._sequences].reshape(-1) if self.tlm else none
-        return Need(
+    def _needs(self, plan: BatchPlan) -> Needs:
+        """Of every block, from the lengths alone."""
+        order = self.order().reshape(-1, plan.index.size // (self.accumulate * self.shards))
+        lengths, joint = plan.lengths[order], self._joint(plan)[order, None]  # [K, b, 2], [K, b, 1]
+        first, second = lengths[:, :, 0], lengths[:, :, 1]
+        K, n = len(order), self._sequences if self.tlm else 0
+        one = np.stack([first + second, np.zeros_like(first)], axis=2)
+        pieces = np.where(joint, one, lengths)[:, :, :n].reshape(K, -1)
+        special = np.where(joint, (3, 0), 2)[:, :, :n].reshape(K, -1)
+        none = np.zeros((K, 0), np.int64)
+        return Needs(
             query=first + 2 if self.contrast else none,
             tlm=pieces + special,
             key=second + 2 if self.contrast else none,
@@ -276,18 +278,16 @@ class PairBatches:
         return iter(batches)
 
 
-def _pack(needs: list[Need], shape: Shape) -> list[Block] | None:
+def _pack(needs: Needs, shape: Shape) -> list[Block] | None:
     """Where the sequences of each block lie in a shape; None if it does not hold one of them."""
-    if any(need.counts.sum() > shape.slots for need in needs):
+    if needs.slots > shape.slots:
         return None
-    blocks = []
-    for need in needs:
-        starts = packing.pack(need.encoded, shape.query)
-        key = None if starts is None else packing.pack(need.key, shape.key)
-        if starts is None or key is None:
-            return None
-        blocks.append(Block(starts[: len(need.query)], starts[len(need.query) :], key, need.counts))
-    return blocks
+    starts = packing.pack_blocks(needs.encoded, shape.query)
+    keys = None if starts is None else packing.pack_blocks(needs.key, shape.key)
+    if starts is None or keys is None:
+        return None
+    b = needs.query.shape[1]
+    return [Block(*block) for block in zip(starts[:, :b], starts[:, b:], keys, needs.counts, strict=True)]
 
 
 def _int32(*arrays: Any) -> list[np.ndarray]:

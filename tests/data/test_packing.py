@@ -74,12 +74,25 @@ def test_a_layout_holds_whole_batches(monkeypatch):
     assert sum(any(packing.pack(x, layout) is None for x in blocks) for blocks in many) <= 1
 
 
+@pytest.mark.parametrize("rows", [6, 5, 4])
+def test_many_blocks_at_once_lie_as_each_alone(rows):
+    """Those that fit in the first order, those that need another one, and those that never fit."""
+    lengths = np.random.default_rng(2).integers(0, 40, (40, 16))
+    layout = ((2, 32), (rows, 64))
+    alone = [packing.pack(block, layout) for block in lengths]
+    fits = [i for i, starts in enumerate(alone) if starts is not None]
+    assert (len(fits) == 40) == (packing.pack_blocks(lengths, layout) is not None)
+    together = packing.pack_blocks(lengths[np.resize(fits, 40)], layout)
+    np.testing.assert_array_equal(together, [alone[i] for i in np.resize(fits, 40)])
+
+
 def test_the_ladder_rises_in_rows_that_hold_the_longest():
     ladder = packing.Ladder(packing.Shape(((64, 64), (3, 128)), ((8, 64),), 100), query_width=256, key_width=128)
     assert ladder.at(0) == ladder.base
     assert ladder.at(2) == packing.Shape(((64, 64), (3, 128), (2, 256)), ((8, 64), (2, 128)), 108)
     many = packing.Ladder(packing.Shape(((640, 64),), ((64, 64),), 1), 64, 64)
     assert many.at(1) == packing.Shape(((660, 64),), ((66, 64),), 2)
+    assert many.at(6) == packing.Shape(((640 + 32 * 20, 64),), ((64 + 32 * 2, 64),), 33)
 
 
 class Words:
@@ -110,6 +123,18 @@ def test_a_batch_with_longer_sentences_than_any_before_has_a_shape(shards):
     step = next(t for t in range(2000) if late in batches.plan.batch(t).index)
     shape, _ = batches.packed(batches.plan.batch(step))
     assert shape.query[-1][1] == 256 and shape.key[-1][1] == 128
+
+
+def test_few_shapes_whatever_the_lengths():
+    """A corpus sorted by length, say: batches of all lengths there are, from the shortest to the longest."""
+    corpus = Words(np.full((4_000, 2), 8))
+    batches = PairBatches(
+        [corpus], plan.Plan([corpus.lengths], 32, 0), corpus, max_length=128, row_length=256, mask_rate=0.15
+    )
+    usual, shapes = batches.plan.batch(0), set()
+    for length in range(8, 127):
+        shapes.add(batches.packed(usual._replace(lengths=np.full_like(usual.lengths, length)))[0])
+    assert len(shapes) <= 1 + 1 + 5 + np.log2(126 / 8)  # the base; a thirty-second more; doubled up to 16 bases
 
 
 @pytest.mark.parametrize(("batch", "shards"), [(32, 1), (256, 8), (128, 1), (50, 1)])

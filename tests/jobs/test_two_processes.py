@@ -136,14 +136,16 @@ def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp
     assert_same(tmp_path, alone)
 
 
-def test_a_dead_process_ends_the_other(start, tmp_path):
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_process_ends_the_other(start, tmp_path, dead):
     processes = start(tmp_path, **{"train.steps": 2000})
     until_step(tmp_path, 3, processes)
-    processes[1].kill()
+    processes[dead].kill()
     began = time.monotonic()
-    status, said = wait(processes[0])
+    status, said = wait(processes[1 - dead])
     assert time.monotonic() - began < 120, said
-    # A collective that fails says so; of one that hangs JAX learns by the missing heartbeats, and aborts.
+    # A collective that fails says so; of one that hangs JAX learns by the missing heartbeats, and aborts. That the
+    # first process is gone, with the coordination service, it learns at once.
     assert status in (loop.LOST, -signal.SIGABRT) and "Traceback" not in said, said
     if status == loop.LOST:
         assert said.splitlines()[-1].startswith("error: another process of the run was lost")
