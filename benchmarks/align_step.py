@@ -4,9 +4,11 @@
 
 Prints one JSON line: s_per_step (median), real_tokens_per_s, pairs_per_s, nce, tlm, and besides: padding (share of the
 places for tokens), mfu (operations of real tokens a second over the matmul rate measured in the same run),
-matmul_gflops, compile_s, peak_memory_mib, input_s (to make a batch on one thread of the host: the job does so beside
-the step, and s_per_step leaves it out). Where the time before that goes is told on stderr. `lengths.npy` is int [n, 2],
-word pieces of both sides without special tokens. Needs jax, flax and optax alone.
+matmul_gflops, memory_gbs, compile_s, peak_memory_mib, input_s (to make a batch on one thread of the host: the job does
+so beside the step, and s_per_step leaves it out); and the floor of a step: floor_operations_s, those of real tokens at
+the matmul rate, and floor_bytes_s, the state read and written once at the memory's rate. Where the time before that
+goes is told on stderr. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens. Needs jax,
+flax, optax and jaxtyping alone.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--accumulate", type=int, default=1)
     p.add_argument("--device", default="", help="cpu, cuda or tpu; default: what there is")
     p.add_argument("--bf16", action="store_true")
+    p.add_argument("--compile", action="store_true", help="does nothing: here the step always is")
     p.add_argument("--remat", action="store_true")
     p.add_argument("--scan", action="store_true")
     p.add_argument("--profile", default="", help="a folder for a trace of two more steps, for xprof or Perfetto")
@@ -94,6 +97,19 @@ def matmul_rate(dtype: jnp.dtype) -> float:
         product(a, b).block_until_ready()
         seconds.append(time.perf_counter() - start)
     return 2 * m * k * n / min(seconds)
+
+
+def memory_rate() -> float:
+    """Bytes a second of the best of ten passes that read 256 MiB and write as many."""
+    x = jnp.ones(64 << 20, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    add(x).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        add(x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * x.nbytes / min(seconds)
 
 
 def main() -> None:
@@ -163,7 +179,7 @@ def main() -> None:
     input_s = (time.perf_counter() - start) / len(made)
     tell(f"{len(made)} batches")
     compiled: dict[tuple, object] = {}  # by shape: compiling is no part of a step
-    compile_s = 0.0
+    compile_s, state_bytes = 0.0, 0
     seconds, metrics = [], {}
     for t, batch in enumerate(made):
         shape = jax.tree.structure(batch), *(x.shape for x in jax.tree.leaves(batch))
@@ -172,8 +188,9 @@ def main() -> None:
             start = time.perf_counter()
             compiled[shape] = step.lower(state, on_device).compile()
             compile_s += time.perf_counter() - start
-            temporary = compiled[shape].memory_analysis().temp_size_in_bytes
-            tell(f"a shape is compiled: {temporary / 2**30:.1f} GiB of temporary memory")
+            sizes = compiled[shape].memory_analysis()
+            state_bytes = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            tell(f"a shape is compiled: {sizes.temp_size_in_bytes / 2**30:.1f} GiB of temporary memory")
         start = time.perf_counter()
         state, metrics = compiled[shape](state, on_device)
         metrics = jax.device_get(metrics)
@@ -188,7 +205,7 @@ def main() -> None:
             jax.block_until_ready(state)
     rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
     real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)
-    rate = matmul_rate(dtype)
+    rate, bandwidth = matmul_rate(dtype), memory_rate()
     operations = sum(batch_flops(config, batch, a.layers) for batch in made[1:])
     memory = devices.devices.flat[0].memory_stats() or {}
     peak = memory.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -201,6 +218,9 @@ def main() -> None:
         "padding": round(1 - real / places, 4),
         "mfu": round(operations / sum(seconds) / (rate * devices.size), 4),
         "matmul_gflops": round(rate / 1e9, 1),
+        "memory_gbs": round(bandwidth / 1e9, 1),
+        "floor_operations_s": round(operations / len(seconds) / (rate * devices.size), 4),
+        "floor_bytes_s": round(state_bytes / bandwidth, 4),
         "compiled": len(compiled),
         "compile_s": round(compile_s, 1),
         "input_s": round(input_s, 4),

@@ -1,9 +1,10 @@
-"""Runs two commands in turn and prints how many times faster the second is, with the spread.
+"""Runs two commands in turn and prints how many times as fast the second is, with the spread.
 
     python -m benchmarks.compare --rounds=3 "python peer.py --batch 32" "python -m benchmarks.align_step --batch 32"
 
-Each command prints, as its last line, a JSON object with the time under `--key`. Only ratios within a round are
-compared, so that a machine that is slower for a while is so for both.
+Each command prints, as its last line, a JSON object with a rate under `--key` (or a time, if the key is none of
+something per second). Only ratios within a round are compared, so that a machine that is slower for a while is so for
+both.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ def main() -> None:
     p.add_argument("first", help="the command to compare with")
     p.add_argument("second", help="the command whose advantage is printed")
     p.add_argument("--rounds", type=int, default=3)
-    p.add_argument("--key", default="s_per_step", help="a time: smaller is better")
+    p.add_argument("--key", default="pairs_per_s", help="..._per_s: more is better; any other: less is")
     a = p.parse_args()
     ratios = []
     for number in range(1, a.rounds + 1):
         first, second = (measure(command, a.key) for command in (a.first, a.second))
-        ratios.append(first[a.key] / second[a.key])
+        ratio = second[a.key] / first[a.key]
+        ratios.append(ratio if a.key.endswith("_per_s") else 1 / ratio)
         print(f"round {number}: {first[a.key]} and {second[a.key]}, ratio {ratios[-1]:.2f}", flush=True)
         print(f"  {json.dumps(first)}\n  {json.dumps(second)}", flush=True)
     print(json.dumps({

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from ppa_jax.interop import huggingface
 from ppa_jax.main import main
@@ -81,10 +82,13 @@ def alone(command, tmp_path_factory):
 
 
 def assert_same(workdir, alone):
-    """Losses of every step, and what comes out. Tolerance: float32 sums in another order, over 30 steps of AdamW."""
+    """Losses of every step, the queue, and what comes out. Tolerance: float32 sums in another order, over 30 steps."""
     found, expected = ([(r["step"], r["loss"]) for r in read_metrics(path)] for path in (workdir, alone))
     assert [step for step, _ in found] == list(range(STEPS))
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], rtol=1e-4)
+    queues = [flat(ocp.load(path / f"checkpoints/{STEPS}")["queue"]) for path in (workdir, alone)]
+    for one, other in zip(*queues, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
     ours, theirs = (huggingface.read(path / "export").params["encoder"] for path in (workdir, alone))
     for name in ours:
         for one, other in zip(*map(flat, (ours[name], theirs[name])), strict=True):
@@ -110,10 +114,10 @@ def until_step(workdir, step, processes):
     raise AssertionError("the run did not come so far")
 
 
-@pytest.mark.parametrize("form, model", [("interleaved", 1), ("interleaved", 2)])
-def test_two_processes_are_as_one(start, alone, tmp_path, form, model):
+@pytest.mark.parametrize("rules, model", [("fsdp", 1), ("tensor", 2)])
+def test_two_processes_are_as_one(start, alone, tmp_path, rules, model):
     """Neither their devices side by side along `data`, nor a data shard in one process alone, is needed."""
-    for process in start(tmp_path, form, **{"mesh.model": model}):
+    for process in start(tmp_path, "interleaved", **{"mesh.model": model, "mesh.rules": rules}):
         status, said = wait(process)
         assert status == 0, said
     assert_same(tmp_path, alone)
