@@ -1,11 +1,14 @@
 """Files that appear complete or not at all, and a full disk told in one line.
 
 A folder or array is written under another name and renamed at the end. A process killed meanwhile leaves only that
-other name, which the next one to write the same removes; of two processes that write a folder, the first one's stays.
+other name, which the next one to write the same removes. Of several processes that want the same, as those of one
+machine at the start of a run, one writes and the others wait for it; where the file system knows no locks all write,
+and the first one's stays.
 """
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -23,18 +26,35 @@ def publish(directory: Path, fill: Callable[[Path], None]) -> None:
     """Makes `directory` appear at once, with what `fill` writes into the empty folder it is given, or not at all."""
     with disk_errors(directory.parent):
         directory.parent.mkdir(parents=True, exist_ok=True)
-        work = _unfinished(directory)
-        work.mkdir()
-        try:
-            fill(work)
+        with _alone(directory):
+            if directory.is_dir():
+                return
+            work = _unfinished(directory)
+            work.mkdir()
             try:
-                work.rename(directory)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                logging.info("data: %s was prepared by another process meanwhile", directory)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+                fill(work)
+                try:
+                    work.rename(directory)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    logging.info("data: %s was prepared by another process meanwhile", directory)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Held by one at a time, of threads and of processes that see the file system; it ends with the process."""
+    with path.with_name(f".{path.name}.lock").open("w") as file:  # stays: to remove it would let two in
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.info("data: another process makes %s; waiting for it", path)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            logging.info("data: no locks beside %s (%s)", path, error)
+        yield
 
 
 def _unfinished(path: Path) -> Path:
@@ -75,9 +95,11 @@ def write_array(path: Path, rows: Iterable[np.ndarray], dtype: np.dtype, shape: 
 
     Written in order rather than through a memory map: on a full disk a write raises, a map kills the process.
     """
-    work = _unfinished(path)
     written = 0
-    with disk_errors(path.parent):
+    with disk_errors(path.parent), _alone(path):
+        if path.is_file():
+            return
+        work = _unfinished(path)
         try:
             with work.open("wb") as file:
                 header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

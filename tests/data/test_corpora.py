@@ -179,7 +179,7 @@ def test_report_names_sources_as_written_this_time(tmp_path, opened, monkeypatch
     opened(f"en-de={path}")
     monkeypatch.chdir(tmp_path)
     assert opened("en-de=a.tsv")[0].report[0]["source"] == "en-de=a.tsv"
-    assert len(list((tmp_path / "cache").iterdir())) == 2  # one corpus, one choice of pairs
+    assert len(list((tmp_path / "cache").glob("[!.]*"))) == 2  # one corpus, one choice of pairs
 
 
 def test_another_tokenizer_counts_anew(tmp_path, opened, tokenizer):
@@ -203,7 +203,7 @@ def test_no_usable_pair_says_why(tmp_path, opened):
     write(tmp_path / "b.tsv", [("a", "b"), ("a", "z")])
     with pytest.raises(UserError, match=r"b\.tsv: no usable pair; 2 read, .*no_pieces 1.* \(data\.min_pieces=3"):
         opened(f"en-de={tmp_path}/b.tsv", min_pieces=3)
-    assert not list((tmp_path / "cache").glob(".*")), "unfinished work is left behind"
+    assert not unfinished(tmp_path / "cache")
 
 
 def test_every_source_is_looked_at_before_the_first_is_prepared(tmp_path, opened):
@@ -213,6 +213,10 @@ def test_every_source_is_looked_at_before_the_first_is_prepared(tmp_path, opened
     with pytest.raises(UserError, match=r"m\.en has 2 lines but .*m\.de has 1"):
         opened(f"en-de={tmp_path}/a.tsv,en-de={tmp_path}/m")
     assert not (tmp_path / "cache").exists()
+
+
+def unfinished(cache):
+    return [path for path in cache.glob(".*") if path.suffix != ".lock"]
 
 
 def prepare_and_die(spec, cache):
@@ -239,12 +243,16 @@ def test_a_kill_while_preparing_leaves_nothing_half_read(tmp_path, opened):
     process = multiprocessing.get_context("spawn").Process(target=prepare_and_die, args=(spec, cache))
     process.start()
     process.join()
-    assert process.exitcode == 9 and len(list(cache.glob(".*"))) == 1
+    assert process.exitcode == 9 and len(unfinished(cache)) == 1
     assert len(opened(spec)[0]) == 20
-    assert not list(cache.glob(".*")), "what the killed process left is still there"
+    assert not unfinished(cache), "what the killed process left is still there"
 
 
-def test_two_processes_prepare_the_same(tmp_path, opened, monkeypatch):
+def test_two_processes_prepare_the_same_where_there_are_no_locks(tmp_path, opened, monkeypatch):
+    def flock(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("ppa_jax.data.cache.fcntl.flock", flock)
     (source,) = parse_pairs(f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}")
     write_dataset = prepare._write_dataset
 
@@ -255,7 +263,7 @@ def test_two_processes_prepare_the_same(tmp_path, opened, monkeypatch):
 
     monkeypatch.setattr(prepare, "_write_dataset", overtaken)
     assert prepare.prepare(source, Cleaning(), tmp_path / "cache").num_pairs == 1
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert len(list((tmp_path / "cache").glob("[!.]*"))) == 1
 
 
 @pytest.mark.parametrize(
