@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from ppa_jax.interop import huggingface
 from ppa_jax.main import main
 from ppa_jax.training import loop
+from ppa_jax.training.checkpoint import load_params
 from ppa_jax.training.metrics import read_metrics
 
 STEPS = 30
@@ -86,7 +86,7 @@ def assert_same(workdir, alone):
     found, expected = ([(r["step"], r["loss"]) for r in read_metrics(path)] for path in (workdir, alone))
     assert [step for step, _ in found] == list(range(STEPS))
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], rtol=1e-4)
-    queues = [flat(ocp.load(path / f"checkpoints/{STEPS}")["queue"]) for path in (workdir, alone)]
+    queues = [flat(load_params(path / f"checkpoints/{STEPS}")["queue"]) for path in (workdir, alone)]
     for one, other in zip(*queues, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
     ours, theirs = (huggingface.read(path / "export").params["encoder"] for path in (workdir, alone))
