@@ -46,14 +46,17 @@ def publish(directory: Path, fill: Callable[[Path], None]) -> None:
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Held by one at a time, of threads and of processes that see the file system; it ends with the process."""
-    with path.with_name(f".{path.name}.lock").open("w") as file:  # stays: to remove it would let two in
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.info("data: another process makes %s; waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            logging.info("data: no locks beside %s (%s)", path, error)
+            # It stays: to remove it would let two in.
+            file = stack.enter_context(path.with_name(f".{path.name}.lock").open("w"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logging.info("data: another process makes %s; waiting for it", path)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # the lock of another user, or a file system without locks
+            logging.info("data: no lock on %s (%s)", path, error)
         yield
 
 

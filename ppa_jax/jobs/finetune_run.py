@@ -56,17 +56,17 @@ def run(config: Config, workdir: str) -> int:
             for seed in finetune_inputs.seeds(config):
                 run_seed(setup, pretrained, seed, model.workdir / f"seed-{seed}", files_from=model.directory)
                 if jax.process_index() == 0:
-                    report.write_records(Path(workdir) / "scores.json", measured(opened))
+                    report.write_records(Path(workdir) / "scores.json", measured(Path(workdir), opened[0][1]))
     except loop.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return stopped.status
     if jax.process_index() == 0:
-        tested = opened[0][1].examples.test
-        records = [record for record in measured(opened) if record["language"] in tested]
+        records = asked([model.name for model, _ in opened], opened[0][1], measured(Path(workdir), opened[0][1]))
         path, table = task_report.write(
             Path(workdir),
             records,
-            facts=facts(opened) | {"seeds": ",".join(map(str, sorted({r["seed"] for r in records})))},
+            facts=facts(opened)
+            | {"seeds": ",".join(map(str, sorted({r["seed"] for r in records}))) or str(config.seeds)},
             sources=sources_table(opened[0][1]),
             trained=list(opened[0][1].examples.train),
         )
@@ -74,20 +74,33 @@ def run(config: Config, workdir: str) -> int:
     return 0
 
 
-def measured(opened: Sequence[tuple[Model, Setup]]) -> Records:
-    """The scores of all seeds that the models have in the workdir, and of all test sets, of earlier commands too.
+def measured(workdir: Path, setup: Setup) -> Records:
+    """The scores in a workdir: of all models, seeds and test sets, of this command and of earlier ones.
 
     Test sets of one name are those of this command; of others, the ones that the first of the seeds has.
     """
-    contents = {test_set.language: test_set.content for test_set in opened[0][1].tests}
+    contents = {test_set.language: test_set.content for test_set in setup.tests}
+    found = [path for depth in ("", "*/") for path in workdir.glob(f"{depth}seed-*/scores.json")]
+    seeds = [(path.parts[-3], int(path.parts[-2][5:]), path) for path in found if path.parts[-2][5:].isdecimal()]
     records = []
-    for model, _ in opened:
-        for path in sorted(model.workdir.glob("seed-*/scores.json"), key=lambda path: int(path.parent.name[5:])):
-            for record in json.loads(path.read_text(encoding="utf-8")):
-                content = record.pop("content")
-                if contents.setdefault(record["language"], content) == content:
-                    records.append(({"model": model.name} if model.name else {}) | record)
+    for _, _, path in sorted(seeds):
+        name = str(path.parent.parent.relative_to(workdir))
+        for record in json.loads(path.read_text(encoding="utf-8")):
+            content = record.pop("content")
+            if contents.setdefault(record["language"], content) == content:
+                records.append(({} if name == "." else {"model": name}) | record)
     return records
+
+
+def asked(models: Sequence[str], setup: Setup, records: Records) -> Records:
+    """What a command asks for: its models on its test sets, with all seeds that have been tested on these."""
+    found = []
+    for model in models:
+        own = [r for r in records if r.get("model", "") == model and r["language"] in setup.examples.test]
+        tested = {seed: {r["language"] for r in own if r["seed"] == seed} for seed in {r["seed"] for r in own}}
+        everything = set().union(*tested.values())
+        found += [r for r in own if tested[r["seed"]] == everything]
+    return found
 
 
 def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:

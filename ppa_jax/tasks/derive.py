@@ -61,9 +61,7 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
         path = Path(name).expanduser()
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         if name.startswith("world:") or kind == ".conllu":
-            found += [
-                Sentence(x.words, _tree(x)) for x in files.read(TASKS["parsing"], f"en={name}", field=field)[ENGLISH]
-            ]
+            found += [Sentence(x.words, _tree(x)) for x in _read_trees(name, field)]
         elif kind in _TAGGED:
             found += [Sentence(x.words) for x in files.read(TASKS["tagging"], f"en={name}", field=field)[ENGLISH]]
         else:
@@ -99,15 +97,24 @@ def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
                 f"{field}: {unlabelled} of {len(found)} pairs have no gold label; give files that have them"
             )
         return found
-    read = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
+    read = _read_trees(spec, field)
     if task == "parsing":
-        if bare := sum(not x.heads for x in read):
-            logging.warning("%s: skipped %d sentences without a tree", field, bare)
-        return [Example(example, _tree(example)) for example in read if example.heads]
+        if not read[0].heads:
+            raise UserError(f"{field}: no sentence has a tree; give CoNLL-U files with heads and relations")
+        return [Example(example, _tree(example)) for example in read]
     tagged = [Example(tagging.Example(x.words, x.upos, x.language), _tree(x)) for x in read if "_" not in x.upos]
     if len(tagged) < len(read):
         logging.warning("%s: skipped %d sentences with a word without UPOS", field, len(read) - len(tagged))
     return tagged
+
+
+def _read_trees(spec: str, field: str) -> list[parsing.Example]:
+    """The sentences of CoNLL-U: those with trees, or all where none has one."""
+    found = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
+    trees = [example for example in found if example.heads]
+    if trees and len(trees) < len(found):
+        logging.warning("%s: skipped %d sentences without a tree", field, len(found) - len(trees))
+    return trees or found
 
 
 def _tree(example: parsing.Example) -> Tree | None:

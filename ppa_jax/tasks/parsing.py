@@ -131,6 +131,8 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     found = {relation for example in examples for relation in example.relations}
     if not found:
         raise UserError("the training data has no trees; they stand in CoNLL-U's columns HEAD and DEPREL")
+    if bare := sum(not example.heads for example in examples):
+        logging.warning("%d of %d training sentences have no tree, and train nothing", bare, len(examples))
     return tuple(sorted(found))
 
 

@@ -1,8 +1,9 @@
 """Tagging: a label for each word. Parts of speech, or entities as IOB2.
 
 Read are CoNLL-U (the UPOS column), XTREME's word<TAB>tag, WikiANN's (Pan et al. 2017; Rahimi et al. 2019) with the
-language before each word ("en:word"), and the columns of CoNLL-2003 (word first, tag last). The classifier is that of
-BERT (Devlin et al. 2019), the label on each word's first piece, as there and in XTREME (Hu et al. 2020).
+language before each word ("en:word"), the columns of CoNLL-2003 (word first, tag last), and those of Universal NER
+(number, word, tag; what follows is not read). The classifier is that of BERT (Devlin et al. 2019), the label on each
+word's first piece, as there and in XTREME (Hu et al. 2020).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ UPOS = tuple(_UPOS.split(" "))
 
 _WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first that is there counts
 
-_COMMENT = re.compile(r"#\s?[\w.:-]+\s*=")  # "# sent_id = 5", as in Universal NER
+_COMMENT = re.compile(r"# ?([\w.:-]+( id)? = [^\t]*|newdoc|newpar)")  # before a sentence's words, as in CoNLL-U
 
 _BILOU = {"U-": "S-", "L-": "E-"}
 
@@ -53,12 +54,16 @@ class Example(NamedTuple):
     language: str
     sentence: conllu.Sentence | None = None  # of CoNLL-U: as it was read, to be written again
 
+    def __repr__(self) -> str:
+        """Without the sentence: checksums of examples go by it, and other comments are no other data."""
+        return f"Example(words={self.words!r}, tags={self.tags!r}, language={self.language!r})"
+
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
     """The sentences of a file, whose layout is found out. "_" is no tag: it stands where none is known.
 
-    Rows without a word or a tag are skipped with their sentence, and counted in the log. In columns, comments of the
-    form "# name = value" are passed over.
+    Rows without a word or a tag are skipped with their sentence, and counted in the log. In columns, comments before
+    the words, of the form "# name = value", are passed over.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
@@ -134,18 +139,24 @@ def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged
 def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
     found: list[_Tagged] = []
     problems = []
-    columns = 0  # of the first row: a file has as many everywhere, and running text has not
+    sentences = []  # (line of the first row, rows)
     for start, block in blocks:
-        # A tab separates where there is one: words may hold spaces. "#" may be a word, at the beginning of a line too.
-        lines = [line for line in block if not _COMMENT.match(line)]
-        rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in lines]
-        if not rows:
-            continue
+        # "#" may be a word, at the beginning of a line too. A tab separates where there is one: words may hold spaces.
+        first = next((i for i, line in enumerate(block) if not _COMMENT.fullmatch(line)), len(block))
+        rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block[first:]]
+        if rows:
+            sentences.append((start + first, rows))
+    numbered = all(
+        len(row) > 2 and row[0] == str(i) for _, rows in sentences for i, row in enumerate(rows, start=1)
+    )  # Universal NER
+    columns = 0  # of the first row: a file has as many everywhere, and running text has not
+    for start, rows in sentences:
+        if numbered:
+            rows = [row[1:3] for row in rows]
         bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
         columns = columns or len(rows[0])
         if bad is not None or any(len(row) != columns for row in rows):
-            line = block.index(lines[bad]) if bad else 0
-            problems.append(Problem(start + line, "a row that is not a word and its tag"))
+            problems.append(Problem(start + (bad or 0), "a row that is not a word and its tag"))
         elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
             found.append(([row[0] for row in rows], [row[-1].strip() for row in rows], None))
     # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
@@ -163,6 +174,8 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     tags = _all_tags(examples)
     if not tags:
         raise UserError("the training data has no tags; they stand in CoNLL-U's column UPOS, or after each word")
+    if bare := sum(set(example.tags) == {conllu.NONE} for example in examples):
+        logging.warning("%d of %d training sentences have no tags, and train nothing", bare, len(examples))
     return UPOS if tags <= set(UPOS) else tuple(sorted(tags))
 
 

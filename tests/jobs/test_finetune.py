@@ -183,6 +183,9 @@ def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch)
     assert "| two - one |" in report and "by Student's t" in report
     assert (tmp_path / "two/seed-1/export/model.safetensors").exists()
     assert not (tmp_path / "two/seed-1/checkpoints").exists()
+    assert main(arguments(tmp_path, shelf, files, init=f"two={other}", seeds="0")) == 0
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores, "what is not named stays"
+    assert "two - one" not in (tmp_path / "report.md").read_text()
 
 
 def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
@@ -307,7 +310,8 @@ def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path
         *((0, x) for x in ("de", "en", "es")), *((1, x) for x in ("en", "es", "de", "fr"))
     ]  # fmt: skip
     report = (whole / "report.md").read_text()
-    assert "| seeds | 0,1 |" in report and "| de |" in report and "| es |" not in report, "tested by this command"
+    assert "| seeds | 1 |" in report and "| **mean** |" in report, "that of the seed with both test sets"
+    assert "| de |" in report and "| es |" not in report, "tested by this command"
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,9 @@ def test_conllu_words_are_neither_multiword_tokens_nor_empty_nodes(read, end):
         ("es:#\tO\nes::\tB-LOC\n\n\nes:es:a\tO\n\n", [["#", ":"], ["es:a"]]),
         ("es:a\tO\nb\tB-LOC\n\nes:c\tO\n", [["es:a", "b"], ["es:c"]]),
         ("-DOCSTART- -X- -X- O\n\n# NN X O\nb NN X B-LOC\n\nc NN X O\n", [["#", "b"], ["c"]]),
-        ("# sent_id = 1\n# text = # b\n#\tO\nb\tB-LOC\n\n# newdoc = x\n\nc\tO\n", [["#", "b"], ["c"]]),
+        ("# sent_id = 1\n# text = # b\n#\tO\nb\tB-LOC\n\n# newdoc id = x\n\nc\tO\n", [["#", "b"], ["c"]]),
+        ("#a=b\tO\n# x = y\tB-LOC\n\nc\tO\n", [["#a=b", "# x = y"], ["c"]]),
+        ("# newdoc\n1\t#\tO\t-\ts\n2\tb\tB-LOC\tB-LOC#x\ts\n\n1\tc\tO\n", [["#", "b"], ["c"]]),
     ],
 )
 def test_columns(read, text, words):
