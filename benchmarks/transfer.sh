@@ -4,14 +4,15 @@
 #   benchmarks/transfer.sh MODELS DATA WORKDIR [TASK...]
 #
 # MODELS is "before=DIR,after=DIR,...", DATA holds ud, wikiann, nli_train, xnli, tydiqa_goldp, xquad and mlqa in the forms of
-# docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching, all by default. The same command goes
-# on where it stopped. From the environment: SEEDS (0,1,2), STEPS of training (200) and ITEMS of each test set (1000; 0:
-# all), which are what two CPU cores can do in some hours; XTREME's recipes are far longer.
+# docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching code_switching_sample, all by default
+# (the last takes the built-in sample and a model of its own). The same command goes on where it stopped. From the
+# environment: SEEDS (0,1,2), STEPS of training (200) and ITEMS of each test set (1000; 0: all), which are what two CPU cores
+# can do in some hours; XTREME's recipes are far longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODELS=${1:?give NAME=DIR,...} D=${2:?give the directory of the data} W=${3:?give a workdir}
 TASKS=("${@:4}")
-[[ ${#TASKS[@]} -gt 0 ]] || TASKS=(pos ner parsing nli qa code_switching)
+[[ ${#TASKS[@]} -gt 0 ]] || TASKS=(pos ner parsing nli qa code_switching code_switching_sample)
 PYTHON=${PYTHON:-python} SEEDS=${SEEDS:-0,1,2} STEPS=${STEPS:-200} ITEMS=${ITEMS:-1000}
 
 run() { # name, configuration, settings...
@@ -50,6 +51,21 @@ for task in "${TASKS[@]}"; do
       run translate_train xnli "${SPLIT[@]}"
       run translate_train_half_english xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0
       run translate_train_code_switched xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;
+    code_switching_sample)
+      $PYTHON -m ppa_jax.main --config=configs/ppa.py:demo_words --workdir="$W/sample_model"
+      train="" test=""
+      for lang in en de es ru zh; do
+        train+=",$lang=world:0-36000:describe" test+=",$lang=world:36000-40000:describe"
+        [[ $lang == en ]] || test+=",$lang/en=world:36000-40000:describe,en/$lang=world:36000-40000:describe"
+      done
+      sample() { # name, settings...
+        $PYTHON -m ppa_jax.main --config=configs/xnli.py:demo --workdir="$W/sample_$1" --config.align_first= \
+          --config.init="after=$W/sample_model/export" --config.seeds="$SEEDS" --config.train.steps=1200 \
+          --config.data.train="${train#,}" --config.data.test="${test#,}" "${@:2}"
+      }
+      sample translate_train
+      sample half_english --config.data.code_switch=pivot=en --config.data.switch_rate=0
+      sample code_switched --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;
     *) echo "unknown task: $task" >&2; exit 2 ;;
   esac
 done
