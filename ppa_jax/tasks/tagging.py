@@ -105,13 +105,15 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
 
 def _checked(examples: list[Example], where: str) -> list[Example]:
     """BILOU's names become IOBES's. Raises UserError where a tag of no entity stands among entities: which of the two
-    scores is meant would hang on it."""
+    scores is meant would hang on it; and where "_" stands for "O": nothing but entities would be trained and scored."""
     tags = _all_tags(examples)
     entities = {tag for tag in tags if tag != "O" and _is_entity_tag(tag)}
     if entities and (odd := sorted(tag for tag in tags if not _is_entity_tag(tag))):
         raise UserError(
             f"{where}: {odd[0]!r} is a tag of no entity, and others are ({min(entities)}); correct the file"
         )
+    if entities and "O" not in tags and any(conllu.NONE in example.tags for example in examples):
+        raise UserError(f"{where}: no word is 'O' and some are '_', which is no tag at all; write O outside of entities")
     if not any(tag[:2] in _BILOU for tag in tags):
         return examples
     return [x._replace(tags=[_BILOU.get(tag[:2], tag[:2]) + tag[2:] for tag in x.tags]) for x in examples]

@@ -126,6 +126,12 @@ def test_a_tag_of_no_entity_among_entities_is_refused(read):
         read("Ann\tB-PER\nran\t0\n")
 
 
+def test_an_underscore_in_place_of_o_is_refused(read):
+    """Else only entities would be trained, and scored."""
+    with pytest.raises(UserError, match="no word is 'O' and some are '_', which is no tag at all; write O outside"):
+        read("Ann\tB-PER\nran\t_\n")
+
+
 def test_bilou_is_read_as_iobes(read):
     (found,) = read("Ann\tB-PER\nLee\tL-PER\nin\tO\nBonn\tU-LOC\n")
     assert found.tags == ["B-PER", "E-PER", "O", "S-LOC"]
