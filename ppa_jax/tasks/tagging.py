@@ -113,7 +113,7 @@ def _checked(examples: list[Example], where: str) -> list[Example]:
             f"{where}: {odd[0]!r} is a tag of no entity, and others are ({min(entities)}); correct the file"
         )
     if entities and "O" not in tags and any(conllu.NONE in example.tags for example in examples):
-        raise UserError(f"{where}: no word is 'O' and some are '_', which is no tag at all; write O outside of entities")
+        raise UserError(f"{where}: no word is 'O' and some are '_', which is no tag at all; write O outside entities")
     if not any(tag[:2] in _BILOU for tag in tags):
         return examples
     return [x._replace(tags=[_BILOU.get(tag[:2], tag[:2]) + tag[2:] for tag in x.tags]) for x in examples]
