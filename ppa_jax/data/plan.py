@@ -6,7 +6,7 @@ Every process computes the same plan, for any number of devices; the position in
   window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
 - Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
 - Within a window the pairs are sorted by length and dealt out like cards, one of each length stratum to every share of
-  a batch (32 pairs where that divides it), the longest to the share that has the fewest tokens so far. Shares hold all
+  a batch (16 pairs where that divides it), the longest to the share that has the fewest tokens so far. Shares hold all
   lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of one
   static shape be full. Devices and accumulation steps get contiguous parts of a batch: whole shares as a rule, or parts
   of one, in which the order spreads the lengths.
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 WINDOW = 256  # batches
-VERSION = 2  # of what a batch of a step holds: a run does not go on with another one
+VERSION = 3  # of what a batch of a step holds: a run does not go on with another one
 
 
 class BatchPlan(NamedTuple):
@@ -68,9 +68,16 @@ def spread(n: int) -> np.ndarray:
 
 
 def share_of(batch_size: int) -> int:
-    """Pairs of a share: the largest divisor up to 32 or, where that is small, the whole batch."""
-    divisor = max(n for n in range(1, 33) if batch_size % n == 0)
-    return divisor if divisor >= 8 else batch_size
+    """Pairs of a share: the divisor next to 16, from 16 to 32 or else from 8; without one, or up to 32, the whole batch.
+
+    A device gets whole shares, of even size, so small ones keep many devices full; with fewer than 16 pairs the dealing
+    leaves larger differences between them.
+    """
+    if batch_size > 32:
+        for n in (*range(16, 33), *range(15, 7, -1)):
+            if batch_size % n == 0:
+                return n
+    return batch_size
 
 
 def deal(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:

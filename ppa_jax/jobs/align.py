@@ -34,7 +34,7 @@ from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, dictionary, masked_lm, masking
-from ppa_jax.training.mesh import Rules, tree_shardings
+from ppa_jax.training.mesh import Rules, path_name, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,15 +107,22 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
 
 
-def for_each_shard(table: jax.Array, mesh: Mesh) -> jax.Array:
-    """[V, D] -> [S, V, D]: one table for each data shard, which is the one that its devices have.
+def tables_for_shards(params: Any, mesh: Mesh) -> Any:
+    """`params` with word embeddings [S, V, D]: one table for each data shard, which is the one that its devices have.
 
-    Look-ups and predictions both train the word embeddings. With a table of its own a shard adds the two gradients up
-    before they are summed over the shards; with one for all, XLA sums each over the network, and this is the largest.
+    Look-ups and predictions both train the word embeddings, in each accumulation step. With a table of its own a shard
+    adds all those gradients up before they are summed over the shards; with one for all, XLA sums each over the
+    network, and this is the largest. A table that is stored split is gathered here, once.
     """
     spec = P("data", P.UNCONSTRAINED, P.UNCONSTRAINED)
-    tables = jnp.broadcast_to(table, (mesh.shape["data"], *table.shape))
-    return jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, spec))
+
+    def repeat(path: Any, x: jax.Array) -> jax.Array:
+        if path_name(path) != "encoder/embeddings/word_embeddings/embedding":
+            return x
+        tables = jnp.broadcast_to(x, (mesh.shape["data"], *x.shape))
+        return jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, spec))
+
+    return jax.tree_util.tree_map_with_path(repeat, params)
 
 
 def make_step(
@@ -184,7 +191,7 @@ def make_step(
             )  # over shards
             masked = draw(rows.ids, batch.sequences, batch.slots)
             rows = dataclasses.replace(rows, ids=masked.ids)
-        tables = for_each_shard(params["encoder"]["embeddings"]["word_embeddings"]["embedding"], mesh)
+        tables = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]  # of each shard
         words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
         seed, needed = jax.random.bits(query_seed), None if method.tlm_weight else method.layer
         hidden = encode(params["encoder"], rows, seed, types=batch.types, layers=needed, words=words)
@@ -223,21 +230,24 @@ def make_step(
         """Gradient and metrics of the whole batch, one accumulation step after the other."""
         masked_total = jnp.maximum(1, jnp.sum(batch.slots.rank >= 0)) if method.tlm_weight else 1
         run = jax.value_and_grad(losses, has_aux=True)
+        params, summed = jax.vjp(lambda params: tables_for_shards(params, mesh), state.params)
 
         def one(part):
-            (_, metrics), grads = run(state.params, queue, *part, state.step, step_key, masked_total)
+            (_, metrics), grads = run(params, queue, *part, state.step, step_key, masked_total)
             return grads, metrics
 
         parts: Any = batch, keys, jnp.arange(batch.rows.ids.shape[0])
         first = jax.tree.map(lambda x: x[0], parts)
         if len(parts[-1]) == 1:
-            return one(first)
+            grads, metrics = one(first)
+        else:
 
-        def add(total, part):
-            return jax.tree.map(jnp.add, total, one(part)), None
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, one(part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
-        return jax.lax.scan(add, zeros, parts)[0]
+            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
+            grads, metrics = jax.lax.scan(add, zeros, parts)[0]
+        return summed(grads)[0], metrics  # over the shards' tables
 
     def add_word_alignment(words: WordPairs, params, metrics, grads):
         """The loss of the dictionary and its gradient, once a step, whatever the batch."""

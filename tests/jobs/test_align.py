@@ -141,7 +141,7 @@ def reference(make):
 
 @pytest.mark.parametrize(
     "devices, model, accumulate, rules",
-    [(8, 1, 1, "replicated"), (8, 1, 1, "fsdp"), (4, 2, 1, "tensor"), (1, 1, 4, "replicated"), (2, 1, 2, "replicated")],
+    [(8, 1, 1, "replicated"), (8, 1, 1, "fsdp"), (4, 2, 1, "tensor"), (1, 1, 4, "replicated"), (4, 1, 2, "fsdp")],
 )
 def test_devices_rules_and_accumulation_change_nothing(make, reference, devices, model, accumulate, rules):
     """With dropout on: masks and dropout belong to the sequence, not to its place. Tolerance: float32 sums reordered,
@@ -425,6 +425,20 @@ def test_nothing_crosses_the_network_without_need(make):
     assert {size for size in found["all-reduce"] if size > BATCH * 4} <= gradients, "and a number for each pair"
     table = setting.state.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     assert found["all-reduce"].count(table.size * 4) == 1, "look-ups and predictions are summed before they are sent"
+
+
+@pytest.mark.parametrize("rules", ["replicated", "fsdp"])
+def test_accumulation_sends_the_word_embeddings_no_more_often(make, rules):
+    """Gathered before the loop over the parts where they are stored split; their gradient is summed after it."""
+    config = dataclasses.replace(CONFIG, vocab_size=2000)
+    table, sent = config.vocab_size * CONFIG.hidden_size * 4, {}
+    for accumulate in (1, 4):
+        setting = make(4, accumulate=accumulate, rules=rules, config=config, sized=config.vocab_size)
+        batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
+        found = collectives(setting.step.lower(setting.state, batch).compile().as_text())
+        sent[accumulate] = sorted(x for x in found if x.bytes >= table / 4)
+    assert sent[4] == sent[1] and all(x.turns == 1 for x in sent[1])
+    assert 1 <= len(sent[1]) <= (2 if rules == "fsdp" else 1), sent
 
 
 def test_a_loss_of_weight_zero_is_not_computed(make):

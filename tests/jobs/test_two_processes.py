@@ -71,7 +71,13 @@ def start(compilation, command, shelf):
         process.communicate()
 
 
-FIELDS = {"train.steps": STEPS, "checkpoint.every": 10, "train.learning_rate": 1e-4, "log.tensorboard": False}
+FIELDS = {
+    "train.steps": STEPS,
+    "checkpoint.every": 10,
+    "train.learning_rate": 1e-4,
+    "contrastive.queue_size": 8 * STEPS,  # all keys of a run: the queue's hashes say which sentences came, in order
+    "log.tensorboard": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +92,10 @@ def assert_same(workdir, alone):
     found, expected = ([(r["step"], r["loss"]) for r in read_metrics(path)] for path in (workdir, alone))
     assert [step for step, _ in found] == list(range(STEPS))
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], rtol=1e-4)
-    queues = [flat(load_params(path / f"checkpoints/{STEPS}")["queue"]) for path in (workdir, alone)]
-    for one, other in zip(*queues, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    queue, expected = (load_params(path / f"checkpoints/{STEPS}")["queue"] for path in (workdir, alone))
+    assert np.count_nonzero(expected["hashes"]) == 8 * STEPS
+    np.testing.assert_array_equal(queue["hashes"], expected["hashes"])  # no pair twice, none lost
+    np.testing.assert_allclose(queue["keys"], expected["keys"], atol=1e-4)
     ours, theirs = (huggingface.read(path / "export").params["encoder"] for path in (workdir, alone))
     for name in ours:
         for one, other in zip(*map(flat, (ours[name], theirs[name])), strict=True):
