@@ -17,7 +17,8 @@ Every process computes the same plan, for any number of devices; the position in
 from __future__ import annotations
 
 import dataclasses
-import functools
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def spread(n: int) -> np.ndarray:
 
 
 def share_of(batch_size: int) -> int:
-    """Pairs of a share: the divisor next to 16, from 16 to 32 or else from 8; without one, or up to 32, the whole batch.
+    """Pairs of a share: the divisor next to 16, from 16 to 32 or else from 8; without one, or up to 32, all of them.
 
     A device gets whole shares, of even size, so small ones keep many devices full; with fewer than 16 pairs the dealing
     leaves larger differences between them.
@@ -136,10 +137,11 @@ class Plan:
         sizes = np.array([len(x) for x in self.lengths], np.float64)
         weights = sizes ** (1.0 / self.temperature)
         self.probabilities = weights / weights.sum()
-        self._window = functools.lru_cache(maxsize=2)(self._make_window)
+        self._windows: dict[int, Future[BatchPlan]] = {}
+        self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="plan")
 
     def __reduce__(self) -> tuple:
-        # A worker process makes its own windows: their cache does not travel.
+        # A worker process makes its own windows: what is here does not travel.
         return Plan, (self.lengths, self.batch_size, self.seed, self.temperature, self.shuffle_sides)
 
     @property
@@ -158,7 +160,19 @@ class Plan:
     def batch(self, step: int) -> BatchPlan:
         """The batch of `step` (from 0)."""
         window, place = divmod(step, WINDOW)
-        return BatchPlan(*(x[place] for x in self._window(window)))
+        made = self._window(window, ahead=place >= WINDOW // 2).result()
+        return BatchPlan(*(x[place] for x in made))
+
+    def _window(self, number: int, *, ahead: bool) -> Future[BatchPlan]:
+        """A window, made once whatever the threads that ask for it; and the next one ahead of time, as one of large
+        batches takes a second, which their step would wait for."""
+        with self._lock:
+            for n in (number, number + 1)[: 1 + ahead]:
+                if n not in self._windows:
+                    self._windows[n] = self._thread.submit(self._make_window, n)
+            for n in [n for n in self._windows if abs(n - number) > 1]:
+                del self._windows[n]
+            return self._windows[number]
 
     def _make_window(self, window: int) -> BatchPlan:
         source, index = [], []

@@ -1,6 +1,7 @@
 """The plan: every pair once a pass, exact shares, balanced batches, the same from any step."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -117,6 +118,24 @@ def test_coins_are_fair_one_by_one_and_balance_each_share():
     assert equal.any(axis=1).all() and not equal.all(axis=1).any()
 
 
-@pytest.mark.parametrize(("batch", "share"), [(256, 16), (50, 25), (33, 11), (127, 127), (96, 16), (32, 32), (6, 6), (1, 1)])
+def test_each_window_is_made_once_and_ahead_of_its_batches(monkeypatch):
+    made, make_window = [], plan.Plan._make_window
+    monkeypatch.setattr(plan.Plan, "_make_window", lambda self, n: made.append(n) or make_window(self, n))
+    p = make()
+    p.batch(plan.WINDOW // 2 - 1)
+    assert made == [0]
+    p.batch(plan.WINDOW // 2)
+    steps = range(plan.WINDOW // 2, 2 * plan.WINDOW)
+    with ThreadPoolExecutor(4) as threads:
+        batches = list(threads.map(p.batch, steps))
+    p.batch(2 * plan.WINDOW)
+    assert made == [0, 1, 2]
+    other = make()
+    assert all(np.array_equal(b.index, other.batch(step).index) for step, b in zip(steps, batches, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "share"), [(256, 16), (50, 25), (33, 11), (127, 127), (96, 16), (32, 32), (6, 6), (1, 1)]
+)
 def test_shares_are_the_whole_batch_where_it_has_no_good_divisor(batch, share):
     assert plan.share_of(batch) == share
