@@ -73,11 +73,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--device", default="", help="cpu, cuda or tpu; default: what there is")
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--compile", action="store_true", help="does nothing: here the step always is")
+    p.add_argument("--full-head", action="store_true", help="refused: only masked positions reach the vocabulary here")
     p.add_argument("--remat", action="store_true")
     p.add_argument("--scan", action="store_true")
     p.add_argument("--profile", default="", help="a folder for a trace of two more steps, for xprof or Perfetto")
     p.add_argument("--seed", type=int, default=0)
-    return p.parse_args()
+    a = p.parse_args()
+    if a.full_head:
+        p.error("--full-head: there is none here, only masked positions reach the vocabulary; compare without it")
+    return a
 
 
 def matmul_rate(dtype: jnp.dtype) -> float:

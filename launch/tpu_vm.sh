@@ -3,7 +3,7 @@
 #
 #   export NAME=ppa ZONE=us-west4-a ACCELERATOR=v5litepod-16
 #   export MOUNT='mountpoint -q /mnt/ppa || { sudo apt-get install -qy nfs-common && sudo mkdir -p /mnt/ppa &&
-#     sudo mount 10.0.0.2:/ppa /mnt/ppa; }'
+#     sudo mount 10.0.0.2:/ppa /mnt/ppa && sudo chmod a+w /mnt/ppa; }'
 #   launch/tpu_vm.sh --config=configs/ppa.py --workdir=/mnt/ppa/runs/x --config.init=bert-base-multilingual-cased \
 #       --config.data.pairs=en-de=/mnt/ppa/en-de.tsv
 #
@@ -46,25 +46,37 @@ SPOT=${SPOT:-true}
 MOUNT=${MOUNT:-:}
 RESTARTS=${RESTARTS:-100}
 PAUSE=${PAUSE:-30}
-LOOKS=20 # at the request, that may fail
+FAILURES=20 # of calls about the request; a wrong project or zone never gets better
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 tpu() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
-on_all_hosts() { tpu tpu-vm ssh "$NAME" --worker=all --command="$1"; }
+# A host that is gone says nothing: ssh finds out by itself.
+on_all_hosts() {
+  tpu tpu-vm ssh "$NAME" --worker=all --command="$1" \
+    --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=6
+}
 
 # shellcheck disable=SC2317 # called by a trap
 stop() {
-  trap '' INT TERM
-  echo "$0: stopping; the run saves first" >&2
+  trap 'exit 130' INT TERM
+  echo "$0: stopping; the run saves first (once more: without waiting for it)" >&2
   on_all_hosts "bash ppa_jax/launch/tpu_host.sh stop" || true
   exit 130
 }
 
+# A call about the request did not succeed: it is made again.
+failed() {
+  if ((++failures > FAILURES)); then
+    echo "$0: $failures calls about $NAME failed; see the errors above" >&2
+    exit 1
+  fi
+}
+
 # Comes back when the machines are there, asking for them where that is needed.
 machines() {
-  local spot='' state unseen=0
+  local spot='' state failures=0
   if [[ $SPOT == true ]]; then spot=--spot; fi
   while true; do
     # Only an answer that there is none is one: a call that fails is made again, or paid machines would be asked for twice.
@@ -74,15 +86,10 @@ machines() {
       ACTIVE) return ;;
       ABSENT)
         tpu queued-resources create "$NAME" --node-id="$NAME" --accelerator-type="$ACCELERATOR" \
-          --runtime-version="$RUNTIME" ${spot:+"$spot"}
+          --runtime-version="$RUNTIME" ${spot:+"$spot"} || failed
         ;;
-      UNKNOWN) # a wrong project or zone never gets better
-        if ((++unseen > LOOKS)); then
-          echo "$0: $NAME could not be looked at $unseen times; see the errors above" >&2
-          exit 1
-        fi
-        ;;
-      SUSPENDED) tpu queued-resources delete "$NAME" --force --quiet ;; # preempted: its machines are gone
+      UNKNOWN) failed ;;
+      SUSPENDED) tpu queued-resources delete "$NAME" --force --quiet || failed ;; # preempted: its machines are gone
       FAILED)
         echo "$0: the request failed; see gcloud compute tpus queued-resources describe $NAME --zone=$ZONE" >&2
         exit 1
@@ -95,8 +102,8 @@ machines() {
 
 # Code and environment on every host; a host whose program is running is left alone.
 install() {
-  tpu tpu-vm scp "$scratch/ppa_jax.tar.gz" "$NAME:ppa_jax.tar.gz" --worker=all
-  on_all_hosts "bash ppa_jax/launch/tpu_host.sh running 2> /dev/null || {
+  tpu tpu-vm scp "$scratch/ppa_jax.tar.gz" "$NAME:ppa_jax.tar.gz" --worker=all &&
+    on_all_hosts "bash ppa_jax/launch/tpu_host.sh running 2> /dev/null || {
     mkdir -p ppa_jax && tar -xzf ppa_jax.tar.gz -C ppa_jax && bash ppa_jax/launch/tpu_host.sh install; }"
 }
 

@@ -1,9 +1,17 @@
-"""The one exception a user is meant to see."""
+"""The exceptions a user is meant to see."""
 
 
 class UserError(Exception):
     """A mistake in the input: configuration, files, checkpoints.
 
     The message is one line: the field or file (with its line number), what is wrong, and the way out. The command-line
-    entry points print it after `error: ` and exit with status 2, without a traceback.
+    entry points print it after `error: ` and exit with `status`, without a traceback.
     """
+
+    status = 2
+
+
+class NotYet(UserError):
+    """The input may be right: the same command may do in a moment, and the launchers start it again."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h

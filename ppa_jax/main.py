@@ -16,7 +16,7 @@ from pathlib import Path
 from ppa_jax import config as configs
 from ppa_jax.errors import UserError
 from ppa_jax.log_lines import answer
-from ppa_jax.training.loop import ended_with_the_others
+from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
 
 JOBS = {
@@ -69,7 +69,9 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
     try:
         with ended_with_the_others():
-            return importlib.import_module(JOBS[config.job]).run(config, workdir)
+            status = importlib.import_module(JOBS[config.job]).run(config, workdir)
+            wait_for_hosts("its files")  # JAX has less patience at the exit than a slow disk may want
+            return status
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):

@@ -176,6 +176,7 @@ def test_a_job_of_one_process_is_refused_before_machines_are_asked_for(script):
 GCLOUD = """#!/usr/bin/env bash
 # A cloud of one host, whose home is HOST. `states` holds what describe answers, the last one for ever.
 printf '%s %s\\n' "$3" "$4" >> "$HOST/gcloud"
+if [[ -f "$HOST/fails" && "$3 $4" == "$(< "$HOST/fails")" ]]; then rm "$HOST/fails"; exit 1; fi # once
 case "$3 $4" in
   "queued-resources describe")
     state=$(head -1 "$HOST/states")
@@ -200,10 +201,11 @@ esac
 def tpu(program, tmp_path):
     """Runs tpu_vm.sh against the cloud above."""
 
-    def run(*statuses, states=("ACTIVE",), **variables):
+    def run(*statuses, states=("ACTIVE",), fails="", **variables):
         host = tmp_path / "host"
         python = program(*statuses, folder=host / "ppa_jax" / ".venv" / "bin")
         (host / "states").write_text("".join(f"{state}\n" for state in states))
+        (host / "fails").write_text(fails)
         tools = executable(tmp_path / "bin" / "gcloud", GCLOUD).parent
         path = {"PATH": f"{tools}:{os.environ['PATH']}", "HOST": str(host), "ZONE": "z"}
         done = launch("tpu_vm.sh", path | variables)
@@ -232,6 +234,19 @@ def test_a_preempted_tpu_is_replaced_and_the_command_goes_on(tpu):
 def test_a_call_that_fails_asks_for_no_machines(tpu):
     status, made, asked = tpu(0, states=("503", "WAITING_FOR_RESOURCES", "503", "ACTIVE"))
     assert (status, made) == (0, [TPU_COMMAND]) and not [line for line in asked if "queued" in line]
+
+
+@pytest.mark.parametrize("call", ["queued-resources delete", "queued-resources create"])
+def test_a_call_that_fails_is_made_again(tpu, call):
+    states = ("SUSPENDED", "SUSPENDED", "ABSENT", "ABSENT", "ACTIVE")
+    status, made, asked = tpu(0, states=states, fails=call)
+    assert (status, made) == (0, [TPU_COMMAND]) and asked.count(call) == 2
+
+
+def test_no_old_code_runs_where_the_new_one_did_not_arrive(tpu):
+    status, made, asked = tpu(0, fails="tpu-vm scp")
+    assert (status, made) == (0, [TPU_COMMAND])
+    assert asked[:2] == ["tpu-vm scp"] * 2  # nothing was run on the host between them
 
 
 def test_a_request_that_can_never_be_looked_at_is_given_up(tpu):

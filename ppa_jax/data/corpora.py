@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.data import cache, prepare, sources
+from ppa_jax.data.mapped import from_name, to_name
 from ppa_jax.data.prepare import Prepared, RandomReader
 from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
@@ -94,18 +95,13 @@ class LanguagePair:
         return self._opened[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Files are opened again where they are needed, and memory maps travel by name, not by content.
-        state = {**self.__dict__, "_opened": {}}
-        for name in ("_rows", "lengths"):
-            if isinstance(state[name], np.memmap):
-                state[name] = str(state[name].filename)
-        return state
+        # Files are opened again where they are needed.
+        mapped = {name: to_name(getattr(self, name)) for name in ("_rows", "lengths")}
+        return {**self.__dict__, "_opened": {}, **mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for name in ("_rows", "lengths"):
-            if isinstance(state[name], str):
-                state[name] = np.load(state[name], mmap_mode="r")
         self.__dict__.update(state)
+        self._rows, self.lengths = from_name(self._rows), from_name(self.lengths)
 
 
 def open_pairs(

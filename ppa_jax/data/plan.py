@@ -19,9 +19,11 @@ from __future__ import annotations
 import dataclasses
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from ppa_jax.data.mapped import from_name, to_name
 
 WINDOW = 256  # batches
 VERSION = 3  # of what a batch of a step holds: a run does not go on with another one
@@ -142,7 +144,13 @@ class Plan:
 
     def __reduce__(self) -> tuple:
         # A worker process makes its own windows: what is here does not travel.
-        return Plan, (self.lengths, self.batch_size, self.seed, self.temperature, self.shuffle_sides)
+        return _plan_of, (
+            [*map(to_name, self.lengths)],
+            self.batch_size,
+            self.seed,
+            self.temperature,
+            self.shuffle_sides,
+        )
 
     @property
     def pairs(self) -> int:
@@ -206,3 +214,7 @@ class Plan:
             swap=swap,
             lengths=np.where(swap[..., None], pieces[..., ::-1], pieces),
         )
+
+
+def _plan_of(lengths: list[np.ndarray | str], *settings: Any) -> Plan:
+    return Plan([*map(from_name, lengths)], *settings)

@@ -224,6 +224,28 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
     return list(map(capitalised, dictionaries)) if given.capitalised else dictionaries
 
 
+def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePair]:
+    """The corpora of `data`, prepared if they are not in the cache yet, which may take long."""
+    return corpora.open_pairs(
+        config.data.pairs,
+        tokenizer,
+        cache_dir=config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax"),
+        min_pieces=config.data.min_pieces,
+        max_pair_pieces=config.data.max_pair_pieces,
+        max_length=config.data.max_length,
+        max_characters=config.data.max_characters,
+        skip_lines=config.data.skip_lines,
+        drop_identical=config.data.drop_identical,
+        drop_duplicates=config.data.drop_duplicates,
+    )
+
+
+def prepare(config: Config) -> None:
+    """Prepares the corpora that are not in the cache: before hosts are connected, as a signal ends it at once then."""
+    if not jax.distributed.is_initialized():
+        open_pairs(config, load_tokenizer(hub.resolve(config.init)))
+
+
 def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     planned = plan.devices(config.plan) if config.plan else None
@@ -238,19 +260,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     method = make_method(config, pretrained, tokenizer)
     dictionaries = read_word_alignment(config)
 
-    cache = config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
-    pairs = corpora.open_pairs(
-        config.data.pairs,
-        tokenizer,
-        cache_dir=cache,
-        min_pieces=config.data.min_pieces,
-        max_pair_pieces=config.data.max_pair_pieces,
-        max_length=config.data.max_length,
-        max_characters=config.data.max_characters,
-        skip_lines=config.data.skip_lines,
-        drop_identical=config.data.drop_identical,
-        drop_duplicates=config.data.drop_duplicates,
-    )
+    pairs = open_pairs(config, tokenizer)
     logging.info("corpora:\n%s", corpora.describe(pairs))
     order = Plan(
         [pair.lengths for pair in pairs],

@@ -38,6 +38,8 @@ def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     align_inputs.validate(config)
     if config.mesh.distributed:
+        if config.init:
+            align_inputs.prepare(config)
         loop.initialize_hosts()
     try:
         if not config.init:
@@ -175,7 +177,7 @@ def evaluate(run: align_inputs.Run, params: Any, step: int) -> None:
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
     models = scores.kept(kept(run))
-    if any(score.task == task for score in models.get(moment, ())):
+    if loop.as_first(any(score.task == task for score in models.get(moment, ()))):
         return
     measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, run.requests, task=task)
     models[moment] = models.get(moment, []) + measured

@@ -44,7 +44,7 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
     the alignment.
     """
     random, trained = workdir / "new_model" / "random", workdir / "new_model" / "run"
-    if not (trained / "report.md").exists():  # written last
+    if not loop.as_first((trained / "report.md").exists()):  # written last
         if jax.process_index() == 0:
             make_random(config, random)
         loop.wait_for_hosts("a new model")

@@ -15,7 +15,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import NotYet, UserError
 
 CHECKSUMS = "checksums.json"
 NONE = -1  # in place of a step
@@ -39,7 +39,7 @@ def remove_unfinished(directory: epath.Path) -> None:
 def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
     """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
 
-    The same on all processes. Raises UserError where they do not see the same steps, or all are damaged.
+    The same on all processes. Raises UserError where all are damaged, NotYet where they do not see the same steps.
     """
     steps = finished_steps(directory)
     unfinished = [p.name for p in directory.iterdir() if p.name.isdigit() and int(p.name) not in steps]
@@ -99,13 +99,13 @@ def damage(path: epath.Path) -> str | None:
 
 
 def _damaged_on(step: int, is_damaged: bool) -> np.ndarray:
-    """Which processes found a step damaged, [processes]. Raises UserError if others look at another step or at none."""
+    """Which processes found a step damaged, [processes]. Raises NotYet if others look at another step or at none."""
     if jax.process_count() == 1:
         return np.array([is_damaged])
     steps, damaged = np.asarray(multihost_utils.process_allgather(np.array([step, is_damaged], np.int32))).T
     if (steps != step).any():
         told = ", ".join("none" if seen == NONE else str(seen) for seen in steps)
-        raise UserError(
+        raise NotYet(
             f"the processes see different checkpoints in the workdir ({told}): its file system has not shown all of it "
             "to each of them yet; start again in a moment"
         )

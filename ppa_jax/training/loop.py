@@ -24,12 +24,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import NotYet, UserError
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
 
-LOST = 75  # exit status when another host is lost: try again (sysexits.h's EX_TEMPFAIL)
+LOST = NotYet.status  # exit status when another host is lost
+PATIENCE = 3600  # seconds for all hosts to come, some of which may prepare their corpora first
 PROFILED = 5  # steps
 PROFILED_FROM = 10  # steps after the start, when compilation is over
 
@@ -167,6 +168,7 @@ class Loop:
             if done == steps.stop or signum or evaluate or self.checkpoints.due(done):
                 self._read(*pending, progress)
                 pending = None
+                self.writer.sync()
                 self.checkpoints.save(done, state, force=done == steps.stop or bool(signum))
             if signum:
                 self.checkpoints.wait()
@@ -248,15 +250,28 @@ def count_parameters(tree: Any) -> int:
 def initialize_hosts() -> None:
     """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who.
 
-    Once: a job that is part of another finds them connected.
+    Once: a job that is part of another finds them connected. From here on SIGTERM is JAX's, which is asked about it
+    between steps only (StopSignal). Where some never come JAX aborts, with status 134.
     """
     if jax.distributed.is_initialized():
         return
+    where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
+    logging.info("waiting for the other processes of the run; %s", where)
     try:
-        jax.distributed.initialize()
-    except (ValueError, RuntimeError) as error:
-        where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
+        jax.distributed.initialize(initialization_timeout=PATIENCE)
+    except ValueError as error:
         raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+    except RuntimeError as error:
+        raise NotYet(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+
+
+def as_first(answer: bool) -> bool:
+    """The answer of process 0, on all of them: for what each reads from a disk that may show it later to some."""
+    if jax.process_count() == 1:
+        return answer
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
 
 
 @contextlib.contextmanager

@@ -96,6 +96,14 @@ class MetricWriter:
                 raise OSError(None, "no space left on the device")
         except OSError as error:
             raise _unwritable(self._path, error) from error
+        self._log_elsewhere(step, numbers)
+
+    def sync(self) -> None:
+        """Has the lines so far written for good: a bucket that is mounted gets them at this moment only."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def _log_elsewhere(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._tensorboard:
             if self._board is None:
                 from tensorboardX import SummaryWriter

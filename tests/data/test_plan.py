@@ -62,6 +62,17 @@ def test_languages_are_drawn_by_size_to_the_power_of_one_over_t():
     assert np.allclose(flat.probabilities, [700 / 790, 90 / 790])
 
 
+def test_lengths_in_a_file_travel_by_its_name(tmp_path):
+    lengths = make(sizes=(5000,)).lengths[0]
+    np.save(tmp_path / "lengths.npy", lengths)
+    mapped = np.load(tmp_path / "lengths.npy", mmap_mode="r")
+    for table, small in ((mapped, True), (mapped[:4000], False)):  # a part of a file has no name
+        p = plan.Plan([table], 8, 0)
+        packed = pickle.dumps(p)
+        assert (len(packed) < 1000) == small
+        assert np.array_equal(pickle.loads(packed).batch(3).index, p.batch(3).index)
+
+
 def test_a_step_is_the_same_asked_alone_and_in_order():
     walked = make()
     for step in range(100):

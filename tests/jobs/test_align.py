@@ -141,7 +141,14 @@ def reference(make):
 
 @pytest.mark.parametrize(
     "devices, model, accumulate, rules",
-    [(8, 1, 1, "replicated"), (8, 1, 1, "fsdp"), (4, 2, 1, "tensor"), (1, 1, 4, "replicated"), (4, 1, 2, "fsdp")],
+    [
+        (8, 1, 1, "replicated"),
+        (8, 1, 1, "fsdp"),
+        (4, 2, 1, "tensor"),
+        (1, 1, 4, "replicated"),
+        (2, 1, 2, "replicated"),
+        (4, 1, 2, "fsdp"),
+    ],
 )
 def test_devices_rules_and_accumulation_change_nothing(make, reference, devices, model, accumulate, rules):
     """With dropout on: masks and dropout belong to the sequence, not to its place. Tolerance: float32 sums reordered,

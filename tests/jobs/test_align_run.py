@@ -246,6 +246,12 @@ def test_a_run_of_8_devices_continues_on_fewer(whole, halfway, command, tmp_path
     np.testing.assert_allclose(losses[0][6:], losses[1][6:], rtol=1e-4)
 
 
+def test_processes_make_the_same_batches(whole, halfway, command, tmp_path):
+    workdir = shutil.copytree(halfway, tmp_path / "run")
+    assert main(command(workdir, {"data.workers": 2})) == 0
+    assert_same_params(workdir, whole.workdir)
+
+
 def test_a_damaged_newest_checkpoint_falls_back(whole, halfway, command, tmp_path, capsys):
     workdir = shutil.copytree(halfway, tmp_path / "run")
     largest = max((workdir / "checkpoints/6").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
