@@ -3,10 +3,11 @@
     make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp,tensor
 
 Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
-best; fails if a quarter of the queue or more crosses the network in anything but a sum. Batch 4,096,
-queue 65,536, bfloat16, packed rows of 256 tokens. Compiling grows with the layers: with --layers=2,4 the step is
-compiled at both depths, and the whole model is told by a straight line through them. Needs libtpu: installed, or its
-libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` sees to it).
+best, or that the compiler finds that it does not fit; fails if a quarter of the queue or more crosses the network in
+anything but a sum. Batch 4,096, queue 65,536, bfloat16, packed rows of 256 tokens. With two numbers of layers, the step is
+compiled at both depths, and the whole model is told by a straight line through them: what each layer wants, where the
+compiler itself computes again what would not fit. Needs libtpu: installed, or its libtpu.so in TPU_LIBRARY_PATH
+(`make tpu-compile` sees to it).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import sys
 import time
 
@@ -107,6 +109,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     return {
         "state and batch": held / mib,
         "temporary": memory.temp_size_in_bytes / mib,
+        "peak": memory.peak_memory_in_bytes / mib,
         **{kind: sum(x.bytes * x.turns for x in moved if x.kind == kind) / mib for kind in KINDS},
         "sent": sum(x.sent for x in moved) / mib,
         "largest of no gradient": max((x.bytes for x in moved if "reduce" not in x.kind), default=0) / mib,
@@ -141,13 +144,22 @@ def main() -> int:
     rows, status = [], 0
     cells = [(m, s, r) for m in a.models.split(",") for s in a.slices.split(",") for r in a.rules.split(",")]
     for model, slice_shape, rules in cells:
-        x = whole(MODELS[model], slice_shape, rules, a)
+        try:
+            x = whole(MODELS[model], slice_shape, rules, a)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            wanted = re.search(r"[\d.]+[MG]\w*", str(error).split("required", 1)[-1])
+            rows.append([model, f"{slice_shape}, {rules}", f"does not fit: {wanted[0] if wanted else error}"])
+            print("; ".join(rows[-1]), file=sys.stderr, flush=True)
+            continue
         rows.append([
             model,
             f"{slice_shape}, {rules}",
             f"{x['state and batch']:,.0f}",
             f"{x['temporary']:,.0f}",
             f"{x['state and batch'] + x['temporary']:,.0f}",
+            f"{x['peak']:,.0f}",
             *(f"{x[kind]:,.1f}" for kind in KINDS),
             f"{x['sent']:,.0f}",
             f"{1e3 * x['sent'] * 2**20 / LINK / links(slice_shape):,.1f}",
@@ -163,13 +175,14 @@ def main() -> int:
         "MiB: state and batch",
         "temporary",
         "in all",
+        "peak",
         *KINDS,
         "sent",
         "ms: links",
         "ms: products",
         "s: compiling",
     )
-    print(markdown.table(("", "slice, rules", *counts), rows))
+    print(markdown.table(("", "slice, rules", *counts), [row + [""] * (2 + len(counts) - len(row)) for row in rows]))
     return status
 
 
