@@ -4,7 +4,7 @@
 
 Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
 best, or that the compiler finds that it does not fit; fails if a quarter of the queue or more crosses the network in
-anything but a sum. Batch 4,096, queue 65,536, bfloat16, packed rows of 256 tokens. With two numbers of layers, the step is
+anything but a sum. Batch 4,096, queue 65,536, bfloat16, packed rows of 256 tokens. With two numbers of layers, it is
 compiled at both depths, and the whole model is told by a straight line through them: what each layer wants, where the
 compiler itself computes again what would not fit. Needs libtpu: installed, or its libtpu.so in TPU_LIBRARY_PATH
 (`make tpu-compile` sees to it).
