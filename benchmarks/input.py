@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,13 +22,14 @@ import numpy as np
 
 from ppa_jax import config as configs
 from ppa_jax.jobs import align_inputs, align_run
+from ppa_jax.log_lines import answer
 from ppa_jax.main import parse
 
 FIRST = 10  # batches that only fill the pipeline
 
 
-def main() -> None:
-    """Prints the JSON line."""
+def main() -> int:
+    """Prints the JSON line; returns the exit status."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--steps", type=int, default=300)
     p.add_argument("--own_shards", type=int, default=0, help="of the batch; 0: all of this process")
@@ -42,11 +44,13 @@ def main() -> None:
             batches.own_shards = range(a.own_shards)
         seconds, tokens = [], 0
         begun = time.perf_counter()
-        for i, batch in enumerate(batches.iterate(0, FIRST + a.steps, workers=config.data.workers)):
+        made = batches.iterate(0, FIRST + a.steps, workers=config.data.workers)
+        for i, batch in enumerate(made):
             jax.block_until_ready(jax.device_put(batch))
             seconds.append(time.perf_counter() - begun)
             begun = time.perf_counter()
             tokens += align_run.count_tokens(batch)[0] if i >= FIRST else 0
+        getattr(made, "close", lambda: None)()  # ends the processes
     seconds = np.array(seconds[FIRST:])
     pairs = config.train.batch_size * len(batches.own_shards) / batches.shards
     print(json.dumps({
@@ -59,7 +63,8 @@ def main() -> None:
         "own_shards": len(batches.own_shards),
         "workers": config.data.workers,
     }))  # fmt: skip
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(answer(main))

@@ -141,6 +141,9 @@ def main() -> int:
     p.add_argument("--remat", action="store_true", help="as config.train.remat")
     p.add_argument("--scan", action="store_true", help="as config.train.scan")
     a = p.parse_args()
+    for name, known in (("models", MODELS), ("rules", meshes.RULES)):
+        if unknown := set(getattr(a, name).split(",")) - set(known):
+            p.error(f"--{name}: {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     rows, status = [], 0
     cells = [(m, s, r) for m in a.models.split(",") for s in a.slices.split(",") for r in a.rules.split(",")]
     for model, slice_shape, rules in cells:

@@ -2,7 +2,8 @@
 
 The configuration file says which job and documents its fields; `--config=FILE:MODE` picks one of its modes. The same
 command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line says
-which), 130 or 143 stopped by SIGINT or SIGTERM after saving, 75 another host of the run was lost.
+which), 130 or 143 stopped by SIGINT or SIGTERM after saving, 75 another host of the run was lost, or another start may
+do.
 """
 
 from __future__ import annotations
