@@ -10,8 +10,9 @@ import numpy as np
 
 def to_name(array: np.ndarray) -> Any:
     """The file of an array that np.load has mapped; any other array, a part of a mapped one too, as it is."""
-    whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-    return str(array.filename) if whole else array
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+        return str(array.filename)
+    return array
 
 
 def from_name(named: Any) -> np.ndarray:
