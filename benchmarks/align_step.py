@@ -210,7 +210,7 @@ def main() -> None:
     rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
     real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)
     rate, bandwidth = matmul_rate(dtype), memory_rate()
-    operations = sum(batch_flops(config, batch, a.layers) for batch in made[1:])
+    operations = sum(batch_flops(method, config, batch) for batch in made[1:])
     memory = devices.devices.flat[0].memory_stats() or {}
     peak = memory.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(json.dumps({

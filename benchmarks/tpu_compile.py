@@ -113,7 +113,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
         **{kind: sum(x.bytes * x.turns for x in moved if x.kind == kind) / mib for kind in KINDS},
         "sent": sum(x.sent for x in moved) / mib,
         "largest of no gradient": max((x.bytes for x in moved if "reduce" not in x.kind), default=0) / mib,
-        "TFLOP": flops(config, batches, config.num_layers, steps=1) / chips / 1e12,
+        "TFLOP": flops(method, config, batches, steps=1) / chips / 1e12,
         "compiled, s": took,
     }
 

@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import Batch
-from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.bert import Encoder, EncoderConfig, at_places
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, dictionary, masked_lm, masking
@@ -59,6 +59,14 @@ class Method:
     remat: bool = False  # keep less for the backward pass and compute it again
     scan: bool = False  # compile one block, and loop over the layers
     dtype: Any = jnp.float32  # of the matmuls
+
+    def blocks(self, config: EncoderConfig) -> int:
+        """How many blocks the query encoder runs: none above the contrast's layer, unless for TLM."""
+        return config.num_layers if self.tlm_weight else self.layer
+
+    def pools_last(self, config: EncoderConfig) -> bool:
+        """Whether the contrast reads the last of the states that the query encoder computes."""
+        return bool(self.contrastive_weight) and self.layer == self.blocks(config)
 
 
 class State(struct.PyTreeNode):
@@ -142,9 +150,17 @@ def make_step(
     mlm_head = MaskedLMHead(config, method.dtype)
     projection = ProjectionHead(config.hidden_size, method.projection_dim)
     dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
+    blocks, pools_last = method.blocks(config), method.pools_last(config)
 
-    def encode(params, rows, seed, types=None, layers=None, words=None) -> Any:
-        """Hidden states of all layers, each [S, N, D]; the shards lie side by side in one pass."""
+    def read_at(masked, query) -> Any:
+        """The places whose last states the losses read, [S, M + b]: the others' are not computed. None: all tokens'."""
+        if pools_last and method.pooling != "cls":
+            return None
+        read = ([] if masked is None else [masked.at]) + ([query.start] if pools_last else [])
+        return jnp.concatenate(read, axis=1)
+
+    def encode(params, rows, seed, at=None, types=None, layers=None, words=None) -> Any:
+        """Hidden states of all layers, each [S, N, D], the last one `at` places; the shards lie side by side."""
         return encoder.apply(
             {"params": params},
             rows.ids,
@@ -156,18 +172,22 @@ def make_step(
             layers=layers,
             layout=rows.layout,
             words=words,
+            at=at,
         )
 
-    def project(params, hidden, places) -> Any:
-        return projection.apply({"params": params}, pool(hidden, places.start, places.length, method.pooling))
+    def project(params, states, places=None) -> Any:
+        """[S, b, P] from the states of all tokens and the sentences' places, or from those of [CLS] alone."""
+        pooled = states if places is None else pool(states, places.start, places.length, method.pooling)
+        return projection.apply({"params": params}, pooled)
 
     def encode_keys(state: State, batch: Batch, seed):
         """The keys of the whole batch, [A, S, b, P], without gradient, one accumulation step after the other."""
 
         def one(part):
             rows, places = part
-            hidden = encode(state.key_params["encoder"], rows, seed, layers=method.layer)
-            return project(state.key_params["projection"], hidden[-1], places)
+            at = places.start if method.pooling == "cls" else None
+            states = encode(state.key_params["encoder"], rows, seed, at, layers=method.layer)[-1]
+            return project(state.key_params["projection"], states, places if at is None else None)
 
         return jax.lax.map(one, (batch.key_rows, batch.key))
 
@@ -193,11 +213,11 @@ def make_step(
             rows = dataclasses.replace(rows, ids=masked.ids)
         tables = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]  # of each shard
         words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
-        seed, needed = jax.random.bits(query_seed), None if method.tlm_weight else method.layer
-        hidden = encode(params["encoder"], rows, seed, types=batch.types, layers=needed, words=words)
+        at = read_at(masked, batch.query)
+        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), at, batch.types, blocks, words)
         loss, metrics = 0.0, {}
         if masked is not None:
-            states = jnp.take_along_axis(hidden[-1], masked.at[..., None], axis=1, mode="clip")  # [S, M, D]
+            states = at_places(hidden[-1], masked.at) if at is None else hidden[-1][:, : masked.at.shape[1]]
             head: Any = mlm_head.apply({"params": params["mlm_head"]}, states)
             states, bias = head
             # Devices along `model` predict a share of the vocabulary each, and its logits stay there.
@@ -207,9 +227,12 @@ def make_step(
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:
-            query = project(params["projection"], hidden[method.layer], batch.query)  # [S, b, P]
+            b = batch.query.start.shape[1]
+            if pools_last and at is not None:
+                query = project(params["projection"], hidden[-1][:, -b:])  # [S, b, P]
+            else:
+                query = project(params["projection"], hidden[method.layer], batch.query)
             slots, pairs, _ = queue.keys.shape
-            b = query.shape[1]
             column = jnp.broadcast_to(number * b + jnp.arange(b), query.shape[:2]).reshape(-1)
             nll, wins = contrastive.info_nce(
                 query.reshape(-1, method.projection_dim),

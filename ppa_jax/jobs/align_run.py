@@ -91,7 +91,7 @@ def train(run: align_inputs.Run) -> None:
     shardings = align.state_shardings(shapes, mesh.RULES[config.mesh.rules], run.mesh)
     step = align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations)
     if config.plan:
-        print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config, run.method.layer)}")
+        print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config, run.method)}")
         return
     loop.wait_for_hosts("whose workdir it is")  # what another one writes there first would look like another run's
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)

@@ -50,7 +50,12 @@ def devices(plan: str) -> list[Any] | None:
 
 
 def describe(
-    step: Any, shapes: align.State, shardings: align.State, batches: PairBatches, config: EncoderConfig, layer: int
+    step: Any,
+    shapes: align.State,
+    shardings: align.State,
+    batches: PairBatches,
+    config: EncoderConfig,
+    method: align.Method,
 ) -> str:
     """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
     step_sharding: Any = shardings.step
@@ -62,7 +67,7 @@ def describe(
     compiled = step.lower(state, batch).compile()
     memory = compiled.memory_analysis()
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    mib, operations = 2**20, flops(config, batches, layer)
+    mib, operations = 2**20, flops(method, config, batches)
     table: list[tuple[str, Any]] = [
         ("devices", f"{mesh.shape['data']} x {mesh.shape['model']} {mesh.devices.flat[0].device_kind}"),
         ("parameters trained", f"{count_parameters(shapes.params):,}"),

@@ -113,6 +113,11 @@ def attend(
     return jnp.einsum("bhls,bshd->blhd", probs.astype(value_BxLxHxd.dtype), value_BxLxHxd)
 
 
+def at_places(x_BxLx: Array, at_BxK: Array) -> Array:
+    """The rows' entries at these places, [B, K, ...]; for a place beyond the last, the last one's."""
+    return jnp.take_along_axis(x_BxLx, at_BxK.reshape(*at_BxK.shape, *[1] * (x_BxLx.ndim - 2)), axis=1, mode="clip")
+
+
 class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, normalised: [B, L, D] in float32."""
 
@@ -140,13 +145,15 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection, residual and LayerNorm."""
+    """Multi-head self-attention with its output projection, residual and LayerNorm; from the latter on `at` places."""
 
     config: EncoderConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any) -> Array:
+    def __call__(
+        self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any, at: Array | None
+    ) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
 
@@ -154,17 +161,18 @@ class SelfAttention(nn.Module):
             x_BxLxHxd = _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
             return in_rows(x_BxLxHxd, layout)
 
-        def at(k: int) -> Any:
-            return None if seeds is None else drop.at_site(seeds, site + k)
-
-        dropped = [None] * len(layout) if seeds is None else in_rows(at(0), layout)
+        dropped = [None] * len(layout) if seeds is None else in_rows(drop.at_site(seeds, site), layout)
         mixed = [
             attend(*parts, c.attention_dropout).reshape(B, -1, D)
             for parts in zip(heads("query"), heads("key"), heads("value"), masks, dropped, strict=True)
         ]
-        out = _dense(D, c, self.dtype, "output")(jnp.concatenate(mixed, axis=1))
+        mixed = jnp.concatenate(mixed, axis=1)
+        if at is not None:
+            mixed, x_BxLxD = at_places(mixed, at), at_places(x_BxLxD, at)
+            seeds = None if seeds is None else at_places(seeds, at)
+        out = _dense(D, c, self.dtype, "output")(mixed)
         if seeds is not None and c.hidden_dropout > 0:
-            out = drop.drop_features(out, at(1), c.hidden_dropout)
+            out = drop.drop_features(out, drop.at_site(seeds, site + 1), c.hidden_dropout)
         return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
 
 
@@ -185,15 +193,28 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, post-norm as in BERT."""
+    """One transformer layer, post-norm as in BERT. With `at` the result is that of these places, [B, K, D].
+
+    The other tokens give them keys and values alone.
+    """
 
     config: EncoderConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any) -> Array:
-        x_BxLxD = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, masks, layout, seeds, site)
-        return FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
+    def __call__(
+        self,
+        x_BxLxD: Array,
+        masks: list[Array],
+        layout: Layout,
+        seeds: Array | None,
+        site: Any,
+        at: Array | None = None,
+    ) -> Array:
+        x = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, masks, layout, seeds, site, at)
+        if at is not None and seeds is not None:
+            seeds = at_places(seeds, at)
+        return FeedForward(self.config, self.dtype, name="feed_forward")(x, seeds, site + 2)
 
 
 def _site(layer: Any) -> Any:
@@ -224,8 +245,9 @@ class Encoder(nn.Module):
         layers: int | None = None,
         layout: Layout | None = None,
         words: Float[Array, "B L D"] | None = None,
+        at: Int[Array, "B K"] | None = None,
     ) -> Array | tuple[Array, ...]:
-        """Hidden states [B, L, D] of the last layer.
+        """Hidden states [B, L, D] of the last layer; [B, K, D] with `at`.
 
         Args:
           ids: word pieces; anything at padding.
@@ -237,6 +259,8 @@ class Encoder(nn.Module):
           layers: run only so many of the blocks (the rest need no parameters then).
           layout: the L tokens are rows of several widths, one after the other; None: each of the B is one row.
           words: the word embeddings of `ids`, where the caller has looked them up.
+          at: of the L tokens, those whose last states are wanted. The last block then projects and feeds forward
+            these alone: three quarters of its operations are those of a token's own.
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
@@ -246,13 +270,13 @@ class Encoder(nn.Module):
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
         layers = self.config.num_layers if layers is None else layers
-        if self.scan and layers and not self.is_initializing():
-            states += self._scanned(states[0], masks, layout, seeds, layers)
-        else:
-            Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
-            for i in range(layers):
-                block = Layer(self.config, self.dtype, name=f"layer_{i}")
-                states.append(block(states[-1], masks, layout, seeds, _site(i)))
+        alike = layers - (at is not None)  # blocks
+        if self.scan and alike > 0 and not self.is_initializing():
+            states += self._scanned(states[0], masks, layout, seeds, alike)
+        Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
+        for i in range(len(states) - 1, layers):
+            block = Layer(self.config, self.dtype, name=f"layer_{i}")
+            states.append(block(states[-1], masks, layout, seeds, _site(i), at if i == layers - 1 else None))
         return tuple(states) if all_hidden else states[-1]
 
     def _scanned(self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: int) -> list[Array]:

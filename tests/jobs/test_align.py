@@ -52,6 +52,7 @@ class Setting:
     state: align.State
     step: object
     mesh: object
+    method: align.Method
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +94,7 @@ def make(params, number_pairs, number_tokenizer):
         shardings = align.state_shardings(state, meshes.RULES[rules], mesh)
         state = jax.device_put(state, shardings, may_alias=False)
         step = align.make_step(method, config, optimize, mesh, shardings, words, translations)
-        return Setting(batches, state, step, mesh)
+        return Setting(batches, state, step, mesh, method)
 
     return build
 
@@ -470,17 +471,28 @@ def test_the_contrast_is_of_its_layer_whatever_else_is_computed(make):
     """Without TLM the blocks above it are not run: the same loss, another one at the last layer, fewer operations."""
     losses = {}
     for layer, tlm in ((1, 1.0), (1, 0.0), (2, 0.0)):
-        setting = make(method=dataclasses.replace(METHOD, layer=layer, tlm_weight=tlm))
-        step = setting.step
+        # The keys of the batch are negatives: without them the first loss is 0.
+        setting = make(method=dataclasses.replace(METHOD, layer=layer, tlm_weight=tlm, in_batch=True))
         batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
-        setting.step = step.lower(setting.state, batch).compile()
+        operations = setting.step.lower(setting.state, batch).cost_analysis()["flops"]
         _, (found,) = run(setting, 1)
-        losses[layer, tlm] = found["contrastive"], setting.step.cost_analysis()["flops"]
-        counted = flops(CONFIG, setting.batches, layer, steps=1)
-        assert counted < losses[layer, tlm][1]
+        losses[layer, tlm] = found["contrastive"], operations
+        assert 0.5 * operations < flops(setting.method, CONFIG, setting.batches, steps=1) < operations
     assert losses[1, 1.0][0] == pytest.approx(losses[1, 0.0][0], rel=1e-5) != losses[2, 0.0][0]
     assert losses[1, 0.0][1] < 0.75 * losses[2, 0.0][1]
-    assert counted == pytest.approx(2 * flops(CONFIG, setting.batches, 1, steps=1))
+
+
+@pytest.mark.usefixtures("hasty")
+def test_the_last_block_finishes_no_token_that_nobody_reads(make):
+    """Its feed-forward products, in the program: of masked tokens and [CLS]; of all where their mean is pooled."""
+    for pooling, blocks in (("cls", 1), ("mean", 2)):
+        setting = make(method=dataclasses.replace(METHOD, pooling=pooling))
+        batch = meshes.put_batch(setting.batches.make(0), setting.mesh)
+        lowered = setting.step.lower(setting.state, batch).as_text()
+        for rows, passes in ((batch.rows, 3), (batch.key_rows, 1)):  # forward and twice backward; forward
+            products = [line for line in lowered.splitlines() if "dot_general" in line and "x64xf32>" in line]
+            of_all = [line for line in products if f"<{rows.segments.shape[-1]}x" in line]
+            assert len(of_all) == 2 * passes * blocks, (pooling, passes, len(of_all))
 
 
 @pytest.mark.usefixtures("hasty")

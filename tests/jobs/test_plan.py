@@ -1,5 +1,6 @@
 """`config.plan`: what a run would take, from the compiled step of the user's own settings; and that nothing is left."""
 
+import dataclasses
 import re
 
 import jax
@@ -47,15 +48,20 @@ def test_operations_are_those_of_real_tokens(command, tmp_path):
     ])  # fmt: skip
     run = align_inputs.open_run(config, tmp_path)
     c, batch = run.pretrained.config, run.batches.make(0)
-    D, total = c.hidden_size, 0.0
+    D, own, total = c.hidden_size, 2 * c.hidden_size * (c.hidden_size + 2 * c.intermediate_size), 0.0
     for rows, times in ((batch.rows, 3), (batch.key_rows, 1)):
         segments = np.asarray(rows.segments).reshape(rows.segments.shape[1], -1)
         for shard in segments:
             for number in set(shard.tolist()) - {0}:
                 n = int((shard == number).sum())
-                total += times * c.num_layers * (n * (8 * D * D + 4 * D * c.intermediate_size) + 4 * n * n * D)
-    total += 3 * (np.asarray(batch.slots.rank) >= 0).sum() * 2 * D * (D + c.vocab_size)
-    assert flops(c, run.batches, c.num_layers, steps=1) == pytest.approx(total)
+                total += times * (c.num_layers * (n * (6 * D * D + own) + 4 * n * n * D) - n * own)
+    masked, pairs = (np.asarray(batch.slots.rank) >= 0).sum(), batch.query.start.size
+    total += 3 * masked * 2 * D * (D + c.vocab_size)
+    read = own * (3 * (masked + pairs) + pairs)  # in the last block: masked tokens, [CLS] of queries and of keys
+    assert flops(run.method, c, run.batches, steps=1) == pytest.approx(total + read)
+    mean = dataclasses.replace(run.method, pooling="mean")
+    everything = sum(k * np.count_nonzero(r.segments) for k, r in ((3, batch.rows), (1, batch.key_rows)))
+    assert flops(mean, c, run.batches, steps=1) == pytest.approx(total + own * everything)
 
 
 def test_mistakes(command, tmp_path, error_line, monkeypatch):

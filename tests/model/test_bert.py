@@ -84,6 +84,27 @@ def test_scan_and_remat_change_no_state_and_no_gradient(scan, remat):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), (found, same), (wanted, gradient))
 
 
+@pytest.mark.parametrize("scan, remat", [(False, False), (True, False), (False, True)])
+def test_places_have_the_states_and_gradients_they_have_among_all(scan, remat):
+    """With dropout; some places twice. The last block's feed-forward products have their rows alone."""
+    _, packed, _ = packed_and_padded()
+    whole, some = Encoder(TINY), Encoder(TINY, scan=scan, remat=remat)
+    params, at = whole.init(jax.random.key(0), *packed), jnp.array([[16, 3, 3, 7]])
+
+    def loss(params, encoder, at):
+        states = encoder.apply(params, *packed, dropout_seed=jnp.uint32(7), all_hidden=True, at=at)
+        last = states[-1] if at is not None else jnp.take(states[-1], jnp.array([16, 3, 3, 7]), axis=1)
+        return sum(jnp.mean(jnp.sin(i + x)) for i, x in enumerate((*states[:-1], last))), (*states[:-1], last)
+
+    (_, wanted), gradient = jax.value_and_grad(loss, has_aux=True)(params, whole, None)
+    (_, found), same = jax.value_and_grad(loss, has_aux=True)(params, some, at)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), (found, same), (wanted, gradient))
+    rows = [
+        str(jax.make_jaxpr(lambda p, x=x: whole.apply(p, *packed, at=x))(params)).count("20,32]") for x in (None, at)
+    ]
+    assert 0 < rows[1] <= rows[0] / 2
+
+
 def test_dropout_has_its_rate_and_scale_and_no_pattern():
     segments = jnp.arange(1, 65)[:, None] * jnp.ones((1, 32), int)
     positions = jnp.broadcast_to(jnp.arange(32), (64, 32))
