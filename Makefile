@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(PY) -m ruff check .
-	$(PY) -m pytest --durations=10 --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(PY) -m pytest --durations=10 --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-test
 	$(PY) -m ruff check .
