@@ -122,7 +122,7 @@ def get_config(mode: str = "") -> Any:
         c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
         # So small a model, trained for so short a time, wants other settings than mBERT: docs/results/demo.md has what
         # was tried. Mean pooling, contrast above TLM, fresh negatives, no dropout; and a key encoder that is quicker than
-        # mBERT's, but not much: with momentum 0.95 the outcome depends on the seed, with 0.8 all vectors become one.
+        # mBERT's, but not much: with momentum 0.95 the outcome hangs on the seed, with 0.8 nothing is learned.
         c.train.update(steps=400, epochs=0.0, batch_size=128, learning_rate=3e-3, dropout=0.0)
         c.contrastive.update(pooling="mean", queue_size=512, in_batch=True, momentum=0.98, projection_dim=64)
         c.tlm.weight = 0.1
