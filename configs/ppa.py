@@ -10,8 +10,8 @@ model in runs/x/export, in the Hugging Face format, and retrieval before and aft
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
 trains a small masked LM on the built-in sample for a moment and aligns it, in under 4 minutes on two CPU cores.
-Retrieval among 500 unseen sentences goes from chance (0.2%) to 98 or 99% for the mean of the trained layer (97 or 98% at
-layer 1), by the seed.
+Retrieval among 500 unseen sentences goes from chance (0.2%) to 98 or 99% for the mean of the trained layer, by the seed
+(97 or 98% at layer 1).
 """
 
 from typing import Any
@@ -121,8 +121,8 @@ def get_config(mode: str = "") -> Any:
         c.model.update(vocab_size=1500, hidden_size=64, num_layers=2, num_heads=2)
         c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
         # So small a model, trained for so short a time, wants other settings than mBERT: docs/results/demo.md has what
-        # was tried. Mean pooling, contrast above TLM, fresh negatives, no dropout; and a key encoder that is quicker than
-        # mBERT's, but not much: with momentum 0.95 the outcome hangs on the seed, with 0.8 nothing is learned.
+        # was tried. Mean pooling, contrast above TLM, fresh negatives, no dropout; and a key encoder that is quicker
+        # than mBERT's, but not much: with momentum 0.95 the outcome hangs on the seed, with 0.8 nothing is learned.
         c.train.update(steps=400, epochs=0.0, batch_size=128, learning_rate=3e-3, dropout=0.0)
         c.contrastive.update(pooling="mean", queue_size=512, in_batch=True, momentum=0.98, projection_dim=64)
         c.tlm.weight = 0.1
