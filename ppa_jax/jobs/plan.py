@@ -74,10 +74,11 @@ def describe(
         ("parameters of the key encoder", f"{count_parameters(shapes.key_params):,}"),
         ("memory of a device: state and batch", f"{held / mib:,.0f} MiB"),
         ("memory of a device: temporary", f"{memory.temp_size_in_bytes / mib:,.0f} MiB"),
-        ("memory of a device, at the peak", f"{memory.peak_memory_in_bytes / mib:,.0f} MiB"),
         ("operations of a step, real tokens", f"{operations / 1e12:,.3f} TFLOP"),
         ("the same for each device", f"{operations / 1e12 / mesh.size:,.3f} TFLOP"),
     ]
+    if mesh.devices.flat[0].platform != "cpu":  # whose compiler leaves the temporary memory out
+        table.insert(5, ("memory of a device, at the peak", f"{memory.peak_memory_in_bytes / mib:,.0f} MiB"))
     moved = collectives(compiled.as_text()) if mesh.size > 1 else []
     for kind in KINDS:
         found = [x for x in moved if x.kind == kind]

@@ -28,11 +28,11 @@ def test_tells_parameters_memory_operations_and_traffic(command, shelf, tmp_path
     trained = sum(x.size for name in ("encoder", "mlm_head") for x in jax.tree.leaves(params[name]))
     trained += 32 * 32 + 32 + 32 * 8 + 8  # the projection of the tests' settings
     assert table["parameters trained"] == f"{trained:,}" and table["devices"] == "8 x 1 cpu"
-    state, temporary, peak = (
+    state, _ = (
         int(re.fullmatch(r"(\d+) MiB", table[f"memory of a device{name}"])[1])
-        for name in (": state and batch", ": temporary", ", at the peak")
+        for name in (": state and batch", ": temporary")
     )
-    assert state <= peak <= state + temporary + 1  # of rounding
+    assert state > 0 and "memory of a device, at the peak" not in table, "a CPU's is no peak"
     assert "MiB in" in table["all-reduce, a device and step"]
     reduced = float(table["all-reduce, a device and step"].split()[0])
     assert float(table["sent by a device in a step"].split()[0]) >= 1.75 * reduced - 0.2, "a ring of 8 sends 2 x 7/8"

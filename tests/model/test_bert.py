@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -103,6 +104,26 @@ def test_places_have_the_states_and_gradients_they_have_among_all(scan, remat):
         str(jax.make_jaxpr(lambda p, x=x: whole.apply(p, *packed, at=x))(params)).count("20,32]") for x in (None, at)
     ]
     assert 0 < rows[1] <= rows[0] / 2
+
+
+def products(jaxpr):
+    """The dimension numbers of every dot_general, inner ones too."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn.params["dimension_numbers"]
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from products(inner)
+
+
+def test_gradients_of_kernels_sum_over_one_dimension():
+    """Over rows and tokens apart, XLA for CPUs copies an operand and multiplies more slowly (docs/performance.md)."""
+    padded, _, _ = packed_and_padded()
+    encoder = Encoder(TINY)
+    params = encoder.init(jax.random.key(0), *padded)
+    gradient = jax.grad(lambda p: jnp.sum(jnp.sin(encoder.apply(p, *padded))))
+    dense = [contracted for contracted, (batch, _) in products(jax.make_jaxpr(gradient)(params).jaxpr) if not batch]
+    assert len(dense) >= 3 * 6 * TINY.num_layers - 3
+    assert all(len(left) == len(right) == 1 for left, right in dense)
 
 
 def test_dropout_has_its_rate_and_scale_and_no_pattern():
