@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What tpu_vm.sh does on each host of a TPU. Not to be called by hand.
 #
-#   install   an environment with the pinned requirements and jax[tpu]
+#   install   an environment with the pinned requirements, jax[tpu] and gcsfs
 #   run ARGS  starts the program, or finds it running; follows its log and ends with "ppa_jax: exit status N"
 #   running   whether the program is running
 #   stop      SIGTERM to the program, which saves; comes back when it is gone
@@ -20,7 +20,7 @@ case $1 in
       python3 -m pip install --quiet --user uv
       python3 -m uv venv --quiet --seed --python 3.11 .venv
     fi
-    .venv/bin/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt "jax[tpu]"
+    .venv/bin/python -m pip install --quiet --requirement requirements.txt --constraint constraints.txt "jax[tpu]" gcsfs
     ;;
   run)
     shift

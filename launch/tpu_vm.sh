@@ -2,10 +2,9 @@
 # Trains on a Cloud TPU VM, one host or a slice of many, and asks for new machines after a preemption.
 #
 #   export NAME=ppa ZONE=us-west4-a ACCELERATOR=v5litepod-16
-#   export MOUNT='mountpoint -q /mnt/ppa || { sudo apt-get install -qy nfs-common && sudo mkdir -p /mnt/ppa &&
-#     sudo mount 10.0.0.2:/ppa /mnt/ppa && sudo chmod a+w /mnt/ppa; }'
-#   launch/tpu_vm.sh --config=configs/ppa.py --workdir=/mnt/ppa/runs/x --config.init=bert-base-multilingual-cased \
-#       --config.data.pairs=en-de=/mnt/ppa/en-de.tsv
+#   export MOUNT='gcloud storage cp --no-clobber gs://MY_BUCKET/en-de.tsv ppa_jax/'
+#   launch/tpu_vm.sh --config=configs/ppa.py --workdir=gs://MY_BUCKET/runs/x \
+#       --config.init=bert-base-multilingual-cased --config.data.pairs=en-de=en-de.tsv
 #
 # Runs on your own machine, with gcloud logged in; to reach several hosts gcloud wants an ssh agent that has its key
 # (`ssh-add ~/.ssh/google_compute_engine`). It asks for the machines as a queued resource, waits for them, copies the
@@ -16,9 +15,9 @@
 #
 #   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
 #
-# The workdir, and data given as files, must lie on storage that all hosts see under the same path: an NFS share such as
-# Filestore, as above, or a bucket mounted as a directory (launch/README.md); a gs:// address does not do for the
-# workdir. After a preemption new machines are asked for, and the run goes on from its newest checkpoint.
+# The workdir lies in a bucket, in one of the zone's region best, or on a disk that all hosts mount under the same path,
+# such as Filestore. Data given as files must lie under the same path on every host: MOUNT copies them, as above, or
+# mounts the disk. After a preemption new machines are asked for, and the run goes on from its newest checkpoint.
 #
 # Variables:
 #   ZONE         required
@@ -27,7 +26,7 @@
 #   ACCELERATOR  (v5litepod-8: one host)
 #   RUNTIME      software of the hosts (v2-alpha-tpuv5-lite, for v5e; v6e: v2-alpha-tpuv6e)
 #   SPOT         true: preemptible machines, false: on demand (true)
-#   MOUNT        command for every host that brings in the shared storage, run before each start in the program's shell:
+#   MOUNT        command for every host that brings in data or a shared disk, run before each start in the program's shell:
 #                it may export variables, too, such as HF_TOKEN or JAX_COMPILATION_CACHE_DIR (none)
 #   RESTARTS     how often to start again before giving up (100)
 #   PAUSE        seconds between two looks at the state of the request, and before a restart (30)

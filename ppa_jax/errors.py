@@ -1,5 +1,10 @@
 """The exceptions a user is meant to see."""
 
+import errno
+
+# What a disk says that takes no more, or not from this user.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class UserError(Exception):
     """A mistake in the input: configuration, files, checkpoints.

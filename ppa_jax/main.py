@@ -8,15 +8,15 @@ do.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import signal
 import sys
 from pathlib import Path
 
 from ppa_jax import config as configs
-from ppa_jax.errors import UserError
+from ppa_jax.errors import NO_ROOM, UserError
 from ppa_jax.log_lines import answer
+from ppa_jax.training import bucket
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
 
@@ -64,10 +64,22 @@ def run(arguments: list[str]) -> int:
     config = configs.load(file, overrides)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
+    if workdir.startswith(bucket.SCHEME):
+        with bucket.local_copy(workdir) as directory:
+            return run_job(config, directory)
     if "://" in workdir:
-        raise UserError(f"--workdir={workdir}: is an address; give a directory, in which a bucket may be mounted")
+        raise UserError(f"--workdir={workdir}: give a directory, or a bucket's address, gs://BUCKET/DIRECTORY")
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
+    return run_job(config, workdir)
+
+
+def run_job(config: configs.Config, workdir: str) -> int:
+    """Runs the job in a directory; returns the exit status.
+
+    Raises:
+      UserError: a mistake in the input, or a disk that takes no more.
+    """
     try:
         with ended_with_the_others():
             status = importlib.import_module(JOBS[config.job]).run(config, workdir)
@@ -75,7 +87,7 @@ def run(arguments: list[str]) -> int:
             return status
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        if error.errno not in NO_ROOM:
             raise
         raise UserError(
             f"{error.filename or workdir}: {error.strerror}; free some space or give another --workdir"

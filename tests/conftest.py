@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import fake_storage
 import numpy as np
 import pytest
 
@@ -37,6 +38,16 @@ def release_programs():
 
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(scope="session")
+def storage():
+    """Buckets, for this process and those that it starts."""
+    storage = fake_storage.Storage()
+    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "GCE_METADATA_ROOT")
+    os.environ |= dict.fromkeys(names, storage.url) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    yield storage
+    storage.close()
 
 
 @pytest.fixture(scope="session")

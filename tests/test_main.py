@@ -23,7 +23,10 @@ BAD_ARGUMENTS = [
     (["--config", "configs/ppa.py"], "--config: unknown; there are"),
     (["--confg=configs/ppa.py"], "--confg=configs/ppa.py: unknown; there are"),
     (["--workdir="], "--workdir=: unknown"),
-    (["--config=configs/ppa.py", "--workdir=gs://bucket/x"], "--workdir=gs://bucket/x: is an address"),
+    (
+        ["--config=configs/ppa.py", "--workdir=s3://bucket/x"],
+        "--workdir=s3://bucket/x: give a directory, or a bucket's",
+    ),
     (["--config=configs/none.py", "--workdir=w"], "no such file: configs/none.py"),
     (["--config=configs/ppa.py:fast", "--workdir=w"], "unknown mode 'fast'; there are: demo, demo_words"),
     (["--config=README.txt", "--workdir=w"], "README.txt is not a Python file"),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import finetune_inputs, finetune_run
 from ppa_jax.jobs.finetune_inputs import Setup
 from ppa_jax.model.reinitialise import reinitialise, relative_distance
-from ppa_jax.training import loop
+from ppa_jax.training import bucket, checkpoint, loop
 from ppa_jax.training.memory import device_memory
 
 POOLING = "mean_without_special"
@@ -80,7 +79,7 @@ def run(config: Config, workdir: str) -> int:
             Path(workdir), *write_records(Path(workdir), found), source=source, measure=config.similarity.measure,
             facts=facts(config, opened, source, texts), data=finetune_run.sources_table(opened[0][1]),
         )  # fmt: skip
-        print(f"\n{summary}\n\nreport: {path}")
+        print(f"\n{summary}\n\nreport: {bucket.lies_at(path)}")
     return 0
 
 
@@ -271,7 +270,7 @@ def run_one(
             weight_files.write_json(path, found)
         loop.wait_for_hosts("what was measured")
     if jax.process_index() == 0:
-        shutil.rmtree(directory / "trained", ignore_errors=True)  # as large as the model, for every set and seed
+        checkpoint.remove(directory / "trained")  # as large as the model, for every set and seed
     measured = json.loads(path.read_text(encoding="utf-8"))
     scores = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
     asked = {(test.language, finetune_inputs.checksum(test.examples)) for test in setup.tests}

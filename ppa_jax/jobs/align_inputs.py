@@ -41,7 +41,7 @@ from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training import identity, mesh, optimizer
+from ppa_jax.training import bucket, identity, mesh, optimizer
 
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
@@ -366,6 +366,6 @@ def check_identity(
     if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
         described["init"] = str(init.relative_to(workdir.absolute()))
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
-        if (workdir / "checkpoints").exists():
+        if bucket.lies_at(workdir / "checkpoints").exists():
             raise UserError(f"workdir: {workdir} has checkpoints but no config.json; give another --workdir")
         identity.write_identity(workdir, described)

@@ -30,7 +30,7 @@ from ppa_jax.jobs import align_mlm_inputs, finetune_inputs, finetune_run, pretra
 from ppa_jax.jobs.align_mlm_inputs import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, names, task_file
 from ppa_jax.tasks import derive
 from ppa_jax.tasks.derive import ENGLISH
-from ppa_jax.training import identity
+from ppa_jax.training import bucket, checkpoint, identity
 
 Records = list[dict[str, Any]]
 
@@ -87,7 +87,7 @@ def run(config: Config, workdir: str) -> int:
             records = keep(directory, records, told)
             logging.info("%s, %s: %d entities torn apart by the order of words", name, task, torn)
         path, table = write_report(config, directory, records, text, vocabulary)
-    print(f"\n{table}\n\nreport: {path}")
+    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
     return 0
 
 
@@ -116,7 +116,7 @@ def pretrain_once(
         logging.info("pretraining: %s, seed %d, %s", objective, seed, data.name)
         if status := pretrain.run(given, str(directory)):
             return status
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # several times as large as the model
+    checkpoint.remove(directory / "checkpoints")  # several times as large as the model
     return 0
 
 
@@ -204,8 +204,8 @@ def transfer(
                 records += [{"source": source} | r for r in found]
                 report.write_records(path, records)
             for spent in workdir.glob("**/seed-*"):
-                for part in ("trained", "export"):
-                    shutil.rmtree(spent / part, ignore_errors=True)
+                checkpoint.remove(spent / "trained")
+                shutil.rmtree(spent / "export", ignore_errors=True)
     values: dict[tuple[str, str], list[float]] = {}
     counts: dict[str, int] = {}
     seeds = finetune_inputs.seeds(config.finetuning)

@@ -28,7 +28,7 @@ from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model, plan
 from ppa_jax.model.bert import Layout
-from ppa_jax.training import loop, mesh, optimizer
+from ppa_jax.training import bucket, loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
@@ -253,7 +253,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     )
     for heading, table in tables:
         print(f"\n{heading}\n\n{table}")
-    print(f"\nreport: {path}\nexport: {export}")
+    print(f"\nreport: {bucket.lies_at(path)}\nexport: {bucket.lies_at(export)}")
 
 
 def base_model(run: align_inputs.Run) -> str:

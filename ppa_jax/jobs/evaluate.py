@@ -27,7 +27,7 @@ from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
 from ppa_jax.interop.weight_files import read_json
-from ppa_jax.training import identity
+from ppa_jax.training import bucket, identity
 from ppa_jax.training.memory import device_memory
 
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
@@ -99,7 +99,7 @@ def run(config: Config, workdir: str) -> int:
         )
         report.write_records(directory / "scores.json", comparison.records_of(measured))
     path, table = report.write_comparison(directory, measured, baselines=baselines, facts=facts(config, max_length))
-    print(f"\n{table}\n\nreport: {path}")
+    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
     return 0
 
 

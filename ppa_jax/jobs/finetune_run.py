@@ -31,8 +31,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align_run, finetune, finetune_inputs
 from ppa_jax.jobs.finetune_inputs import Model, Setup, TestSet
 from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
-from ppa_jax.training import loop, mesh
-from ppa_jax.training.checkpoint import Checkpoints, load_params, save_params
+from ppa_jax.training import bucket, checkpoint, loop, mesh
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
 
@@ -70,7 +69,7 @@ def run(config: Config, workdir: str) -> int:
             sources=sources_table(opened[0][1]),
             trained=list(opened[0][1].examples.train),
         )
-        print(f"\n{table}\n\nreport: {path}")
+        print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
     return 0
 
 
@@ -137,8 +136,8 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
 
 def trained(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
     """The trained parameters, on the host: those on disk where that is done."""
-    if (directory / "trained" / "done.json").exists():
-        return load_params(directory / "trained")
+    if checkpoint.holds_params(directory / "trained"):
+        return checkpoint.load_params(directory / "trained")
     with _products(setup):
         return train(setup, pretrained, seed, directory)
 
@@ -167,7 +166,9 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     shapes = jax.eval_shape(init, *begin)
     shardings = mesh.tree_shardings(shapes, mesh.RULES[config.mesh.rules], setup.mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    checkpoints = Checkpoints(directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
+    checkpoints = checkpoint.Checkpoints(
+        directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
+    )
     restored = checkpoints.restore(abstract)
     if restored is None:
         start, state = 0, jax.jit(init, out_shardings=shardings)(*begin)
@@ -197,11 +198,10 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
         if config.eval.patience:
             best.measure(state, int(state.step))
             params = best.params()
-    save_params(directory / "trained", params)  # all processes: they wait for each other in it
+    checkpoint.save_params(directory / "trained", params)  # all processes: they wait for each other in it
     if jax.process_index() == 0:
-        weight_files.write_json(directory / "trained" / "done.json", {"steps": steps, "dev": best.history})
         for spent in ("checkpoints", "best"):  # they are several times as large, and no longer of use
-            shutil.rmtree(directory / spent, ignore_errors=True)
+            checkpoint.remove(directory / spent)
     loop.wait_for_hosts("the trained parameters")
     return params
 
@@ -244,14 +244,14 @@ class Best:
         self.history.append([step, value])
         logging.info("step %d: dev %s %.2f%s", step, metric, value, ", the best so far" if is_best else "")
         if is_best and setup.config.eval.patience:
-            save_params(self._directory / "best", mesh.to_host(state.params))
+            checkpoint.save_params(self._directory / "best", mesh.to_host(state.params))
         if jax.process_index() == 0:
             weight_files.write_json(self._directory / "dev.json", self.history)
         return self._enough()
 
     def params(self) -> Any:
         """The best ones."""
-        return load_params(self._directory / "best")
+        return checkpoint.load_params(self._directory / "best")
 
     def _enough(self) -> bool:
         patience = self._setup.config.eval.patience

@@ -13,7 +13,7 @@ What holds, and why:
 - *The older ones stay.* Old checkpoints are deleted only after a newer one is whole: there must be room for keep + 1.
 - *Any devices.* Arrays are stored whole, in global coordinates; the shardings asked for at restore are all that counts.
 
-Directories may be local, relative or not, or anything that both etils.epath and TensorStore open (`gs://...`).
+Directories may be local, relative or not, or in a bucket (`gs://...`), as those of a workdir in one are (bucket.py).
 With several processes every method must be called by all of them, and the directory must be shared.
 """
 
@@ -32,6 +32,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from ppa_jax.errors import UserError
+from ppa_jax.training import bucket
 from ppa_jax.training.checksums import (
     CHECKSUMS,
     damage,
@@ -174,6 +175,16 @@ def save_params(directory: str | os.PathLike, tree: Any) -> None:
             write_checksums(path)
 
 
+def holds_params(directory: str | os.PathLike) -> bool:
+    """Whether `save_params` has been through with a directory."""
+    return (_absolute(directory) / CHECKSUMS).exists()
+
+
+def remove(directory: str | os.PathLike) -> None:
+    """Deletes a directory of checkpoints or parameters, if there is one."""
+    _absolute(directory).rmtree(missing_ok=True)
+
+
 def load_params(directory: str | os.PathLike) -> dict[str, Any]:
     """The tree written by `save_params`, as nested dicts of numpy arrays.
 
@@ -220,7 +231,7 @@ def _context(*, partial: bool = False) -> ocp.Context:
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:
     """TensorStore wants absolute paths; epath would put the working directory before `gs://`, too."""
-    path = epath.Path(directory).expanduser()
+    path = bucket.lies_at(directory).expanduser()
     return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
 
 

@@ -16,21 +16,30 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ppa_jax.errors import NotYet, UserError
+from ppa_jax.training import bucket
 
 CHECKSUMS = "checksums.json"
 NONE = -1  # in place of a step
 _READ_BYTES = 1 << 22
 
 
+def entries(directory: epath.Path) -> list[epath.Path]:
+    """What is in a directory; nothing where there is none, as a bucket has no empty ones."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 def finished_steps(directory: epath.Path) -> list[int]:
     """Steps with a certified checkpoint, ascending."""
-    steps = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    steps = [int(path.name) for path in entries(directory) if path.name.isdigit()]
     return sorted(step for step in steps if (directory / str(step) / CHECKSUMS).exists())
 
 
 def remove_unfinished(directory: epath.Path) -> None:
     """Removes what a killed or failed save left behind; never a finished checkpoint."""
-    for path in directory.iterdir():
+    for path in entries(directory):
         leftover = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
         if leftover and path.is_dir() and not (path / CHECKSUMS).exists():
             path.rmtree(missing_ok=True)
@@ -42,7 +51,7 @@ def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
     The same on all processes. Raises UserError where all are damaged, NotYet where they do not see the same steps.
     """
     steps = finished_steps(directory)
-    unfinished = [p.name for p in directory.iterdir() if p.name.isdigit() and int(p.name) not in steps]
+    unfinished = [p.name for p in entries(directory) if p.name.isdigit() and int(p.name) not in steps]
     for name in unfinished:
         logging.warning("checkpoint %s: not finished (no %s), ignored", directory / name, CHECKSUMS)
     for step in reversed(steps):
@@ -78,6 +87,7 @@ def _crc32(path: epath.Path) -> int:
 
 def write_checksums(path: epath.Path) -> None:
     """Certifies a checkpoint as whole: from here on it counts. Written beside, then renamed: never torn."""
+    bucket.push()  # what a run that goes on from it expects beside it: the metrics up to its step
     files = {p.relative_to(path).as_posix(): {"bytes": p.stat().length, "crc32": _crc32(p)} for p in _files(path)}
     beside = path / f"{CHECKSUMS}.tmp"
     beside.write_text(json.dumps({"files": files}, indent=1))

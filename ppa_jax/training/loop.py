@@ -25,6 +25,7 @@ import numpy as np
 from absl import logging
 
 from ppa_jax.errors import NotYet, UserError
+from ppa_jax.training import bucket
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
@@ -300,7 +301,11 @@ def ended_with_the_others() -> Iterator[None]:
 
 def wait_for_hosts(what: str) -> None:
     """Returns when every process of a multi-host run has come here; process 0 has then written `what`."""
+    if jax.process_index() == 0:
+        bucket.push()
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+    if jax.process_index() != 0:
+        bucket.pull()

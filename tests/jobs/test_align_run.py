@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import fake_storage
 import jax
 import numpy as np
 import pytest
@@ -224,6 +226,42 @@ def test_kill_9_at_any_moment(whole, command, compilation, tmp_path):
     assert main(command(tmp_path, fields)) == 0, f"after {delay:.3f} s"
     assert steps_of(tmp_path) == list(range(STEPS)), f"after {delay:.3f} s"
     assert_same_params(tmp_path, whole.workdir)
+
+
+def test_a_run_in_a_bucket_goes_on_on_another_machine(
+    whole, command, compilation, storage, tmp_path, monkeypatch, capsys
+):
+    """The first machine vanishes between two checkpoints; on the second one there is nothing but the bucket."""
+    script = """
+        import sys, time
+        from ppa_jax.jobs import align_run
+        from ppa_jax.main import main
+        align_run.count_tokens = lambda batch: time.sleep(0.3) or (1, 1)
+        main(sys.argv[1:])
+    """
+    address = f"gs://{fake_storage.BUCKET}/run"
+    settings = {name.upper(): str(value) for name, value in compilation.items()}
+    first = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), *command(address, whole.fields)],
+        cwd=ROOT, env=os.environ | settings | {"HOME": str(tmp_path / "one")}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        while "run/checkpoints/3/checksums.json" not in storage.objects:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.1)
+    finally:
+        first.kill()
+        first.communicate()
+    monkeypatch.setenv("HOME", str(tmp_path / "two"))
+    assert main(command(address, whole.fields)) == 0
+    said = capsys.readouterr()
+    assert "going on from the checkpoint of step 3" in said.err and f"report: {address}/report.md" in said.out
+    storage.copy_to("run/", tmp_path / "run")
+    assert steps_of(tmp_path / "run") == list(range(STEPS))
+    assert_same_params(tmp_path / "run", whole.workdir)
+    assert moments(tmp_path / "run") == moments(whole.workdir), "measured twice, or lost"
+    for name in ("model.safetensors", "modules.json"):
+        assert (tmp_path / "run/export" / name).read_bytes() == (whole.workdir / "export" / name).read_bytes()
 
 
 @pytest.fixture(scope="module")

@@ -126,9 +126,9 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
         patch.setattr(finetune, "make_step", dying)
         main(arguments(tmp_path, shelf, files))
     assert not (tmp_path / "seed-1/trained").exists() and (tmp_path / "seed-0/export/model.safetensors").exists()
-    before = (tmp_path / "seed-0/trained/done.json").stat().st_mtime_ns
+    before = (tmp_path / "seed-0/trained/checksums.json").stat().st_mtime_ns
     assert main(arguments(tmp_path, shelf, files)) == 0
-    assert (tmp_path / "seed-0/trained/done.json").stat().st_mtime_ns == before, "a seed that was done began again"
+    assert (tmp_path / "seed-0/trained/checksums.json").stat().st_mtime_ns == before, "a seed that was done began again"
     for seed in (0, 1):
         one, other = (finetune_run.load_params(path / f"seed-{seed}/trained") for path in (whole, tmp_path))
         jax.tree.map(np.testing.assert_array_equal, one, other)
@@ -160,7 +160,7 @@ def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
         (record,) = json.loads((tmp_path / "run/scores.json").read_text())
         assert record["count"] == count
     # Cut short while it was saved: the seed is trained again, and an export begun is made again.
-    for name in ("trained/done.json", "trained/checksums.json", "export/config.json"):
+    for name in ("trained/checksums.json", "export/config.json"):
         (tmp_path / "run/seed-0" / name).unlink()
     (tmp_path / "run/seed-0/export").rename(tmp_path / "run/seed-0/export.unfinished")
     assert main(arguments(tmp_path / "run", shelf, files, **{"data.test": f"en={path}", "seeds": "0"})) == 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import fake_storage
 import numpy as np
 import pytest
 
@@ -128,6 +129,19 @@ def test_two_processes_are_as_one(start, alone, tmp_path, rules, model):
         status, said = wait(process)
         assert status == 0, said
     assert_same(tmp_path, alone)
+
+
+def test_two_machines_share_a_bucket_alone(start, storage, tmp_path, new_model_fields):
+    """What the first one makes, a new model among it, comes to the other through the bucket."""
+    fields = new_model_fields | {"mesh.rules": "fsdp", "train.steps": 4, "eval.sample": 0}
+    for process in start(f"gs://{fake_storage.BUCKET}/two", **fields):
+        status, said = wait(process)
+        assert status == 0, said
+    storage.copy_to("two/", tmp_path)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    exported, trained = huggingface.read(tmp_path / "export").params, load_params(tmp_path / "checkpoints/4")["params"]
+    words = [tree["encoder"]["embeddings"]["word_embeddings"]["embedding"] for tree in (exported, trained)]
+    np.testing.assert_array_equal(*words)
 
 
 def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp_path):
