@@ -141,7 +141,7 @@ def main() -> None:
         max_length=a.maxlen,
         row_length=a.row_length or -(-longest // 64) * 64,
         mask_rate=0.15,
-        shards=devices.shape["data"],
+        shards=mesh.data_shards(devices),
         accumulate=a.accumulate,
     )
     config = EncoderConfig(

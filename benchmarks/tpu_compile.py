@@ -66,12 +66,12 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     topology = topologies.get_topology_desc(f"v5e:{slice_shape}", "tpu")
     chips = len(topology.devices)
     model = a.model if rules == "tensor" else 1
-    mesh = meshes.make_mesh(-1, model, list(topology.devices))
+    mesh = meshes.make_mesh(-1, model, list(topology.devices), fsdp=a.fsdp if rules == "fsdp" else -1)
     lengths = np.clip(np.random.default_rng(1).lognormal(3.3, 0.45, (200_000, 2)), 10, 64).astype(int)
     pairs = RandomPairs(lengths, config.vocab_size)
     batches = PairBatches(
         [pairs], Plan([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
-        shards=mesh.shape["data"], accumulate=a.accumulate,
+        shards=meshes.data_shards(mesh), accumulate=a.accumulate,
     )  # fmt: skip
     method = align.Method(
         queue_size=QUEUE,
@@ -94,7 +94,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
 
     shapes = jax.eval_shape(init)
     shardings = align.state_shardings(shapes, meshes.RULES[rules], mesh)
-    rows = NamedSharding(mesh, P(None, "data"))
+    rows = NamedSharding(mesh, P(None, meshes.DATA))
 
     def abstract(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -136,6 +136,7 @@ def main() -> int:
     p.add_argument("--slices", default="2x4,16x16")
     p.add_argument("--rules", default="replicated", help=f"of {', '.join(meshes.RULES)}")
     p.add_argument("--model", type=int, default=4, help="chips along the axis `model` of the tensor rules")
+    p.add_argument("--fsdp", type=int, default=-1, help="chips that split the parameters by the fsdp rules; -1: all")
     p.add_argument("--layers", default="", help="all; or fewer; or two numbers, for a line through both")
     p.add_argument("--accumulate", type=int, default=1)
     p.add_argument("--remat", action="store_true", help="as config.train.remat")
@@ -158,7 +159,7 @@ def main() -> int:
             continue
         rows.append([
             model,
-            f"{slice_shape}, {rules}",
+            f"{slice_shape}, {rules}" + (f" over {a.fsdp}" if rules == "fsdp" and a.fsdp > 0 else ""),
             f"{x['state and batch']:,.0f}",
             f"{x['temporary']:,.0f}",
             f"{x['state and batch'] + x['temporary']:,.0f}",

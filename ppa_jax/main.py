@@ -8,6 +8,7 @@ do.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import signal
 import sys
@@ -64,25 +65,15 @@ def run(arguments: list[str]) -> int:
     config = configs.load(file, overrides)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
-    if workdir.startswith(bucket.SCHEME):
-        with bucket.local_copy(workdir) as directory:
-            return run_job(config, directory)
-    if "://" in workdir:
+    if "://" in workdir and not bucket.in_bucket(workdir):
         raise UserError(f"--workdir={workdir}: give a directory, or a bucket's address, gs://BUCKET/DIRECTORY")
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
-    return run_job(config, workdir)
-
-
-def run_job(config: configs.Config, workdir: str) -> int:
-    """Runs the job in a directory; returns the exit status.
-
-    Raises:
-      UserError: a mistake in the input, or a disk that takes no more.
-    """
+    is_plan = bool(config.get("plan"))  # it touches no workdir
     try:
-        with ended_with_the_others():
-            status = importlib.import_module(JOBS[config.job]).run(config, workdir)
+        place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
+        with place as directory, ended_with_the_others():
+            status = importlib.import_module(JOBS[config.job]).run(config, directory)
             wait_for_hosts("its files")  # JAX has less patience at the exit than a slow disk may want
             return status
     except OSError as error:

@@ -26,6 +26,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.pooling import POOLINGS, pool
+from ppa_jax.training.mesh import DATA, data_shards
 
 Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
 Vectors = dict[Request, np.ndarray]
@@ -104,7 +105,7 @@ class Embedder:
         self.max_length = max_length
         self.mesh = mesh
         self.rows = rows
-        self._shards = mesh.shape["data"] if mesh is not None else 1
+        self._shards = data_shards(mesh) if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._dtype = jnp.dtype(dtype)
         self._encoder = Encoder(config, self._dtype, mesh=mesh)
@@ -285,9 +286,7 @@ class Embedder:
     def _put(self, array: np.ndarray) -> Any:
         if self.mesh is None:
             return array
-        return jax.make_array_from_callback(
-            array.shape, NamedSharding(self.mesh, P("data")), lambda index: array[index]
-        )
+        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, P(DATA)), lambda index: array[index])
 
     def _place(self, params: Any) -> Any:
         """Parameters on the devices: left where they are if that is the mesh, else copied there once."""

@@ -34,7 +34,7 @@ from ppa_jax.model.bert import Encoder, EncoderConfig, at_places
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, dictionary, masked_lm, masking
-from ppa_jax.training.mesh import Rules, path_name, tree_shardings
+from ppa_jax.training.mesh import DATA, Rules, data_shards, path_name, tree_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def init_state(
 
 
 def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Where every leaf of the state lives: parameters and moments by the rules, the queue over `data`."""
+    """Where every leaf of the state lives: parameters and moments by the rules, the queue as the batch."""
     shardings = tree_shardings(state, rules, mesh)
     if state.queue is None:
         return shardings
@@ -122,12 +122,12 @@ def tables_for_shards(params: Any, mesh: Mesh) -> Any:
     adds all those gradients up before they are summed over the shards; with one for all, XLA sums each over the
     network, and this is the largest. A table that is stored split is gathered here, once.
     """
-    spec = P("data", P.UNCONSTRAINED, P.UNCONSTRAINED)
+    spec = P(DATA, P.UNCONSTRAINED, P.UNCONSTRAINED)
 
     def repeat(path: Any, x: jax.Array) -> jax.Array:
         if path_name(path) != "encoder/embeddings/word_embeddings/embedding":
             return x
-        tables = jnp.broadcast_to(x, (mesh.shape["data"], *x.shape))
+        tables = jnp.broadcast_to(x, (data_shards(mesh), *x.shape))
         return jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, spec))
 
     return jax.tree_util.tree_map_with_path(repeat, params)
@@ -221,7 +221,7 @@ def make_step(
             head: Any = mlm_head.apply({"params": params["mlm_head"]}, states)
             states, bias = head
             # Devices along `model` predict a share of the vocabulary each, and its logits stay there.
-            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P("data", "model", None)))
+            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P(DATA, "model", None)))
             predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
             nll = jax.vmap(predict, in_axes=(0, None, 0, 0))(states, bias, tables, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
@@ -309,6 +309,6 @@ def make_step(
         )
         return state, metrics
 
-    rows = NamedSharding(mesh, P(None, "data"))
+    rows = NamedSharding(mesh, P(None, DATA))
     whole = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))

@@ -82,7 +82,8 @@ def validate(config: Config) -> None:
     require(config, "contrastive.momentum", lambda x: 0 <= x <= 1, "between 0 and 1")
     require(config, "contrastive.layer", lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1")
     require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
-    require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
+    for name in ("mesh.data", "mesh.fsdp"):
+        require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
     require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
     require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
@@ -155,7 +156,7 @@ class Run:
 
 def check_new_model(config: Config) -> None:
     """What can be known of the alignment before the new model is pretrained, which may take long."""
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
     check_batch_size(config, "train.batch_size", devices)
     check_batch_size(config, "pretrain.batch_size", devices)
     check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
@@ -165,7 +166,7 @@ def check_new_model(config: Config) -> None:
 
 def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
     """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
-    size, shards, accumulate = fields(config)[field], devices.shape["data"], config.train.accumulate
+    size, shards, accumulate = fields(config)[field], mesh.data_shards(devices), config.train.accumulate
     parts = shards * accumulate
     if size % parts:
         raise UserError(
@@ -249,7 +250,7 @@ def prepare(config: Config) -> None:
 def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     planned = plan.devices(config.plan) if config.plan else None
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned)
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned, fsdp=config.mesh.fsdp)
     check_batch_size(config, "train.batch_size", devices)
     test_sets = read_test_sets(config)
     directory = hub.resolve(config.init)
@@ -272,6 +273,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     steps = config.train.steps or max(1, round(config.train.epochs * order.pairs / config.train.batch_size))
     if not config.plan:
         check_identity(config, workdir, pretrained, pairs, dictionaries)
+    shards = mesh.data_shards(devices)
     batches = PairBatches(
         pairs,
         order,
@@ -282,9 +284,9 @@ def open_run(config: Config, workdir: Path) -> Run:
         contrast=config.contrastive.weight > 0,
         tlm=config.tlm.weight > 0,
         joint=config.tlm.joint,
-        shards=devices.shape["data"],
+        shards=shards,
         accumulate=config.train.accumulate,
-        own_shards=range(devices.shape["data"]) if config.plan else mesh.own_shards(devices),
+        own_shards=range(shards) if config.plan else mesh.own_shards(devices),
         languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
     if jax.process_index() == 0 and not config.plan:

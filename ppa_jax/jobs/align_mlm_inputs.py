@@ -104,7 +104,7 @@ def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
             align_inputs.validate(given)
             new_model.validate(given)
             align_inputs.check_lengths(given, new_model.encoder_config(given, given.model.vocab_size))
-            devices = make_mesh(given.mesh.data, given.mesh.model)
+            devices = make_mesh(given.mesh.data, given.mesh.model, fsdp=given.mesh.fsdp)
             align_inputs.check_batch_size(given, "train.batch_size", devices)
     for task in tasks.values():
         with _told("finetuning"):

@@ -155,7 +155,7 @@ def log_facts(run: align_inputs.Run, state: align.State) -> None:
         "a shard's rows: %s for queries and TLM, %s for keys; %d masked slots",
         run.steps,
         run.config.train.batch_size,
-        run.mesh.shape["data"],
+        mesh.data_shards(run.mesh),
         run.mesh.shape["model"],
         run.config.mesh.rules,
         f"{loop.count_parameters(state.params):,}",

@@ -71,7 +71,7 @@ def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     names, baselines = validate(config)
     directory = Path(workdir)
-    if (directory / "checkpoints").exists() or (directory / "base").exists():
+    if bucket.lies_at(directory / "checkpoints").exists() or (directory / "base").exists():
         raise UserError(f"workdir: {workdir} holds a training run, whose report would be lost; give another --workdir")
     directory.mkdir(parents=True, exist_ok=True)
     models = {name: look_at(name, sources, config) for name, sources in names.items()}
@@ -98,6 +98,7 @@ def run(config: Config, workdir: str) -> int:
             runs if runs[1:] else (),
         )
         report.write_records(directory / "scores.json", comparison.records_of(measured))
+        bucket.push()
     path, table = report.write_comparison(directory, measured, baselines=baselines, facts=facts(config, max_length))
     print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
     return 0

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import Encoder, rows_from_mask
 from ppa_jax.tasks.task import Batch, Outputs, Task
+from ppa_jax.training.mesh import DATA
 
 HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
 
@@ -84,7 +85,7 @@ def make_step(
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    rows = NamedSharding(mesh, P("data"))
+    rows = NamedSharding(mesh, P(DATA))
     whole = NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))
 

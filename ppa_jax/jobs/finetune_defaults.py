@@ -45,7 +45,7 @@ def defaults(task: str) -> Any:
             patience=0,  # stop after so many without a better one, and take the best; 0: train to the end
         ),
         test_batch_size=64,
-        mesh=dict(data=-1, model=1, rules="replicated", distributed=False),  # as in configs/ppa.py
+        mesh=dict(data=-1, model=1, rules="replicated", fsdp=-1, distributed=False),  # as in configs/ppa.py
         checkpoint=dict(every=500, keep=1),
         log=dict(tensorboard=True, wandb=""),
         profile=False,

@@ -148,8 +148,8 @@ class Setup:
         return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree)
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """A batch on the mesh, split over `data`."""
-        sharding = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec("data"))
+        """A batch on the mesh, split over its shards."""
+        sharding = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(mesh.DATA))
         if jax.process_count() == 1:
             return jax.device_put(dict(batch), sharding)
         return {
@@ -234,7 +234,8 @@ def validate(config: Config) -> None:
     require(config, "train.dropout", lambda x: x == -1 or 0 <= x < 1, "-1 (as pretrained) or in [0, 1)")
     require(config, "data.max_length", lambda n: n >= 8, "at least 8")
     require(config, "data.switch_rate", lambda x: 0 <= x <= 1, "from 0 to 1")
-    require(config, "mesh.data", lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
+    for name in ("mesh.data", "mesh.fsdp"):
+        require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "mesh.rules", mesh.RULES)
     if not config.data.train:
@@ -279,10 +280,11 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
 
 def open_devices(config: Config) -> Any:
     """The mesh. Raises UserError unless both batch sizes divide by its devices along `data`."""
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model)
+    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
+    shards = mesh.data_shards(devices)
     for field, size in (("train.batch_size", config.train.batch_size), ("test_batch_size", config.test_batch_size)):
-        if size % devices.shape["data"]:
-            raise UserError(f"config.{field}={size}: must divide by the {devices.shape['data']} devices along data")
+        if size % shards:
+            raise UserError(f"config.{field}={size}: must divide by the {shards} devices along data")
     return devices
 
 

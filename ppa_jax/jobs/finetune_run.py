@@ -105,8 +105,10 @@ def asked(models: Sequence[str], setup: Setup, records: Records) -> Records:
 def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:
     """Runs config.align_first in workdir/aligned; (status, config with the models before and after as `init`)."""
     directory = workdir / "aligned"
-    done = (directory / "report.md").exists()  # written last
+    done = loop.as_first((directory / "report.md").exists())  # written last
     status = 0 if done else align_run.run(configs.load(config.align_first), str(directory))
+    if not done:
+        loop.wait_for_hosts("the aligned model")
     config = copy.deepcopy(config)
     config.init = f"before={directory}/new_model/run/export,after={directory}/export"
     return status, config

@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
+from ppa_jax.training.mesh import DATA
 
 # (rows, width), by rising width: L tokens lie in these rows one after the other, first those of the narrowest.
 Layout = tuple[tuple[int, int], ...]
@@ -135,7 +136,7 @@ class Embeddings(nn.Module):
         types = jnp.zeros_like(ids) if token_types is None else token_types
         looked_up = table(c.vocab_size, "word_embeddings")(ids) if words is None else words
         if self.mesh is not None:
-            looked_up = jax.lax.with_sharding_constraint(looked_up, NamedSharding(self.mesh, P("data", None, None)))
+            looked_up = jax.lax.with_sharding_constraint(looked_up, NamedSharding(self.mesh, P(DATA, None, None)))
         total = (
             looked_up
             + table(c.max_positions, "position_embeddings")(positions + c.position_offset)

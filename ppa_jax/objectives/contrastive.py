@@ -18,6 +18,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
 
+from ppa_jax.training.mesh import DATA
+
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU rounds float32 operands to bfloat16 unless told otherwise
 MASKED = -1e30
 
@@ -29,7 +31,7 @@ class Queue(NamedTuple):
     hashes: Any  # [S, B] uint32  # of each key's sentence, to find duplicates
 
 
-QUEUE_SPEC = Queue(keys=P(None, "data", None), hashes=P(None, "data"))
+QUEUE_SPEC = Queue(keys=P(None, DATA, None), hashes=P(None, DATA))
 
 
 def slots_for(queue_size: int, batch_size: int) -> int:
@@ -66,7 +68,7 @@ def info_nce(
     """-log of the positive's share among the positive and the queue, for every pair.
 
     Args:
-      query, key: L2-normalised; row i of one translates row i of the other. Sharded over `data`.
+      query, key: L2-normalised; row i of one translates row i of the other. Sharded as the batch.
       hashes: of the key's sentence.
       filled: slots written so far; the others do not count. With none the loss is 0.
       own: for in-batch negatives, when this batch's keys are in the queue already: their slot, and the column of each
@@ -78,7 +80,7 @@ def info_nce(
       The loss of every pair, and 1.0 where the positive beats every negative. No gradient flows to queue or key.
     """
     body = functools.partial(_info_nce_on_shard, temperature=temperature, mask_duplicates=mask_duplicates)
-    rows = P("data")
+    rows = P(DATA)
     own_specs = None if own is None else (P(), rows)
     shard_mapped = jax.shard_map(
         body, mesh=mesh, in_specs=(rows, rows, rows, QUEUE_SPEC, P(), own_specs), out_specs=(rows, rows)
@@ -88,25 +90,25 @@ def info_nce(
 
 def _info_nce_on_shard(query, key, hashes, queue, filled, own, *, temperature, mask_duplicates):
     rows = query.shape[0]
-    first = jax.lax.axis_index("data") * rows
+    first = jax.lax.axis_index(DATA) * rows
     positive = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST) / temperature  # own pairs
-    queries_BxP = jax.lax.all_gather(query, "data", tiled=True)
+    queries_BxP = jax.lax.all_gather(query, DATA, tiled=True)
     # [B, slots, own columns of the queue]
     negative = jnp.einsum("bp,scp->bsc", queries_BxP, queue.keys, precision=HIGHEST) / temperature
     slots, columns = queue.hashes.shape
     counts = (jnp.arange(slots) < filled)[None, :, None]
     if mask_duplicates:
-        hashes_B = jax.lax.all_gather(hashes, "data", tiled=True)
+        hashes_B = jax.lax.all_gather(hashes, DATA, tiled=True)
         counts = counts & (queue.hashes[None] != hashes_B[:, None, None])
     if own is not None:
         slot, column = own
         mine_BxC = jnp.zeros((queries_BxP.shape[0], columns), bool).at[first + jnp.arange(rows), column].set(True)
         counts = counts & ~(mine_BxC[:, None, :] & (jnp.arange(slots) == slot)[None, :, None])
     negative = jnp.where(counts, negative, MASKED)
-    largest_B = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(negative, axis=(1, 2))), "data")
+    largest_B = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(negative, axis=(1, 2))), DATA)
     # Where nothing counts, exp(MASKED - MASKED) would be 1: multiply by what counts.
     terms = jnp.where(counts, jnp.exp(negative - largest_B[:, None, None]), 0.0)
-    total_B = jax.lax.psum(jnp.sum(terms, axis=(1, 2)), "data")
+    total_B = jax.lax.psum(jnp.sum(terms, axis=(1, 2)), DATA)
 
     largest = jax.lax.dynamic_slice_in_dim(largest_B, first, rows)
     total = jax.lax.dynamic_slice_in_dim(total_B, first, rows)

@@ -12,15 +12,18 @@ import contextlib
 import fcntl
 import itertools
 import json
+import logging as standard_logging
 import os
+import re
 import shutil
 import threading
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-import jax
+from absl import logging
 from etils import epath
 from fsspec.config import conf as filesystems
 
@@ -31,33 +34,50 @@ FILES = "files.json"
 COPIES = Path("~/.cache/ppa_jax/workdirs")
 _AT_ONCE = 8  # files copied at one time
 _ON_THE_WAY = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # whose exceptions tell of the way to the bucket
+_PASSING = (408, 429)  # of a client's mistakes, by HTTP, those that another try may mend
 Files = dict[str, list[int]]  # name -> [bytes, time of its last change in ns]
 
 # A listing that is remembered lacks what TensorStore and other processes write.
 filesystems.setdefault("gs", {})["use_listings_cache"] = False
+standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
 
 _open: LocalCopy | None = None
 
 
 @contextlib.contextmanager
-def local_copy(address: str) -> Iterator[str]:
-    """The directory to work in instead of the workdir `gs://...`; what is in it in the end is in the bucket, too.
+def local(workdir: str) -> Iterator[str]:
+    """The directory to work in: the workdir, or a local copy of it, whose files are in the bucket in the end.
 
     Raises:
-      UserError: the bucket is not there or may not be written, or gcsfs is not installed.
+      UserError: the address is wrong; the bucket is not there or takes nothing; gcsfs is not installed.
       NotYet: the bucket was not reached.
     """
     global _open
+    if not in_bucket(workdir):
+        yield workdir
+        return
+    address = _checked(workdir)
     with _directory(address) as directory:
-        _open = LocalCopy(address, directory)
-        _open.pull()
+        copy = _open = LocalCopy(address, directory)
         try:
+            copy.pull()
             yield str(directory)
+        except BaseException:
+            try:
+                copy.push_again()
+            except UserError as error:  # it must not stand for the one that ended the run
+                logging.warning("%s", error)
+            raise
+        else:
+            copy.push_again()
         finally:
-            if jax.process_index() == 0:
-                _open.push()
             _open = None
         shutil.rmtree(directory)
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+    """Whether it is an address."""
+    return os.fspath(path).startswith(SCHEME)
 
 
 def lies_at(path: str | os.PathLike) -> epath.Path:
@@ -65,6 +85,11 @@ def lies_at(path: str | os.PathLike) -> epath.Path:
     if _open is not None and Path(path).is_relative_to(_open.directory):
         return _open.address / Path(path).relative_to(_open.directory)
     return epath.Path(path)
+
+
+def addressed(text: str) -> str:
+    """JSON with the paths of the local copy as addresses, which are the same on every machine."""
+    return text if _open is None else text.replace(json.dumps(str(_open.directory))[1:-1], os.fspath(_open.address))
 
 
 def push() -> None:
@@ -85,66 +110,104 @@ class LocalCopy:
     def __init__(self, address: str, directory: Path) -> None:
         """`directory` is emptied; `pull` fills it."""
         self.address, self.directory = epath.Path(address), directory
-        self._same: Files = {}  # what is the same here and in the bucket
+        self._listed: Files = {}  # in the bucket
+        self._same: Files = {}  # those of them that are here, too
+        self._pushes = False
         self._lock = threading.Lock()  # a checkpoint is finished by a thread
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
 
     def pull(self) -> None:
         """Makes the local files what the bucket's list has."""
-        with self._lock, _one_line(self.address):
+        with self._lock, one_line(self.address):
             index = self.address / FILES
             if not index.exists():
-                index.write_text("{}\n")  # a bucket that takes no files shows it before hours of work
+                self._begin(index)
             listed: Files = json.loads(index.read_text())
             for name in self._same.keys() - listed.keys():
                 (self.directory / name).unlink(missing_ok=True)
-            changed = [(name, time) for name, (size, time) in listed.items() if self._same.get(name) != [size, time]]
+            changed = [name for name, facts in listed.items() if self._same.get(name) != facts]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
-                list(threads.map(self._fetch, changed))
-            self._same = listed
+                came = list(threads.map(lambda name: self._fetch(name, listed[name][1]), changed))
+            lost = {name for name, has_come in zip(changed, came, strict=True) if not has_come}
+            self._listed, self._same = listed, {name: facts for name, facts in listed.items() if name not in lost}
 
     def push(self) -> None:
         """Makes the bucket's files what the local ones are."""
-        with self._lock, _one_line(self.address):
+        with self._lock, one_line(self.address):
+            self._pushes = True
             found = self._found()
+            changed = [name for name, facts in found.items() if self._same.get(name) != facts]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
-                list(threads.map(self._send, (name for name, facts in found.items() if self._same.get(name) != facts)))
-            if found != self._same:
+                went = list(threads.map(self._send, changed))
+            for name, has_gone in zip(changed, went, strict=True):
+                if not has_gone:
+                    del found[name]
+            if found != self._listed:
                 (self.address / FILES).write_text(json.dumps(found, indent=1) + "\n")
-                for name in self._same.keys() - found.keys():
+                for name in self._listed.keys() - found.keys():
                     (self.address / name).unlink(missing_ok=True)
-            self._same = found
+            self._listed = self._same = found
+
+    def push_again(self) -> None:
+        """`push`, if this process is the one that does."""
+        if self._pushes:
+            self.push()
+
+    def _begin(self, index: epath.Path) -> None:
+        """Writes an empty list: a bucket that takes no files shows it before hours of work."""
+        others = [path.name for path in self.address.iterdir() if path.name != FILES] if self.address.exists() else []
+        if others:
+            raise UserError(
+                f"--workdir={self.address}: has no {FILES}, but {', '.join(sorted(others)[:3])}; "
+                "give a directory in which nothing is, or that a run has made"
+            )
+        index.write_text("{}\n")
 
     def _found(self) -> Files:
         found: Files = {}
-        for path in sorted(self.directory.rglob("*")):
-            with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
-                if path.is_file():
+        for folder, _, names in os.walk(self.directory):
+            for name in sorted(names):
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # renamed meanwhile
                     stat = path.stat()
                     found[path.relative_to(self.directory).as_posix()] = [stat.st_size, stat.st_mtime_ns]
         return found
 
-    def _fetch(self, changed: tuple[str, int]) -> None:
-        name, time = changed
+    def _fetch(self, name: str, time: int) -> bool:
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with (self.address / name).open("rb") as source, path.open("wb") as target:
+        try:
+            source = (self.address / name).open("rb")
+        except FileNotFoundError:
+            logging.warning("%s: was deleted", self.address / name)
+            return False
+        with source, path.open("wb") as target:
             shutil.copyfileobj(source, target)
         os.utime(path, ns=(time, time))
+        return True
 
-    def _send(self, name: str) -> None:
+    def _send(self, name: str) -> bool:
         try:
             source = (self.directory / name).open("rb")
         except FileNotFoundError:  # renamed meanwhile: the next time finds its other name
-            return
+            return False
         with source, (self.address / name).open("wb") as target:
             shutil.copyfileobj(source, target)
+        return True
+
+
+def _checked(workdir: str) -> str:
+    """The address of a directory in a bucket, spelled in one way."""
+    parts = workdir.removeprefix(SCHEME).rstrip("/").split("/")
+    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"--workdir={workdir}: give a directory of a bucket, as gs://BUCKET/DIRECTORY")
+    return SCHEME + "/".join(parts)
 
 
 @contextlib.contextmanager
 def _directory(address: str) -> Iterator[Path]:
-    """A directory for the local copy, the same at each start; of several processes of a machine each has its own."""
+    """A directory for the local copy; of several processes of a machine each has its own."""
     name = f"{zlib.crc32(address.encode()):08x}"
     copies = COPIES.expanduser()
     copies.mkdir(parents=True, exist_ok=True)
@@ -159,26 +222,41 @@ def _directory(address: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _one_line(address: epath.Path) -> Iterator[None]:
+def one_line(address: epath.Path) -> Iterator[None]:
     """Turns what a bucket, or the way to it, refuses into one line for the user."""
     try:
         yield
     except ImportError as error:
         raise UserError(
-            f"--workdir={address}: a bucket wants another package ({error}); "
+            f"{address}: a bucket wants another package ({error}); "
             "python -m pip install --constraint constraints.txt gcsfs"
         ) from error
     except Exception as error:
-        package = type(error).__module__.partition(".")[0]
-        if not (isinstance(error, OSError | TimeoutError) or package in _ON_THE_WAY):
-            raise
-        if isinstance(error, OSError) and error.errno in NO_ROOM:  # of the disk here; main.py has words for it
+        if not _is_of_the_way(error):
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        refused = isinstance(error, FileNotFoundError | PermissionError) or getattr(error, "code", None) in (401, 403)
-        if refused or "Forbidden" in reason:
+        if _is_refusal(error):
             raise UserError(
-                f"--workdir={address}: the bucket is not there, or may not be read and written ({reason}); "
+                f"{address}: the bucket is not there, or may not be read and written ({reason}); "
                 "make it, or give this account the role Storage Object Admin"
             ) from error
-        raise NotYet(f"--workdir={address}: the bucket was not reached ({reason}); start again in a moment") from error
+        raise NotYet(f"{address}: the bucket was not reached ({reason}); start again in a moment") from error
+
+
+def _is_of_the_way(error: Exception) -> bool:
+    if isinstance(error, OSError | TimeoutError):
+        return error.errno not in NO_ROOM  # those are of the disk here; main.py has words for it
+    if isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)):  # TensorStore's
+        return True
+    return type(error).__module__.partition(".")[0] in _ON_THE_WAY
+
+
+def _is_refusal(error: Any) -> bool:
+    """Whether another try would be refused, too."""
+    code = getattr(error, "code", None)
+    if isinstance(code, int):
+        return 400 <= code < 500 and code not in _PASSING
+    if type(error).__module__.startswith("google.auth") and not type(error).__name__.startswith("Transport"):
+        return True
+    words = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED")
+    return isinstance(error, FileNotFoundError | PermissionError) or str(error).startswith(words)

@@ -101,7 +101,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_checksums(path)
         except Exception:
-            if jax.process_index() == 0:
+            if jax.process_index() == 0 and not bucket.in_bucket(path):
                 remove_unfinished(self.directory)  # a full disk gets its room back
             raise
         if jax.process_index() == 0:
@@ -123,13 +123,14 @@ class Checkpoints:
           UserError: all checkpoints are damaged, or the newest whole one holds arrays of other names, shapes or types.
         """
         self.wait()
-        step = newest_whole(self.directory, self._damaged)
-        if step is None:
-            return None
-        path = self.directory / str(step)
-        _check_leaves(path, abstract_state)
-        with _context():
-            state = ocp.load(path, jax.tree.map(_abstract, abstract_state))
+        with _read_errors(self.directory):
+            step = newest_whole(self.directory, self._damaged)
+            if step is None:
+                return None
+            path = self.directory / str(step)
+            _check_leaves(path, abstract_state)
+            with _context():
+                state = ocp.load(path, jax.tree.map(_abstract, abstract_state))
         self._current = step
         return step, state
 
@@ -181,7 +182,8 @@ def holds_params(directory: str | os.PathLike) -> bool:
 
 
 def remove(directory: str | os.PathLike) -> None:
-    """Deletes a directory of checkpoints or parameters, if there is one."""
+    """Deletes a directory of checkpoints or parameters, if there is one. For process 0."""
+    bucket.push()  # what was made of them
     _absolute(directory).rmtree(missing_ok=True)
 
 
@@ -193,11 +195,12 @@ def load_params(directory: str | os.PathLike) -> dict[str, Any]:
     """
     _quieten_orbax()
     path = _absolute(directory)
-    if not (path / CHECKSUMS).exists():
-        raise UserError(f"{path}: holds no parameters (no {CHECKSUMS}); give the directory they were saved to")
-    if (reason := damage(path)) is not None:
-        raise UserError(f"{path}: damaged: {reason}; write it again from its source")
-    return _load_numpy(path, None)
+    with _read_errors(path):
+        if not (path / CHECKSUMS).exists():
+            raise UserError(f"{path}: holds no parameters (no {CHECKSUMS}); give the directory they were saved to")
+        if (reason := damage(path)) is not None:
+            raise UserError(f"{path}: damaged: {reason}; write it again from its source")
+        return _load_numpy(path, None)
 
 
 def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any]]:
@@ -290,7 +293,10 @@ def _describe(leaf: Any) -> str:
 def _disk_errors(directory: epath.Path) -> Iterator[None]:
     """Turns what the operating system refuses (no space, quota, permission) into one line for the user."""
     try:
-        yield
+        with _read_errors(directory):
+            yield
+    except UserError:
+        raise
     except Exception as error:
         if (reason := _disk_reason(error)) is None:
             raise
@@ -298,6 +304,11 @@ def _disk_errors(directory: epath.Path) -> Iterator[None]:
             f"{directory}: cannot write the checkpoint: {reason}; free some space or give another directory "
             "(the checkpoints already there are untouched)"
         ) from error
+
+
+def _read_errors(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+    """Turns what the way to a bucket refuses into one line for the user; of a disk nothing."""
+    return bucket.one_line(directory) if bucket.in_bucket(directory) else contextlib.nullcontext()
 
 
 def _disk_reason(error: BaseException | None) -> str | None:

@@ -101,6 +101,7 @@ def damage(path: epath.Path) -> str | None:
         share = sorted(files.items())[jax.process_index() :: jax.process_count()]
         reason = next(filter(None, (_damaged_file(path / name, **expected) for name, expected in share)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _must_be_of_the_file(path, error)
         reason = f"{CHECKSUMS} is unreadable ({type(error).__name__})"
     found = _damaged_on(int(path.name) if path.name.isdigit() else 0, reason is not None)  # parameters have no step
     if reason is None and found.any():
@@ -122,6 +123,12 @@ def _damaged_on(step: int, is_damaged: bool) -> np.ndarray:
     return damaged.astype(bool)
 
 
+def _must_be_of_the_file(path: epath.Path, error: Exception) -> None:
+    """Raises the error of a bucket that was not reached: that does not make a checkpoint a damaged one."""
+    if bucket.in_bucket(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        raise error
+
+
 def _damaged_file(path: epath.Path, bytes: int, crc32: int) -> str | None:
     try:
         if (length := path.stat().length) != bytes:
@@ -130,4 +137,5 @@ def _damaged_file(path: epath.Path, bytes: int, crc32: int) -> str | None:
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:
+        _must_be_of_the_file(path, error)
         return f"{path.name} cannot be read ({error.strerror or error})"

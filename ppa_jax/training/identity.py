@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from ppa_jax.errors import UserError
+from ppa_jax.training import bucket
 
 CONFIG = "config.json"
 _ABSENT = "(absent)"
@@ -23,7 +24,7 @@ def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Non
     beside = epath.Path(workdir) / f"{CONFIG}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        beside.write_text(bucket.addressed(json.dumps(config, indent=2, sort_keys=True)) + "\n")
         beside.replace(path)
     except OSError as error:
         reason = error.strerror or error
@@ -45,7 +46,7 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
         old = _flat(json.loads(path.read_text()))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
-    new = _flat(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    new = _flat(json.loads(bucket.addressed(json.dumps(config))))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
         for field in sorted({*old, *new})

@@ -1,7 +1,8 @@
 """The mesh of devices, and the table that says where parameters live on it.
 
-Two axes: `data` splits the batch and the queue, `model` splits matrices. A rule is (pattern, PartitionSpec); the first
-pattern found in a parameter's path decides. The optimizer's moments carry their parameter's path, so they follow it.
+Three axes: `replicas` and `fsdp`, which split the batch and the queue together, and `model`, which splits matrices. A
+rule is (pattern, PartitionSpec); the first pattern found in a parameter's path decides. The optimizer's moments carry
+their parameter's path, so they follow it.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from jax.sharding import PartitionSpec as P
 
 from ppa_jax.errors import UserError
 
+DATA = ("replicas", "fsdp")  # what splits the batch: mesh.data devices
+
 Rules = tuple[tuple[str, P], ...]
 
 RULES: dict[str, Rules] = {
-    # Every device holds everything; gradients are summed over `data`. Right for mBERT on any current accelerator.
+    # Every device holds everything; gradients are summed over all. Right for mBERT on any current accelerator.
     "replicated": ((r".*", P()),),
-    # Parameters, moments and the key tree are split over `data` and gathered layer by layer (ZeRO 3).
+    # Parameters, moments and the key tree are split over `fsdp` and gathered layer by layer (ZeRO 3).
     "fsdp": (
-        (r"embedding$", P(None, "data")),
-        (r"kernel$", P("data", None)),
+        (r"embedding$", P(None, "fsdp")),
+        (r"kernel$", P("fsdp", None)),
         (r".*", P()),
     ),
     # Megatron: heads and feed-forward columns split over `model`, one sum after attention and one after feed-forward.
@@ -40,8 +43,10 @@ RULES: dict[str, Rules] = {
 }
 
 
-def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
+def make_mesh(data: int, model: int, devices: list[Any] | None = None, *, fsdp: int = -1) -> Mesh:
     """A mesh of data x model devices; -1 for `data` takes all that are there.
+
+    Of the devices along `data`, `fsdp` neighbours split what the fsdp rules split (-1: all); the others repeat it.
 
     Raises:
       UserError: when the product is not the number of devices, with the values that would fit.
@@ -52,7 +57,16 @@ def make_mesh(data: int, model: int, devices: list[Any] | None = None) -> Mesh:
     data = len(devices) // model if data == -1 else data
     if data < 1 or data * model > len(devices):
         raise UserError(f"mesh.data={data} x mesh.model={model} wants more than the {len(devices)} devices there are")
-    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices[: data * model])
+    fsdp = data if fsdp == -1 else fsdp
+    if fsdp < 1 or data % fsdp:
+        raise UserError(f"mesh.fsdp={fsdp}: must divide mesh.data={data}, or be -1, for all of it")
+    wired = jax.make_mesh((data, model), ("data", "model"), devices=devices[: data * model]).devices
+    return Mesh(wired.reshape(-1, fsdp, model), (*DATA, "model"), (AxisType.Auto,) * 3)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Into how many parts the batch is split."""
+    return mesh.shape["replicas"] * mesh.shape["fsdp"]
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -80,15 +94,15 @@ def tree_shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host batch [A, own shards, ...] on the mesh, its second axis over `data`; does not wait."""
-    sharding = NamedSharding(mesh, P(None, "data"))
+    """Puts a host batch [A, own shards, ...] on the mesh, its second axis split; does not wait."""
+    sharding = NamedSharding(mesh, P(None, DATA))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
 def own_shards(mesh: Mesh) -> list[int]:
-    """The positions along `data` where this process has a device.
+    """The parts of the batch for which this process has a device.
 
     They need not be neighbours: on a torus the mesh follows the wires, not the hosts. With an axis `model` wider than a
     host, several processes have the same ones, and each makes their batches.
@@ -96,10 +110,11 @@ def own_shards(mesh: Mesh) -> list[int]:
     Raises UserError for a process without any device in the mesh.
     """
     me = jax.process_index()
-    rows = [i for i, row in enumerate(mesh.devices) if any(device.process_index == me for device in row.flat)]
+    shards = mesh.devices.reshape(data_shards(mesh), -1)
+    rows = [i for i, row in enumerate(shards) if any(device.process_index == me for device in row)]
     if not rows:
         raise UserError(
-            f"mesh.data={mesh.shape['data']} x mesh.model={mesh.shape['model']} leaves process {me} without a device; "
+            f"mesh.data={data_shards(mesh)} x mesh.model={mesh.shape['model']} leaves process {me} without a device; "
             "take all devices (mesh.data=-1), or start fewer processes"
         )
     return rows

@@ -99,9 +99,11 @@ class MetricWriter:
         self._log_elsewhere(step, numbers)
 
     def sync(self) -> None:
-        """Has the lines so far written for good: a bucket that is mounted gets them at this moment only."""
+        """Has all that was written so far reach the disk, before a checkpoint counts."""
         if self._file is not None:
             os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
 
     def _log_elsewhere(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._tensorboard:

@@ -70,9 +70,9 @@ def make(params, number_pairs, number_tokenizer):
 
     def build(
         devices=1, model=1, accumulate=1, method=METHOD, rules="replicated", config=CONFIG, rate=1e-2, joint=True,
-        sources=two, languages=None, optimize=None, words=None, translations=None, sized=None,
+        sources=two, languages=None, optimize=None, words=None, translations=None, sized=None, fsdp=-1,
     ):  # fmt: skip
-        mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model])
+        mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model], fsdp=fsdp)
         plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
         batches = PairBatches(
             sources,
@@ -141,20 +141,20 @@ def reference(make):
 
 
 @pytest.mark.parametrize(
-    "devices, model, accumulate, rules",
+    "devices, model, accumulate, rules, fsdp",
     [
-        (8, 1, 1, "replicated"),
-        (8, 1, 1, "fsdp"),
-        (4, 2, 1, "tensor"),
-        (1, 1, 4, "replicated"),
-        (2, 1, 2, "replicated"),
-        (4, 1, 2, "fsdp"),
+        (8, 1, 1, "replicated", -1),
+        (8, 1, 1, "fsdp", -1),
+        (4, 2, 1, "tensor", -1),
+        (1, 1, 4, "replicated", -1),
+        (2, 1, 2, "replicated", -1),
+        (4, 1, 2, "fsdp", 2),
     ],
 )
-def test_devices_rules_and_accumulation_change_nothing(make, reference, devices, model, accumulate, rules):
+def test_devices_rules_and_accumulation_change_nothing(make, reference, devices, model, accumulate, rules, fsdp):
     """With dropout on: masks and dropout belong to the sequence, not to its place. Tolerance: float32 sums reordered,
     after 20 steps of AdamW, whose first steps turn a rounding of a tiny gradient into a share of the rate (1e-3)."""
-    state, losses = run(make(devices, model, accumulate, rules=rules, rate=1e-3), STEPS)
+    state, losses = run(make(devices, model, accumulate, rules=rules, rate=1e-3, fsdp=fsdp), STEPS)
     expected_state, expected = reference
     for got, want in zip(losses, expected, strict=True):
         assert got.keys() == want.keys()
@@ -402,11 +402,14 @@ def moved(setting):
 def test_parameters_that_are_split_split_no_states(make):
     """By rows, each device gathers matrices and sums their gradients, and computes its own sentences alone. By columns,
     it sums the states of a block twice, not in every product, and keeps the logits of its share of the vocabulary."""
-    setting = make(4, rules="fsdp")
-    found = moved(setting)
-    largest = max(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
-    states = setting.batches.make(0).key_rows.ids.size * CONFIG.hidden_size * 4
-    assert states > 2 * largest and max(size for sizes in found.values() for size in sizes) <= largest
+    for fsdp in (4, 2):
+        setting = make(4, rules="fsdp", fsdp=fsdp)
+        kernel = setting.state.params["encoder"]["layer_0"]["feed_forward"]["intermediate"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (CONFIG.hidden_size // fsdp, CONFIG.intermediate_size)
+        found = moved(setting)
+        largest = max(leaf.size * 4 for leaf in jax.tree.leaves(setting.state.params))
+        states = setting.batches.make(0).key_rows.ids.size * CONFIG.hidden_size * 4
+        assert states > 2 * largest and max(size for sizes in found.values() for size in sizes) <= largest
 
     setting = make(2, 2, rules="tensor")
     found, batch = moved(setting), setting.batches.make(0)

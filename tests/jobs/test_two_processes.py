@@ -22,11 +22,11 @@ PROCESS = """
 import os, signal, sys
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-def interleaved(shape, names, types, devices):  # as on a torus, where a host's devices are no neighbours
+def interleaved(shape, names, devices):  # as on a torus, where a host's devices are no neighbours
     by_process = np.array(devices).reshape(2, -1)
-    return Mesh(by_process.T.reshape(shape), names, axis_types=types)
+    return Mesh(by_process.T.reshape(shape), names)
 
 if sys.argv[3] == "interleaved":
     jax.make_mesh = interleaved
@@ -52,16 +52,18 @@ def start(compilation, command, shelf):
     """Starts both processes of a run in a workdir; each has two devices."""
     started = []
 
-    def two(workdir, form="plain", **fields):
+    def two(workdir, form="plain", homes=None, **fields):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         settings = {name.upper(): str(value) for name, value in compilation.items()}
         environment = os.environ | settings | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        own = [{} if homes is None else {"HOME": str(homes / str(number))} for number in range(2)]
         arguments = command(workdir, FIELDS | {"mesh.distributed": True} | fields)
         for number in range(2):
             started.append(subprocess.Popen(
-                [sys.executable, "-c", PROCESS, address, str(number), form, *arguments], env=environment,
+                [sys.executable, "-c", PROCESS, address, str(number), form, *arguments],
+                env=environment | own[number],
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             ))  # fmt: skip
         return started[-2:]
@@ -132,9 +134,13 @@ def test_two_processes_are_as_one(start, alone, tmp_path, rules, model):
 
 
 def test_two_machines_share_a_bucket_alone(start, storage, tmp_path, new_model_fields):
-    """What the first one makes, a new model among it, comes to the other through the bucket."""
+    """What the first one makes, a new model among it, comes to the other through the bucket; so does it to new ones."""
     fields = new_model_fields | {"mesh.rules": "fsdp", "train.steps": 4, "eval.sample": 0}
-    for process in start(f"gs://{fake_storage.BUCKET}/two", **fields):
+    address = f"gs://{fake_storage.BUCKET}/two"
+    for process in start(address, "signalled", tmp_path / "homes", **fields):  # while the new model is pretrained
+        status, said = wait(process)
+        assert status == 143, said
+    for process in start(f"{address}/", homes=tmp_path / "others", **fields):
         status, said = wait(process)
         assert status == 0, said
     storage.copy_to("two/", tmp_path)

@@ -4,16 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.model.heads import decode
 from ppa_jax.objectives import contrastive, masked_lm, masking
+from ppa_jax.training.mesh import DATA, make_mesh
 
 
 def mesh_of(data: int, model: int = 1):
     devices = jax.devices()[: data * model]
-    return jax.make_mesh((data, model), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+    return make_mesh(data, model, devices)
 
 
 def sequences_and_slots(lengths, middles, rate):
@@ -195,9 +196,9 @@ def test_info_nce_equals_the_formula(devices, filled, duplicates):
     put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
     sharded = jax.tree.map(put, queue, contrastive.QUEUE_SPEC)
     loss, wins = contrastive.info_nce(
-        put(query, P("data")),
-        put(key, P("data")),
-        put(hashes, P("data")),
+        put(query, P(DATA)),
+        put(key, P(DATA)),
+        put(hashes, P(DATA)),
         sharded,
         jnp.int32(filled),
         temperature=0.05,

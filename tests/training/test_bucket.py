@@ -1,5 +1,6 @@
 """A workdir in a bucket: what is copied, when it counts, and checkpoints there."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from etils import epath
 
 from ppa_jax.errors import NotYet, UserError
-from ppa_jax.training import bucket
+from ppa_jax.training import bucket, checksums, identity
 from ppa_jax.training.checkpoint import Checkpoints, holds_params, load_params, remove, save_params
 
 ADDRESS = f"gs://{fake_storage.BUCKET}/runs/x"
@@ -32,7 +33,7 @@ def read(storage, name):
 
 
 def test_files_come_back_on_another_machine(home, storage, monkeypatch):
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         path = Path(directory)
         (path / "deep/er").mkdir(parents=True)
         (path / "deep/er/a.bin").write_bytes(bytes(range(256)) * 2000)
@@ -49,7 +50,7 @@ def test_files_come_back_on_another_machine(home, storage, monkeypatch):
     assert not path.exists(), "the local copy is no longer of use"
     monkeypatch.setenv("HOME", str(home / "another"))
     before = dict(storage.objects)
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         found = {p.relative_to(directory).as_posix(): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
     assert found == {"deeper/er/a.bin": written[0], "empty": b"", "metrics": b"12", "last": b"said at the end"}
     assert storage.objects == before, "nothing changed, and nothing was copied"
@@ -57,8 +58,9 @@ def test_files_come_back_on_another_machine(home, storage, monkeypatch):
 
 def test_what_came_in_part_is_not_there(home, storage, monkeypatch):
     """A machine that is lost while it copies: the list of before counts."""
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         (Path(directory) / "whole").write_text("1")
+        bucket.push()
     copy = bucket.LocalCopy(ADDRESS, home / "lost")
     copy.pull()
     (home / "lost/export").mkdir()
@@ -73,7 +75,7 @@ def test_what_came_in_part_is_not_there(home, storage, monkeypatch):
     with pytest.raises(NotYet, match=r"not reached .the machine is gone"):
         copy.push()
     assert read(storage, "export/config.json") == b"2"
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         assert os.listdir(directory) == ["whole"]
 
 
@@ -94,16 +96,66 @@ def test_another_process_sees_what_the_first_one_wrote(home, storage):
     assert storage.objects == before
 
 
-def test_processes_of_one_machine_have_copies_of_their_own(home):
-    with bucket.local_copy(ADDRESS) as one, bucket._directory(ADDRESS) as other:
-        assert one != str(other) and other.name == "x"
-    with bucket.local_copy(ADDRESS) as again:
-        assert again == one, "paths of the workdir in a run's settings stay what they were"
+def test_what_a_user_deletes_is_gone(home, storage, caplog):
+    with bucket.local(ADDRESS) as directory:
+        (Path(directory) / "kept").write_text("1")
+        (Path(directory) / "tensorboard").write_text("1")
+        bucket.push()
+    del storage.objects["runs/x/tensorboard"]
+    with bucket.local(ADDRESS) as directory:
+        assert os.listdir(directory) == ["kept"] and "gs://bucket/runs/x/tensorboard: was deleted" in caplog.text
+        bucket.push()
+    assert list(json.loads(read(storage, "files.json"))) == ["kept"]
+
+
+def test_a_file_renamed_while_it_is_sent(home, storage, monkeypatch):
+    """It is not listed under the name that it had: no start would find it."""
+    copy = bucket.LocalCopy(ADDRESS, home / "copy")
+    copy.pull()
+    (home / "copy/scores.tmp").write_text("1")
+    found = copy._found()
+    (home / "copy/scores.tmp").rename(home / "copy/scores")
+    monkeypatch.setattr(copy, "_found", lambda: dict(found))
+    copy.push()
+    assert json.loads(read(storage, "files.json")) == {}
+    monkeypatch.undo()
+    copy.push()
+    assert list(json.loads(read(storage, "files.json"))) == ["scores"]
+
+
+def test_a_directory_that_no_run_has_made(home, storage):
+    storage.put("runs/x/checkpoints/3/checksums.json", b"{}")
+    with pytest.raises(UserError, match=r"has no files.json, but checkpoints; give"), bucket.local(ADDRESS):
+        pass
+    assert storage.names("runs/x/") == ["checkpoints/3/checksums.json"]
+
+
+@pytest.mark.parametrize("address", ["gs://", "gs://bucket", "gs://bucket/", "gs://bucket/a/../b", "gs://bucket//a"])
+def test_addresses_that_are_none(home, storage, address):
+    with (
+        pytest.raises(UserError, match="give a directory of a bucket, as gs://BUCKET/DIRECTORY"),
+        bucket.local(address),
+    ):
+        pass
+    assert not storage.objects and not os.listdir(home)
+
+
+def test_a_run_is_the_same_on_every_machine(home, storage, monkeypatch):
+    """Paths of the workdir in its settings are kept as addresses: each process and each home has others."""
+    for place in ("one", "two"):
+        monkeypatch.setenv("HOME", str(home / place))
+        with bucket._directory(ADDRESS) as first, bucket.local(f"{ADDRESS}/") as directory:
+            assert str(first) != directory and first.name == Path(directory).name == "x"
+            config = {"init": f"{directory}/new_model", "seed": 1}
+            assert identity.check_identity(directory, config) == (place == "two")
+            identity.write_identity(directory, config)
+            bucket.push()
+    assert json.loads(read(storage, "config.json"))["init"] == f"{ADDRESS}/new_model"
 
 
 def test_checkpoints_of_the_workdir_are_in_the_bucket(home, storage, caplog):
     """Written, kept, restored; an unfinished one is passed over and replaced, a damaged one found."""
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         checkpoints = Checkpoints(f"{directory}/checkpoints", every=1, keep=2)
         assert checkpoints.restore(STATE) is None
         for step in (1, 2, 3):
@@ -131,7 +183,7 @@ def test_checkpoints_of_the_workdir_are_in_the_bucket(home, storage, caplog):
 
 
 def test_parameters_of_the_workdir_are_in_the_bucket(home, storage):
-    with bucket.local_copy(ADDRESS) as directory:
+    with bucket.local(ADDRESS) as directory:
         trained = f"{directory}/seed-0/trained"
         assert not holds_params(trained)
         for factor in (1, 2):  # the second replaces the first
@@ -145,8 +197,8 @@ def test_parameters_of_the_workdir_are_in_the_bucket(home, storage):
 
 def test_a_bucket_that_takes_nothing(home, storage):
     with (
-        pytest.raises(UserError, match="--workdir=gs://other/x: the bucket is not there") as refused,
-        bucket.local_copy("gs://other/x"),
+        pytest.raises(UserError, match="gs://other/x: the bucket is not there") as refused,
+        bucket.local("gs://other/x"),
     ):
         pass
     assert refused.value.status == 2
@@ -154,12 +206,53 @@ def test_a_bucket_that_takes_nothing(home, storage):
     try:
         with (
             pytest.raises(UserError, match=r"may not be read and written .Forbidden") as refused,
-            bucket.local_copy(ADDRESS),
+            bucket.local(ADDRESS),
         ):
             pass
     finally:
         storage.refuses = 0
     assert refused.value.status == 2
+
+
+def test_what_is_made_of_checkpoints_is_there_when_they_go(home, storage):
+    with bucket.local(ADDRESS) as directory:
+        save_params(f"{directory}/trained", {"a": STATE["a"]})
+        (Path(directory) / "scores").write_text("1")
+        remove(f"{directory}/trained")
+        assert storage.names("runs/x/") == ["files.json", "scores"]
+
+
+def test_a_network_that_fails_damages_nothing(home, storage, monkeypatch):
+    """The save is told to have failed; the checkpoint is whole but for its sums, and the one before it stays."""
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError(errno.ENETUNREACH, "Network is unreachable")
+
+    with bucket.local(ADDRESS) as directory:
+        checkpoints = Checkpoints(f"{directory}/checkpoints", every=1, keep=1)
+        checkpoints.save(1, STATE)
+        checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(bucket.LocalCopy, "_found", unreachable)
+            checkpoints.save(2, STATE)
+            with pytest.raises(NotYet, match=r"was not reached .*Network is unreachable.; start again"):
+                checkpoints.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(checksums, "_crc32", unreachable)
+            with pytest.raises(NotYet, match="was not reached"):
+                checkpoints.restore(STATE)
+        assert checkpoints.restore(STATE)[0] == 1
+        checkpoints.save(2, STATE, force=True)
+        checkpoints.close()
+        assert checkpoints.latest_step() == 2
+
+
+def test_what_a_run_that_fails_has_said_is_kept(home, storage):
+    with pytest.raises(ValueError, match="the loss"), bucket.local(ADDRESS) as directory:
+        bucket.push()
+        (Path(directory) / "metrics").write_text("1")
+        raise ValueError("the loss")
+    assert read(storage, "metrics") == b"1"
 
 
 ERRORS = [
@@ -172,12 +265,6 @@ ERRORS = [
 
 @pytest.mark.parametrize(("error", "kind", "says"), ERRORS)
 def test_what_the_way_to_a_bucket_may_say(error, kind, says):
-    with pytest.raises(kind, match=says) as told, bucket._one_line(epath.Path(ADDRESS)):
+    with pytest.raises(kind, match=says) as told, bucket.one_line(epath.Path(ADDRESS)):
         raise error
     assert type(told.value) is kind
-
-
-def test_the_list_is_readable(home, storage):
-    with bucket.local_copy(ADDRESS) as directory:
-        (Path(directory) / "a").write_text("abc")
-    assert json.loads(read(storage, "files.json"))["a"][0] == 3
