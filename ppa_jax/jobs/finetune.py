@@ -1,7 +1,8 @@
 """Fine-tuning: an encoder and a task's head, trained together by AdamW.
 
-One step: a batch of features through the encoder, its last states through the task's head, the mean of the task's loss,
-a step of the optimizer. Dropout hangs on the step and on the row's number in the global batch, as in the alignment.
+One step: a batch of features through the encoder, those of its last states that the task's head reads through the
+head, the mean of the task's loss, a step of the optimizer. Dropout hangs on the step and on the row's number in the
+global batch, as in the alignment.
 
 Axes: B features of a batch, L tokens of a row, D width.
 """
@@ -41,6 +42,7 @@ class Network:
     def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
         self._encoder = encoder
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
+        self._first_alone = task.FIRST_ALONE
 
     def init_head(self, seed: int, batch: Batch) -> Any:
         """Parameters of the head, drawn as BERT draws a new layer; `batch` is for its shapes."""
@@ -52,7 +54,13 @@ class Network:
         """The head's outputs; `seed` switches dropout on."""
         positions, segments = rows_from_mask(batch["mask"])
         hidden = self._encoder.apply(
-            {"params": params["encoder"]}, batch["ids"], positions, segments, batch["types"], dropout_seed=seed
+            {"params": params["encoder"]},
+            batch["ids"],
+            positions,
+            segments,
+            batch["types"],
+            dropout_seed=seed,
+            at=jnp.zeros_like(batch["ids"][:, :1]) if self._first_alone else None,
         )
         seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments, positions), HEAD_SITE)
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)

@@ -26,6 +26,7 @@ from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".tsv"
+FIRST_ALONE: bool = True
 LABELS = ("entailment", "neutral", "contradiction")
 TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),

@@ -129,6 +129,30 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
         np.testing.assert_allclose(x[there], logits.numpy()[there], atol=1e-4)
 
 
+def test_the_last_block_computes_what_the_head_reads():
+    """With dropout on: outputs and gradients are those of all tokens, for fewer operations."""
+    sizes = EncoderConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=128, max_positions=16
+    )
+    batch = make_batch("nli", nli.LABELS, 0, seed=0)
+    encoder = Encoder(sizes)
+    params = {"encoder": encoder.init(jax.random.key(0), *(jnp.ones((1, 1), jnp.int32),) * 3)["params"]}
+    found = {}
+    for first_alone in (True, False):
+        task: Any = SimpleNamespace(**vars(nli) | {"FIRST_ALONE": first_alone})
+        network = finetune.Network(task, encoder, nli.LABELS)
+        params["head"] = network.init_head(0, batch)
+
+        def loss(params, network=network):
+            return nli.loss(network.apply(params, batch, jnp.uint32(7)), batch)[0]
+
+        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        found[first_alone] = program(params), program.cost_analysis()["flops"]
+    assert found[True][1] < 0.8 * found[False][1]
+    for one, other in zip(*(jax.tree.leaves(values) for values, _ in found.values()), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
 def test_parameters_that_are_split_split_no_states():
     """As in the alignment: each device gathers matrices, sums their gradients, and computes its own rows alone."""
     sizes = EncoderConfig(
