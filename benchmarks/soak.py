@@ -6,7 +6,9 @@ Two trainings of the main job's demo, side by side, each on its own share of the
 other is killed after a random time and started again with the same command, until it ends by itself. Prints the kills,
 the resident memory of the undisturbed process over time and of each start of the other, and whether the exported
 parameters are the same to the bit; exits with 1 where they are not, or where memory grew by more than a tenth between
-the second quarter and the last.
+the second quarter and the last. With --bucket=gs://... the other has its workdir there. A bucket's stand-in:
+
+    python tests/fake_storage.py        # says which variables make it the one that is used
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
+from etils import epath
+from safetensors.numpy import load
 
 WEIGHTS = "export/model.safetensors"
 
 
-def start(workdir: Path, cores: set[int], a: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(workdir: Path, cores: set[int], a: argparse.Namespace, bucket: str = "") -> subprocess.Popen[bytes]:
     """The same command each time; its output is appended to a log beside the workdir."""
-    command = [sys.executable, "-m", "ppa_jax.main", "--config=configs/ppa.py:demo", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "ppa_jax.main", "--config=configs/ppa.py:demo", f"--workdir={bucket or workdir}"]
     command += [f"--config.train.steps={a.steps}", f"--config.checkpoint.every={a.checkpoint}"]
     with workdir.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(
@@ -52,11 +55,13 @@ def main() -> int:
     p.add_argument("--steps", type=int, default=12_000)
     p.add_argument("--checkpoint", type=int, default=200, help="steps between checkpoints")
     p.add_argument("--between", default="90,240", help="seconds from a start to its kill: least, most")
+    p.add_argument("--bucket", default="", help="gs://BUCKET/DIRECTORY for the one that is killed")
     p.add_argument("--seed", type=int, default=0)
     a = p.parse_args()
     if a.workdir.exists():
         p.error(f"--workdir={a.workdir} exists; a soak starts from nothing")
     a.workdir.mkdir(parents=True)
+    place = epath.Path(a.bucket or a.workdir / "killed")
     least, most = map(float, a.between.split(","))
     draw = random.Random(a.seed)
     cores = sorted(os.sched_getaffinity(0))
@@ -64,7 +69,7 @@ def main() -> int:
     shares = (set(cores[:half]), set(cores[half:])) if half else (set(cores), set(cores))
     begun = time.monotonic()
     alone = start(a.workdir / "alone", shares[0], a)
-    killed = start(a.workdir / "killed", shares[1], a)
+    killed = start(a.workdir / "killed", shares[1], a, a.bucket)
     deadline = begun + draw.uniform(least, most)
     memory: list[float] = []  # of the undisturbed process, every ten seconds
     peaks, kills = [0.0], 0
@@ -80,7 +85,7 @@ def main() -> int:
             kills += 1
             peaks.append(0.0)
             print(f"{now - begun:6.0f} s  kill {kills}", file=sys.stderr, flush=True)
-            killed = start(a.workdir / "killed", shares[1], a)
+            killed = start(a.workdir / "killed", shares[1], a, a.bucket)
             deadline = time.monotonic() + draw.uniform(least, most)
     print(f"{time.monotonic() - begun:,.0f} s, {kills} kills; exit status {alone.returncode} and {killed.returncode}")
     if alone.returncode or killed.returncode or not kills or len(memory) < 8:
@@ -89,7 +94,7 @@ def main() -> int:
     quarters = [float(np.median(x)) for x in np.array_split(np.array(memory), 4)]
     print("MiB of the undisturbed process, medians of its quarters:", *(f"{x:,.0f}" for x in quarters))
     print("MiB of the other, the most of each start:", *(f"{x:,.0f}" for x in peaks))
-    one, other = (load_file(a.workdir / name / WEIGHTS) for name in ("alone", "killed"))
+    one, other = (load((directory / WEIGHTS).read_bytes()) for directory in (a.workdir / "alone", place))
     same = one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
     print(f"parameters: {len(one)} arrays, {'the same to the bit' if same else 'THEY DIFFER'}")
     return int(not same or quarters[3] > 1.1 * quarters[1])

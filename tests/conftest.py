@@ -44,8 +44,7 @@ def release_programs():
 def storage():
     """Buckets, for this process and those that it starts."""
     storage = fake_storage.Storage()
-    names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "GCE_METADATA_ROOT")
-    os.environ |= dict.fromkeys(names, storage.url) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+    os.environ |= storage.environment
     yield storage
     storage.close()
 

@@ -1,4 +1,7 @@
-"""A bucket of Google Cloud Storage on this machine: as much of its JSON API as gcsfs and TensorStore ask for."""
+"""A bucket of Google Cloud Storage on this machine: as much of its JSON API as gcsfs and TensorStore ask for.
+
+python tests/fake_storage.py        # serves it until it is stopped; in memory
+"""
 
 import email
 import json
@@ -22,6 +25,12 @@ class Storage:
         self._server.handle_error = lambda *args: None  # clients that have read enough hang up
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def environment(self):
+        """The variables that have gcsfs and TensorStore come here."""
+        names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "GCE_METADATA_ROOT")
+        return dict.fromkeys(names, self.url) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
 
     def put(self, name, content):
         """Writes an object."""
@@ -149,3 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(412, {"error": {"code": 412, "message": "another generation"}})
         storage.put(name, so_far)
         return self.answer(200, self.facts(name))
+
+
+if __name__ == "__main__":
+    served = Storage()
+    print("\n".join(f"export {name}={value}" for name, value in served.environment.items()), flush=True)
+    threading.Event().wait()
