@@ -62,6 +62,8 @@ def main() -> int:
         p.error(f"--workdir={a.workdir} exists; a soak starts from nothing")
     a.workdir.mkdir(parents=True)
     place = epath.Path(a.bucket or a.workdir / "killed")
+    if place.exists():
+        p.error(f"--bucket={a.bucket} exists; a soak starts from nothing")
     least, most = map(float, a.between.split(","))
     draw = random.Random(a.seed)
     cores = sorted(os.sched_getaffinity(0))

@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
         place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
         with place as directory, ended_with_the_others():
             status = importlib.import_module(JOBS[config.job]).run(config, directory)
-            wait_for_hosts("its files")  # JAX has less patience at the exit than a slow disk may want
+            wait_for_hosts("its files", read=False)  # JAX has less patience at the exit than a slow disk may want
             return status
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.

@@ -3,12 +3,16 @@
 python tests/fake_storage.py        # serves it until it is stopped; in memory
 """
 
+import base64
 import email
+import itertools
 import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import google_crc32c
 
 BUCKET = "bucket"
 
@@ -17,7 +21,7 @@ class Storage:
     """One bucket, held in memory: `objects` has (content, generation) by name."""
 
     def __init__(self):
-        self.objects, self.uploads = {}, {}
+        self.objects, self.uploads, self.numbers = {}, {}, itertools.count()
         self.refuses = 0  # a status with which everything is answered
         self._generation, self._lock = 0, threading.Lock()
         handler = type("BucketHandler", (Handler,), {"storage": self})
@@ -30,7 +34,7 @@ class Storage:
     def environment(self):
         """The variables that have gcsfs and TensorStore come here."""
         names = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "GCE_METADATA_ROOT")
-        return dict.fromkeys(names, self.url) | {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+        return dict.fromkeys(names, self.url)
 
     def put(self, name, content):
         """Writes an object."""
@@ -94,7 +98,8 @@ class Handler(BaseHTTPRequestHandler):
         content, generation = self.storage.objects[name]
         times = dict.fromkeys(("timeCreated", "updated"), "2026-01-01T00:00:00.000Z")
         link = f"http://{self.headers['Host']}/download/storage/v1/b/{BUCKET}/o/{name}?alt=media"
-        numbers = {"size": str(len(content)), "generation": str(generation), "metageneration": "1"}
+        crc32c = base64.b64encode(google_crc32c.value(content).to_bytes(4, "big")).decode()
+        numbers = {"size": str(len(content)), "generation": str(generation), "metageneration": "1", "crc32c": crc32c}
         return {"kind": "storage#object", "name": name, "bucket": BUCKET, "mediaLink": link} | numbers | times
 
     def object(self, path, query):
@@ -144,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
             if self.headers["Content-Range"].endswith("/*"):
                 return self.answer(308, Range=f"bytes=0-{len(so_far) - 1}")
         elif query["uploadType"] == "resumable":
-            number = str(len(storage.uploads))
+            number = str(next(storage.numbers))
             storage.uploads[number] = query["name"], bytearray()
             return self.answer(200, {}, Location=f"http://{self.headers['Host']}{self.path}&upload_id={number}")
         elif query["uploadType"] == "multipart":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from ppa_jax.config import Config, fields, one_of, require
+from ppa_jax.config import Config, cache_directory, fields, one_of, require
 from ppa_jax.data import corpora, sources, world
 from ppa_jax.data.dictionaries import (
     ENGLISH,
@@ -230,7 +229,7 @@ def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePai
     return corpora.open_pairs(
         config.data.pairs,
         tokenizer,
-        cache_dir=config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax"),
+        cache_dir=config.data.cache or cache_directory(),
         min_pieces=config.data.min_pieces,
         max_pair_pieces=config.data.max_pair_pieces,
         max_length=config.data.max_length,

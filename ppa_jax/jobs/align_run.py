@@ -242,7 +242,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
         models,
         title=title(run),
         facts={
-            "model": config.init,
+            "model": bucket.addressed(config.init),
             "steps": f"{run.steps} of {config.train.batch_size} pairs",
             "losses": losses(run),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",

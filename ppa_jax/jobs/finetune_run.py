@@ -204,7 +204,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     if jax.process_index() == 0:
         for spent in ("checkpoints", "best"):  # they are several times as large, and no longer of use
             checkpoint.remove(directory / spent)
-    loop.wait_for_hosts("the trained parameters")
+    loop.wait_for_hosts("the trained parameters", read=False)  # all have them
     return params
 
 
@@ -321,7 +321,7 @@ def facts(opened: Sequence[tuple[Model, Setup]]) -> dict[str, str]:
     length = f"{c.train.steps} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
     train = ", ".join(f"{language} ({len(examples):,})" for language, examples in setup.examples.train.items())
     return {
-        **{f"model {model.name}".strip(): model.given for model, _ in opened},
+        **{f"model {model.name}".strip(): bucket.addressed(model.given) for model, _ in opened},
         "task": c.task,
         "trained on": train,
         "training": f"{length} of {c.train.batch_size}, learning rate {c.train.learning_rate:g}, "

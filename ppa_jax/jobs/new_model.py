@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import Config, cache_directory, one_of, require
 from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -127,7 +126,7 @@ def sentences(config: Config) -> Iterator[str]:
     """Sentences of all sources, both sides, an equal number from each source."""
     markers = (marker.strip() for marker in config.data.skip_lines.split(","))
     cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))
-    cache = Path(config.data.cache or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax"))
+    cache = Path(config.data.cache or cache_directory())
     given = sources.parse_pairs(config.data.pairs)
     for source in given:
         sources.check(source)

@@ -23,20 +23,25 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 from absl import logging
 from etils import epath
 from fsspec.config import conf as filesystems
 
+from ppa_jax.config import cache_directory
 from ppa_jax.errors import NO_ROOM, NotYet, UserError
 
 SCHEME = "gs://"
 FILES = "files.json"
-COPIES = Path("~/.cache/ppa_jax/workdirs")
 _AT_ONCE = 8  # files copied at one time
 _ON_THE_WAY = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # whose exceptions tell of the way to the bucket
-_PASSING = (408, 429)  # of a client's mistakes, by HTTP, those that another try may mend
+_PASSING = (401, 408, 410, 429)  # of a client's mistakes, by HTTP, those that another try may mend
+# Of TensorStore, what tells of the way: "UNAVAILABLE: ...".
+_TENSORSTORE = "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|PERMISSION_DENIED): "
 Files = dict[str, list[int]]  # name -> [bytes, time of its last change in ns]
 
+# gcsfs's class for hierarchical buckets asks for the bucket's kind at each operation where it is not allowed to know.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # A listing that is remembered lacks what TensorStore and other processes write.
 filesystems.setdefault("gs", {})["use_listings_cache"] = False
 standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
@@ -88,8 +93,14 @@ def lies_at(path: str | os.PathLike) -> epath.Path:
 
 
 def addressed(text: str) -> str:
-    """JSON with the paths of the local copy as addresses, which are the same on every machine."""
+    """Text or JSON with the paths of the local copy as addresses, which are the same on every machine."""
     return text if _open is None else text.replace(json.dumps(str(_open.directory))[1:-1], os.fspath(_open.address))
+
+
+def facts(path: epath.Path) -> dict[str, Any]:
+    """Bytes and CRC-32C (base64) of an object, as the storage has them."""
+    info = fsspec.filesystem("gs").info(os.fspath(path))
+    return {"bytes": info["size"], "crc32c": info["crc32c"]}
 
 
 def push() -> None:
@@ -108,14 +119,13 @@ class LocalCopy:
     """The files of a workdir in a bucket, on the disk of this process."""
 
     def __init__(self, address: str, directory: Path) -> None:
-        """`directory` is emptied; `pull` fills it."""
+        """`pull` makes `directory` what is in the bucket; what an earlier start has left need not come again."""
         self.address, self.directory = epath.Path(address), directory
         self._listed: Files = {}  # in the bucket
-        self._same: Files = {}  # those of them that are here, too
+        self._same = self._found()  # those of them that are here, too; before the first `pull` whatever is here
         self._pushes = False
         self._lock = threading.Lock()  # a checkpoint is finished by a thread
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
 
     def pull(self) -> None:
         """Makes the local files what the bucket's list has."""
@@ -156,8 +166,10 @@ class LocalCopy:
 
     def _begin(self, index: epath.Path) -> None:
         """Writes an empty list: a bucket that takes no files shows it before hours of work."""
-        others = [path.name for path in self.address.iterdir() if path.name != FILES] if self.address.exists() else []
-        if others:
+        # Named as the directory itself: the mark of a folder that was made by hand.
+        ours = (FILES, self.address.name)
+        names = [path.name for path in self.address.iterdir()] if self.address.exists() else []
+        if others := [name for name in names if name not in ours]:
             raise UserError(
                 f"--workdir={self.address}: has no {FILES}, but {', '.join(sorted(others)[:3])}; "
                 "give a directory in which nothing is, or that a run has made"
@@ -209,7 +221,7 @@ def _checked(workdir: str) -> str:
 def _directory(address: str) -> Iterator[Path]:
     """A directory for the local copy; of several processes of a machine each has its own."""
     name = f"{zlib.crc32(address.encode()):08x}"
-    copies = COPIES.expanduser()
+    copies = Path(cache_directory(), "workdirs").expanduser()
     copies.mkdir(parents=True, exist_ok=True)
     for number in itertools.count():
         with (copies / f"{name}-{number}.lock").open("w") as lock:
@@ -217,6 +229,9 @@ def _directory(address: str) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
+            except OSError as error:  # a file system without locks
+                logging.info("no lock on %s (%s)", lock.name, error)
+                name = f"{name}-{os.getpid()}"
             yield copies / f"{name}-{number}" / epath.Path(address).name
             return
 
@@ -244,19 +259,20 @@ def one_line(address: epath.Path) -> Iterator[None]:
 
 
 def _is_of_the_way(error: Exception) -> bool:
-    if isinstance(error, OSError | TimeoutError):
-        return error.errno not in NO_ROOM  # those are of the disk here; main.py has words for it
-    if isinstance(error, ValueError) and re.match("[A-Z_]+: ", str(error)):  # TensorStore's
-        return True
+    if isinstance(error, OSError):
+        # With a file's name, or of one of these kinds, it is of the disk here; main.py has words for a full one.
+        return error.errno not in NO_ROOM and (error.filename is None or in_bucket(str(error.filename)))
+    if isinstance(error, ValueError):
+        return re.match(_TENSORSTORE, str(error)) is not None
     return type(error).__module__.partition(".")[0] in _ON_THE_WAY
 
 
 def _is_refusal(error: Any) -> bool:
     """Whether another try would be refused, too."""
     code = getattr(error, "code", None)
-    if isinstance(code, int):
-        return 400 <= code < 500 and code not in _PASSING
-    if type(error).__module__.startswith("google.auth") and not type(error).__name__.startswith("Transport"):
+    if isinstance(code, int) and 400 <= code < 500 and code not in _PASSING:
         return True
-    words = ("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED")
-    return isinstance(error, FileNotFoundError | PermissionError) or str(error).startswith(words)
+    if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "DefaultCredentialsError":
+        return True
+    # Tokens come from a server, too: 401 may be of one that did not answer, and Anonymous of nobody who asked it.
+    return str(error).startswith(("Forbidden", "PERMISSION_DENIED")) or "Anonymous" in str(error)

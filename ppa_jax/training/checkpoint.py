@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from ppa_jax.errors import UserError
@@ -174,6 +175,8 @@ def save_params(directory: str | os.PathLike, tree: Any) -> None:
             ocp.save(path, tree, overwrite=True)
         if jax.process_index() == 0:
             write_checksums(path)
+        if jax.process_count() > 1:  # else those that read it at once would find it without them
+            multihost_utils.sync_global_devices(f"parameters in {path}")
 
 
 def holds_params(directory: str | os.PathLike) -> bool:

@@ -7,7 +7,8 @@ array without a word; and it cannot say that a checkpoint is complete in all its
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -85,10 +86,17 @@ def _crc32(path: epath.Path) -> int:
     return crc
 
 
+def _facts(path: epath.Path) -> dict[str, Any]:
+    """Size and sum of a file; in a bucket those that the storage itself computed when the file came to it."""
+    if bucket.in_bucket(path):
+        return bucket.facts(path)
+    return {"bytes": path.stat().length, "crc32": _crc32(path)}
+
+
 def write_checksums(path: epath.Path) -> None:
     """Certifies a checkpoint as whole: from here on it counts. Written beside, then renamed: never torn."""
     bucket.push()  # what a run that goes on from it expects beside it: the metrics up to its step
-    files = {p.relative_to(path).as_posix(): {"bytes": p.stat().length, "crc32": _crc32(p)} for p in _files(path)}
+    files = {p.relative_to(path).as_posix(): _facts(p) for p in _files(path)}
     beside = path / f"{CHECKSUMS}.tmp"
     beside.write_text(json.dumps({"files": files}, indent=1))
     beside.replace(path / CHECKSUMS)
@@ -99,7 +107,7 @@ def damage(path: epath.Path) -> str | None:
     try:
         files = json.loads((path / CHECKSUMS).read_text())["files"]
         share = sorted(files.items())[jax.process_index() :: jax.process_count()]
-        reason = next(filter(None, (_damaged_file(path / name, **expected) for name, expected in share)), None)
+        reason = next(filter(None, (_damaged_file(path / name, expected) for name, expected in share)), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         _must_be_of_the_file(path, error)
         reason = f"{CHECKSUMS} is unreadable ({type(error).__name__})"
@@ -129,11 +137,15 @@ def _must_be_of_the_file(path: epath.Path, error: Exception) -> None:
         raise error
 
 
-def _damaged_file(path: epath.Path, bytes: int, crc32: int) -> str | None:
+def _damaged_file(path: epath.Path, expected: Mapping[str, Any]) -> str | None:
     try:
-        if (length := path.stat().length) != bytes:
-            return f"{path.name} has {length} bytes instead of {bytes}"
-        return None if _crc32(path) == crc32 else f"{path.name} does not match its checksum"
+        if (length := path.stat().length) != expected["bytes"]:
+            return f"{path.name} has {length} bytes instead of {expected['bytes']}"
+        if "crc32" in expected:
+            same = _crc32(path) == expected["crc32"]
+        else:  # of a bucket; for a copy on a disk, which the copying has checked, its size must do
+            same = not bucket.in_bucket(path) or bucket.facts(path)["crc32c"] == expected["crc32c"]
+        return None if same else f"{path.name} does not match its checksum"
     except FileNotFoundError:
         return f"{path.name} is missing"
     except OSError as error:

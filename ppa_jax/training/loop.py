@@ -299,13 +299,16 @@ def ended_with_the_others() -> Iterator[None]:
         os._exit(LOST)
 
 
-def wait_for_hosts(what: str) -> None:
-    """Returns when every process of a multi-host run has come here; process 0 has then written `what`."""
+def wait_for_hosts(what: str, *, read: bool = True) -> None:
+    """Returns when every process of a multi-host run has come here; process 0 has then written `what`.
+
+    `read`: and the others are about to read it, for which they fetch it where the workdir is in a bucket.
+    """
     if jax.process_index() == 0:
         bucket.push()
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
-    if jax.process_index() != 0:
+    if read and jax.process_index() != 0:
         bucket.pull()

@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from ppa_jax.errors import NotYet, UserError
-from ppa_jax.training import bucket, checksums, identity
+from ppa_jax.training import bucket, identity
 from ppa_jax.training.checkpoint import Checkpoints, holds_params, load_params, remove, save_params
 
 ADDRESS = f"gs://{fake_storage.BUCKET}/runs/x"
@@ -76,7 +76,7 @@ def test_what_came_in_part_is_not_there(home, storage, monkeypatch):
         copy.push()
     assert read(storage, "export/config.json") == b"2"
     with bucket.local(ADDRESS) as directory:
-        assert os.listdir(directory) == ["whole"]
+        assert os.listdir(directory) == ["whole"] and (Path(directory) / "whole").read_text() == "2", "as on a disk"
 
 
 def test_another_process_sees_what_the_first_one_wrote(home, storage):
@@ -124,6 +124,10 @@ def test_a_file_renamed_while_it_is_sent(home, storage, monkeypatch):
 
 
 def test_a_directory_that_no_run_has_made(home, storage):
+    storage.put("runs/x/", b"")  # as a folder that was made by hand
+    with bucket.local(ADDRESS):
+        pass
+    storage.objects.clear()
     storage.put("runs/x/checkpoints/3/checksums.json", b"{}")
     with pytest.raises(UserError, match=r"has no files.json, but checkpoints; give"), bucket.local(ADDRESS):
         pass
@@ -238,7 +242,7 @@ def test_a_network_that_fails_damages_nothing(home, storage, monkeypatch):
             with pytest.raises(NotYet, match=r"was not reached .*Network is unreachable.; start again"):
                 checkpoints.wait()
         with monkeypatch.context() as patch:
-            patch.setattr(checksums, "_crc32", unreachable)
+            patch.setattr(bucket, "facts", unreachable)
             with pytest.raises(NotYet, match="was not reached"):
                 checkpoints.restore(STATE)
         assert checkpoints.restore(STATE)[0] == 1
@@ -255,11 +259,28 @@ def test_what_a_run_that_fails_has_said_is_kept(home, storage):
     assert read(storage, "metrics") == b"1"
 
 
+class HttpError(Exception):
+    """As gcsfs has it."""
+
+    __module__ = "gcsfs.retry"
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
 ERRORS = [
     (ImportError("No module named 'gcsfs'"), UserError, "No module named 'gcsfs'.*pip install .* gcsfs"),
     (ConnectionError(), NotYet, "was not reached .ConnectionError.; start again"),
+    (HttpError(503, "busy"), NotYet, "was not reached .busy"),
+    (HttpError(401, "Invalid Credentials"), NotYet, "was not reached"),  # the server of tokens did not answer
+    (HttpError(401, "Anonymous caller does not have access"), UserError, "may not be read and written"),
+    (HttpError(400, "no bucket's name"), UserError, "may not be read and written"),
+    (ValueError("UNAVAILABLE: of TensorStore"), NotYet, "was not reached"),
+    (ValueError("UNKNOWN: Gloo AllGather failed"), ValueError, "Gloo"),  # loop.ended_with_the_others knows it
     (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
     (OSError(28, "No space left on device"), OSError, "No space left"),  # of the local copy: main.py has words for it
+    (OSError(24, "Too many open files", "/home/x"), OSError, "Too many"),
 ]
 
 

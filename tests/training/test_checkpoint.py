@@ -273,8 +273,9 @@ def test_kill_9_at_any_moment_leaves_a_good_checkpoint_no_older_than_the_last_bu
 
 
 PROCESS = """
-import sys, jax, numpy as np
+import sys, time, jax, numpy as np
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
+from ppa_jax.training import checkpoint
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from ppa_jax.training.checkpoint import Checkpoints
 sharding = NamedSharding(jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)), P("data"))
@@ -286,6 +287,10 @@ assert restored is None or all((s.data == first).all() for s in restored[1]["x"]
 for step in (first + 1, first + 2):
     checkpoints.save(step, {"x": array(step)})
 checkpoints.close()
+certify, params = checkpoint.write_checksums, sys.argv[1] + "-params"
+checkpoint.write_checksums = lambda path: time.sleep(0.5) or certify(path)  # by the first process alone
+checkpoint.save_params(params, {"x": np.full(8, first)})
+assert (checkpoint.load_params(params)["x"] == first).all()  # at once, by both
 print("restored", first)
 """
 
