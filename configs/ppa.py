@@ -52,7 +52,7 @@ def get_config(mode: str = "") -> Any:
             dropout=-1.0,  # -1: as the model was pretrained
             accumulate=1,  # split the batch into so many passes
             remat=False,  # blocks and logits are computed again in the backward pass, not kept: a third more operations
-            scan=False,  # one block is compiled, in a loop over the layers: starts sooner
+            scan=False,  # one block is compiled, in a loop over the layers: starts sooner; take remat with it
         ),
         contrastive=dict(
             weight=1.0,  # 0: TLM alone (recalled: the losses are summed)
@@ -133,7 +133,7 @@ def get_config(mode: str = "") -> Any:
             # For the demos of fine-tuning, where single words have to mean the same: they are whole pieces, the
             # contrast is below the last block, and the sample's dictionary helps (docs/results/demo.md).
             c.model.vocab_size, c.train.steps = 4000, 350
-            c.contrastive.update(layer=1, momentum=0.95)
+            c.contrastive.layer = 1
             c.word_alignment.update(weight=10.0, dictionaries="world")
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there are: demo, demo_words")
