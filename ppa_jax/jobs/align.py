@@ -115,22 +115,32 @@ def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
 
 
-def tables_for_shards(params: Any, mesh: Mesh) -> Any:
+def tables_for_shards(params: Any, mesh: Mesh, dtype: Any) -> Any:
     """`params` with word embeddings [S, V, D]: one table for each data shard, which is the one that its devices have.
 
     Look-ups and predictions both train the word embeddings, in each accumulation step. With a table of its own a shard
-    adds all those gradients up before they are summed over the shards; with one for all, XLA sums each over the
-    network, and this is the largest. A table that is stored split is gathered here, once.
+    adds all those gradients up, in float32, before they are summed over the shards; with one for all, XLA sums each
+    over the network, and this is the largest. That sum is in `dtype`, as those of the other matrices are, which come
+    out of their products so. A table that is stored split is gathered here, once.
     """
-    spec = P(DATA, P.UNCONSTRAINED, P.UNCONSTRAINED)
+    shards = data_shards(mesh)
+    spec = NamedSharding(mesh, P(DATA, P.UNCONSTRAINED, P.UNCONSTRAINED))
 
-    def repeat(path: Any, x: jax.Array) -> jax.Array:
-        if path_name(path) != "encoder/embeddings/word_embeddings/embedding":
-            return x
-        tables = jnp.broadcast_to(x, (data_shards(mesh), *x.shape))
-        return jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, spec))
+    @jax.custom_vjp
+    def repeat(table: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(jnp.broadcast_to(table, (shards, *table.shape)), spec)
 
-    return jax.tree_util.tree_map_with_path(repeat, params)
+    def summed(_: None, gradients: jax.Array) -> tuple[jax.Array]:
+        sent = gradients.astype(dtype if shards > 1 else gradients.dtype)
+        total = jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,))  # jnp.sum would add in float32
+        return (total.astype(gradients.dtype),)
+
+    repeat.defvjp(lambda table: (repeat(table), None), summed)
+
+    def each(path: Any, x: jax.Array) -> jax.Array:
+        return repeat(x) if path_name(path) == "encoder/embeddings/word_embeddings/embedding" else x
+
+    return jax.tree_util.tree_map_with_path(each, params)
 
 
 def make_step(
@@ -253,7 +263,7 @@ def make_step(
         """Gradient and metrics of the whole batch, one accumulation step after the other."""
         masked_total = jnp.maximum(1, jnp.sum(batch.slots.rank >= 0)) if method.tlm_weight else 1
         run = jax.value_and_grad(losses, has_aux=True)
-        params, summed = jax.vjp(lambda params: tables_for_shards(params, mesh), state.params)
+        params, summed = jax.vjp(lambda params: tables_for_shards(params, mesh, method.dtype), state.params)
 
         def one(part):
             (_, metrics), grads = run(params, queue, *part, state.step, step_key, masked_total)

@@ -452,6 +452,25 @@ def test_accumulation_sends_the_word_embeddings_no_more_often(make, rules):
     assert 1 <= len(sent[1]) <= (2 if rules == "fsdp" else 1), sent
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_word_embeddings_are_summed_over_shards_in_the_type_of_products(params, devices, dtype):
+    """Which halves what is sent of them. A shard's own sum is in float32, and so is all of one shard."""
+    mesh = meshes.make_mesh(devices, 1, jax.devices()[:devices])
+    words = lambda tree: tree["encoder"]["embeddings"]["word_embeddings"]["embedding"]  # noqa: E731
+    tables, summed = jax.vjp(lambda params: align.tables_for_shards(params, mesh, dtype), params)
+    assert len(words(tables)) == devices and (words(tables) == words(params)).all()
+    drawn = np.random.default_rng(0).normal(size=words(tables).shape).astype(np.float32)
+    drawn[1:, ::2] = 0  # of every second word piece one shard alone has a gradient
+    cotangent = jax.tree.map(lambda x: jnp.asarray(drawn) if x is words(tables) else jnp.zeros_like(x), tables)
+    found = np.asarray(words(summed(cotangent)[0]))
+    assert found.dtype == np.float32
+    rounded = dtype == "bfloat16" and devices > 1
+    np.testing.assert_array_equal(found[::2], drawn[0, ::2].astype(jnp.bfloat16 if rounded else np.float32))
+    error = np.abs(found - drawn.sum(axis=0, dtype=np.float64)).max()
+    assert 1e-3 < error < 0.1 if rounded else error < 1e-6
+
+
 def test_a_loss_of_weight_zero_is_not_computed(make):
     both = make()
     tlm = make(method=dataclasses.replace(METHOD, contrastive_weight=0.0))
