@@ -42,7 +42,7 @@ class Network:
     def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
         self._encoder = encoder
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
-        self._first_alone = task.FIRST_ALONE
+        self._first_alone = getattr(task.Head, "first_alone", False)
 
     def init_head(self, seed: int, batch: Batch) -> Any:
         """Parameters of the head, drawn as BERT draws a new layer; `batch` is for its shapes."""

@@ -10,7 +10,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,6 @@ from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".tsv"
-FIRST_ALONE: bool = True
 LABELS = ("entailment", "neutral", "contradiction")
 TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
@@ -230,13 +229,15 @@ class Head(nn.Module):
     XLM-R's computes the same by other names, with one more dropout on what goes into the pooler, which is left out.
     """
 
+    first_alone: ClassVar[bool] = True  # of a row's states it reads [CLS]'s
+
     config: EncoderConfig
     labels: Sequence[str]
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
-        """{"logits": [B, T]} in float32, from the states [B, L, D]."""
+        """{"logits": [B, T]} in float32, from the states [B, L, D] or those of the first tokens, [B, 1, D]."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         first_Bx1xD = hidden[:, :1]  # the axis stays for the dropout, which goes by token

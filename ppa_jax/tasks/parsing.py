@@ -28,7 +28,6 @@ from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_ent
 from ppa_jax.tasks.words import texts, windows
 
 SUFFIX: str = ".conllu"
-FIRST_ALONE: bool = False
 TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
 
 ARC_SIZE = 500  # these and the dropout are the paper's

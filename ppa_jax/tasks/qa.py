@@ -30,7 +30,6 @@ from ppa_jax.tasks.squad import Example, from_rows, mix, read, write  # noqa: F4
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".json"
-FIRST_ALONE: bool = False
 TRANSFORMERS = {
     "bert": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
     "xlm-roberta": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),

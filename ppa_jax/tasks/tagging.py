@@ -30,7 +30,6 @@ from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_ent
 from ppa_jax.tasks.words import texts, windows
 
 SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
-FIRST_ALONE: bool = False
 TRANSFORMERS = {
     "bert": ("ForTokenClassification", {"classifier": "classifier"}),
     "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),

@@ -56,7 +56,6 @@ class Task(Protocol):
     # {path in the head's parameters: module}); empty where it has no such model.
     TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]]
     SUFFIX: str  # of a file of predictions
-    FIRST_ALONE: bool  # the head reads the first token of a row; the last block computes no other then
 
     def read(self, path: Path, *, language: str, field: str) -> list[Any]:
         """The examples of a file. Each has an attribute `language`.
@@ -79,7 +78,8 @@ class Task(Protocol):
     def Head(self, config: Any, labels: Sequence[str], dtype: Any) -> Any:
         """A Flax module: (hidden [B, L, D], batch, seeds [B, L] or None) -> outputs. `seeds`: for its dropout.
 
-        With FIRST_ALONE hidden is [B, 1, D].
+        With a class attribute `first_alone` that is true, hidden is [B, 1, D]: the last block computes the first token
+        of each row, and no other.
         """
         ...
 

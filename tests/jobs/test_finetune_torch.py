@@ -129,7 +129,7 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
         np.testing.assert_allclose(x[there], logits.numpy()[there], atol=1e-4)
 
 
-def test_the_last_block_computes_what_the_head_reads():
+def test_the_last_block_computes_what_the_head_reads(monkeypatch):
     """With dropout on: outputs and gradients are those of all tokens, for fewer operations."""
     sizes = EncoderConfig(
         vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=128, max_positions=16
@@ -139,8 +139,8 @@ def test_the_last_block_computes_what_the_head_reads():
     params = {"encoder": encoder.init(jax.random.key(0), *(jnp.ones((1, 1), jnp.int32),) * 3)["params"]}
     found = {}
     for first_alone in (True, False):
-        task: Any = SimpleNamespace(**vars(nli) | {"FIRST_ALONE": first_alone})
-        network = finetune.Network(task, encoder, nli.LABELS)
+        monkeypatch.setattr(nli.Head, "first_alone", first_alone)
+        network = finetune.Network(nli, encoder, nli.LABELS)
         params["head"] = network.init_head(0, batch)
 
         def loss(params, network=network):

@@ -124,10 +124,10 @@ def until_step(workdir, step, processes):
     raise AssertionError("the run did not come so far")
 
 
-@pytest.mark.parametrize("rules, model", [("fsdp", 1), ("tensor", 2)])
-def test_two_processes_are_as_one(start, alone, tmp_path, rules, model):
+@pytest.mark.parametrize("rules, model, fsdp", [("fsdp", 1, 2), ("tensor", 2, -1)])
+def test_two_processes_are_as_one(start, alone, tmp_path, rules, model, fsdp):
     """Neither their devices side by side along `data`, nor a data shard in one process alone, is needed."""
-    for process in start(tmp_path, "interleaved", **{"mesh.model": model, "mesh.rules": rules}):
+    for process in start(tmp_path, "interleaved", **{"mesh.model": model, "mesh.rules": rules, "mesh.fsdp": fsdp}):
         status, said = wait(process)
         assert status == 0, said
     assert_same(tmp_path, alone)
