@@ -27,7 +27,7 @@ RULES: dict[str, Rules] = {
     "replicated": ((r".*", P()),),
     # Parameters, moments and the key tree are split over `fsdp` and gathered layer by layer (ZeRO 3).
     "fsdp": (
-        (r"embedding$", P(None, "fsdp")),
+        (r"word_embeddings/embedding$", P(None, "fsdp")),
         (r"kernel$", P("fsdp", None)),
         (r".*", P()),
     ),
