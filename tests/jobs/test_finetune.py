@@ -17,6 +17,7 @@ from ppa_jax.main import main
 from ppa_jax.tasks import nli, tagging
 from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import IGNORE, Feature
+from ppa_jax.training import checkpoint
 from ppa_jax.training.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/xnli.py"
@@ -130,7 +131,7 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert main(arguments(tmp_path, shelf, files)) == 0
     assert (tmp_path / "seed-0/trained/checksums.json").stat().st_mtime_ns == before, "a seed that was done began again"
     for seed in (0, 1):
-        one, other = (finetune_run.load_params(path / f"seed-{seed}/trained") for path in (whole, tmp_path))
+        one, other = (checkpoint.load_params(path / f"seed-{seed}/trained") for path in (whole, tmp_path))
         jax.tree.map(np.testing.assert_array_equal, one, other)
     assert (tmp_path / "scores.json").read_text() == (whole / "scores.json").read_text()
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
@@ -212,7 +213,7 @@ def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, cap
     assert main(arguments(tmp_path, shelf, files, **fields)) == 0
     assert json.loads((tmp_path / "seed-0/dev.json").read_text()) == [[2, 50.0], [4, 70.0], [6, 60.0], [8, 65.0]]
     assert [r["step"] for r in read_metrics(tmp_path / "seed-0")] == list(range(8))
-    jax.tree.map(np.testing.assert_array_equal, finetune_run.load_params(tmp_path / "seed-0/trained"), seen[1])
+    jax.tree.map(np.testing.assert_array_equal, checkpoint.load_params(tmp_path / "seed-0/trained"), seen[1])
     assert "the best so far" in capsys.readouterr().err
 
 
