@@ -109,7 +109,7 @@ def train(run: align_inputs.Run) -> None:
         logging.info("going on from the checkpoint of step %d", start)
     log_facts(run, state)
 
-    shards = len(run.mesh.devices) / len(run.batches.own_shards)  # of all for each of this process
+    shards = mesh.data_shards(run.mesh) / len(run.batches.own_shards)  # of all for each of this process
 
     def count(batch: Batch) -> tuple[int, int]:
         real, places = count_tokens(batch)
