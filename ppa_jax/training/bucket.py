@@ -125,7 +125,6 @@ class LocalCopy:
         self._same = self._found()  # those of them that are here, too; before the first `pull` whatever is here
         self._pushes = False
         self._lock = threading.Lock()  # a checkpoint is finished by a thread
-        directory.mkdir(parents=True, exist_ok=True)
 
     def pull(self) -> None:
         """Makes the local files what the bucket's list has."""
@@ -136,6 +135,11 @@ class LocalCopy:
             listed: Files = json.loads(index.read_text())
             for name in self._same.keys() - listed.keys():
                 (self.directory / name).unlink(missing_ok=True)
+            # Some directories say by being there that something is done; a bucket has no empty ones.
+            for folder, _, _ in os.walk(self.directory, topdown=False):
+                with contextlib.suppress(OSError):  # not empty
+                    os.rmdir(folder)
+            self.directory.mkdir(parents=True, exist_ok=True)
             changed = [name for name, facts in listed.items() if self._same.get(name) != facts]
             with ThreadPoolExecutor(_AT_ONCE) as threads:
                 came = list(threads.map(lambda name: self._fetch(name, listed[name][1]), changed))

@@ -79,6 +79,17 @@ def test_what_came_in_part_is_not_there(home, storage, monkeypatch):
         assert os.listdir(directory) == ["whole"] and (Path(directory) / "whole").read_text() == "2", "as on a disk"
 
 
+def test_what_was_not_copied_is_gone_on_the_same_machine(home, storage):
+    """A directory whose files the bucket never had, too: an empty export/ would count as one that is made."""
+    with pytest.raises(KeyboardInterrupt), bucket.local(ADDRESS) as directory:  # no push: as by kill -9
+        (Path(directory) / "export").mkdir()
+        (Path(directory) / "export/weights").write_text("1")
+        raise KeyboardInterrupt
+    assert (Path(directory) / "export/weights").exists()
+    with bucket.local(ADDRESS) as again:
+        assert again == directory and not os.listdir(again)
+
+
 def test_another_process_sees_what_the_first_one_wrote(home, storage):
     first, other = (bucket.LocalCopy(ADDRESS, home / name) for name in ("first", "other"))
     first.pull(), other.pull()
