@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
+from ppa_jax import storage
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface, sentence_transformers, verify
 from ppa_jax.log_lines import answer
@@ -46,18 +48,21 @@ def to_flax(source: str, target: str | Path) -> None:
 
 def to_hf(source: str | Path, target: str | Path) -> None:
     """Writes a Hugging Face checkpoint from a directory of `to_flax` or the newest checkpoint of a run."""
-    source = Path(source).expanduser()
-    if not source.is_dir():
-        raise UserError(f"{source}: no such directory; give the workdir of a run or a directory made by to-flax")
-    if (source / "checkpoints").is_dir() and (source / "base" / "config.json").is_file():
-        base = source / "base"
+    place = epath.Path(source).expanduser()  # a checkpoint is read where it lies, in a bucket, too
+    with storage.one_line(place):
+        if not place.is_dir():
+            raise UserError(f"{source}: no such directory; give the workdir of a run or a directory made by to-flax")
+        is_run = (place / "checkpoints").is_dir() and (place / "base" / "config.json").is_file()
+        is_params = (place / PARAMS).is_dir() and (place / "config.json").is_file()
+    if is_run:
+        base = storage.local(place / "base")
         target = _new_directory(target)
-        step, params = checkpoint.load_latest_params(source / "checkpoints")
+        step, params = checkpoint.load_latest_params(place / "checkpoints")
         logging.info("%s: the checkpoint of step %d", source, step)
-    elif (source / PARAMS).is_dir() and (source / "config.json").is_file():
-        base = source
+    elif is_params:
+        base = storage.local(place, wanted=lambda name: not name.startswith(f"{PARAMS}/"))
         target = _new_directory(target)
-        params = checkpoint.load_params(source / PARAMS)
+        params = checkpoint.load_params(place / PARAMS)
     else:
         raise UserError(
             f"{source}: neither the workdir of a run (base/ and checkpoints/) nor a directory made by to-flax "

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from ppa_jax import config as configs
+from ppa_jax import storage
 from ppa_jax.errors import NO_ROOM, UserError
 from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket
@@ -65,7 +66,7 @@ def run(arguments: list[str]) -> int:
     config = configs.load(file, overrides)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
-    if "://" in workdir and not bucket.in_bucket(workdir):
+    if "://" in workdir and not storage.in_bucket(workdir):
         raise UserError(f"--workdir={workdir}: give a directory, or a bucket's address, gs://BUCKET/DIRECTORY")
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")

@@ -49,6 +49,14 @@ def storage():
     storage.close()
 
 
+@pytest.fixture
+def home(monkeypatch, tmp_path, storage):
+    """A machine that has seen no run, and an empty bucket."""
+    storage.objects.clear()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real corpora and a small pretrained model, kept beside the checkout; never part of the project."""

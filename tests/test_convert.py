@@ -8,7 +8,7 @@ import pytest
 
 from ppa_jax import convert
 from ppa_jax.interop import huggingface, sentence_transformers, verify
-from ppa_jax.training import checkpoint
+from ppa_jax.training import bucket, checkpoint
 
 
 @pytest.fixture
@@ -42,21 +42,39 @@ def test_there_and_back_is_the_same_file(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "0_Transformer" / "model.safetensors").is_file()  # the settings came along
 
 
-def test_to_hf_takes_the_newest_checkpoint_of_a_run(source: Path, tmp_path: Path) -> None:
+def save_run(run: Path, source: Path) -> huggingface.Pretrained:
+    """A run's workdir with two checkpoints of the model, whose bias is the step."""
     pretrained = huggingface.read(source)
-    huggingface.save_base(tmp_path / "run" / "base", pretrained, files_from=source)
-    checkpoints = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", every=1, keep=2)
+    huggingface.save_base(run / "base", pretrained, files_from=source)
+    checkpoints = checkpoint.Checkpoints(run / "checkpoints", every=1, keep=2)
     params = {name: pretrained.params[name] for name in ("encoder", "mlm_head")}
     for step in (1, 2):
         params["mlm_head"]["bias"] = np.full(pretrained.config.vocab_size, step, np.float32)
         checkpoints.save(step, {"params": params}, force=True)
     checkpoints.wait()
     checkpoints.close()
+    return pretrained
+
+
+def test_to_hf_takes_the_newest_checkpoint_of_a_run(source: Path, tmp_path: Path) -> None:
+    pretrained = save_run(tmp_path / "run", source)
     assert run("to-hf", tmp_path / "run", tmp_path / "hf") == 0
     exported = huggingface.read(tmp_path / "hf")
     assert (exported.params["mlm_head"]["bias"] == 2).all()
     np.testing.assert_array_equal(exported.params["pooler"]["kernel"], pretrained.params["pooler"]["kernel"])
     assert exported.unused == ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+
+
+def test_to_hf_reads_a_bucket(source: Path, tmp_path: Path, storage: Any, home: Path) -> None:
+    with bucket.local("gs://bucket/run") as workdir:
+        save_run(Path(workdir), source)
+    assert run("to-flax", source, tmp_path / "flax") == 0
+    for path in filter(Path.is_file, (tmp_path / "flax").rglob("*")):
+        storage.put(f"flax/{path.relative_to(tmp_path / 'flax').as_posix()}", path.read_bytes())
+    for name, bias in (("run", 2), ("flax", 0)):
+        assert convert.main(["to-hf", f"--source=gs://bucket/{name}", f"--target={tmp_path / name}.hf"]) == 0
+        assert (huggingface.read(tmp_path / f"{name}.hf").params["mlm_head"]["bias"] == bias).all()
+    assert convert.main(["to-hf", "--source=gs://bucket/none", f"--target={tmp_path / 'none'}"]) == 2
 
 
 def test_verify_passes(source: Path, capsys: Any) -> None:

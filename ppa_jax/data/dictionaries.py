@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -132,7 +133,7 @@ def _languages(path: Path, pivot: str) -> tuple[str, str] | None:
 
 def _paths(spec: str | Path | Sequence[str | Path], field: str, pivot: str) -> list[Path]:
     parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
-    paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
+    paths = [storage.local(str(part).strip()) for part in parts if str(part).strip()]
     if len(paths) == 1 and paths[0].is_dir():
         # MUSE's directory holds the parts of a dictionary (en-de.0-5000.txt) beside the whole of it.
         whole = [path for path in sorted(paths[0].iterdir()) if _languages(path, pivot) and path.name.count(".") == 1]

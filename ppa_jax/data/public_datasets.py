@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.data.sources import Raw, Source, file_identity
 from ppa_jax.errors import UserError
@@ -163,7 +164,7 @@ def _split(splits: Iterable[str], where: str, wanted: str) -> str:
 def _open_tfds(name: str, where: str, wanted: str) -> Dataset:
     import tensorflow_datasets as tfds
 
-    directory = Path(name).expanduser()
+    directory = storage.local(name)
     try:
         if directory.is_dir():
             builder: Any = tfds.builder_from_directory(str(_prepared_directory(directory, where)))
@@ -207,7 +208,7 @@ def _prepared_directory(directory: Path, where: str) -> Path:
 
 
 def _open_hf(name: str, where: str, wanted: str) -> Dataset:
-    path = Path(name).expanduser()
+    path = storage.local(name)
     if not path.exists():
         return _open_hub(name, where, wanted)
     files = [path] if path.is_file() else _files(path, where, wanted)

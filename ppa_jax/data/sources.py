@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 
@@ -113,10 +114,10 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
         if len(names) != 2 or not all(names):
             raise UserError(f"data.pairs: {location!r} is not two files a.txt|b.txt with one bar between them")
         return Source(languages, "lines", location, tuple(_file(name) for name in names))
-    path = Path(location).expanduser()
+    path = storage.local(location, beside=True)
     if path.is_file() or location.endswith((".tsv", ".tsv.gz")):
-        return Source(languages, "tsv", location, (_file(location),))
-    sides = tuple(_moses_side(location, language) for language in languages)
+        return Source(languages, "tsv", location, (_file(path),))
+    sides = tuple(_moses_side(path, language) for language in languages)
     if all(sides):
         return Source(languages, "lines", location, tuple(side for side in sides if side))
     if any(sides):
@@ -133,13 +134,13 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
     )
 
 
-def _moses_side(prefix: str, language: str) -> Path | None:
-    candidates = (Path(f"{prefix}.{language}{ending}").expanduser() for ending in ("", ".gz"))
+def _moses_side(prefix: Path, language: str) -> Path | None:
+    candidates = (Path(f"{prefix}.{language}{ending}") for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _file(name: str) -> Path:
-    path = Path(name).expanduser()
+def _file(name: str | Path) -> Path:
+    path = storage.local(name)
     if path.is_dir():
         raise UserError(f"data.pairs: {name} is a directory; give a file")
     if not path.exists():

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
@@ -71,7 +72,7 @@ def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[st
       UserError: nothing of the form there, a text without its other side, no gold at all, an id that stands twice, gold
         that names an unknown id, text that is not UTF-8. Lines without id or tab are skipped and counted in the log.
     """
-    path = Path(prefix_or_directory).expanduser()
+    path = storage.local(prefix_or_directory, beside=True)
     directory, prefix = (path, "") if path.is_dir() else (path.parent, path.name)
     names = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
     found = {match.groups()[:3] for name in names if name.startswith(prefix) and (match := _NAME.fullmatch(name))}

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data import text_files, world
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered, Request, Vectors
@@ -50,7 +51,7 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
       UserError: no such directory, no file of the form in it, a file without its other side, sides of unequal length,
         an empty file or no pair in it, text that is not UTF-8. `field` names the setting in the message.
     """
-    directory = Path(directory).expanduser()
+    directory = storage.local(directory)
     if not directory.is_dir():
         raise UserError(f"{field}: no such directory: {directory}; give one with files {FORM}")
     found = sorted({match[1] for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))})

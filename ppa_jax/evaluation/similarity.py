@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered
@@ -100,7 +101,7 @@ def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "para
 def _paths(spec: str | Path | Sequence[str | Path], field: str) -> tuple[list[Path], re.Pattern[str]]:
     """The files, and the form of their names."""
     parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
-    paths = [Path(str(part).strip()).expanduser() for part in parts if str(part).strip()]
+    paths = [storage.local(str(part).strip()) for part in parts if str(part).strip()]
     if len(paths) == 1 and paths[0].is_dir():
         names = sorted(paths[0].iterdir())
         if pud := [path for path in names if _CONLLU.fullmatch(path.name) and "_pud-" in path.name]:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
@@ -87,7 +88,7 @@ def read_gold(
       UserError: no such directory, none or several files for a side, sides of unequal length, a link that points
         outside its sentence, a line of neither form, text that is not UTF-8.
     """
-    directory = Path(directory).expanduser()
+    directory = storage.local(directory)
     if not directory.is_dir():
         raise UserError(f"{field}: no such directory: {directory}; give one named like de-en with {FORM}")
     found = [directory] if _PAIR.fullmatch(directory.resolve().name) else sorted(directory.iterdir())

@@ -1,26 +1,37 @@
-"""Where a model lies: here, in the workdir of a run, or on the Hugging Face Hub."""
+"""Where a model lies: here, in the workdir of a run, in a bucket, or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
+from ppa_jax import storage
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError
 from ppa_jax.interop import weight_files
 
+# Besides the weights: what is known of a model of the Hub, or of the export of a run.
+_SMALL = ["config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json", "projection.safetensors"]
+_SMALL += ["config_sentence_transformers.json", "sentence_bert_config.json", "*_Transformer/*"]
+_SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
+_BIN = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
+_UNFINISHED = (
+    "{0}: a run that has not finished; let it finish, or take its newest checkpoint: "
+    "python -m ppa_jax.convert to-hf --source={0} --target=DIR"
+)
+
 
 def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, the export of a run's workdir, or the Hub's files, fetched.
+    """The local directory of a model: itself, the export of a run's workdir, or what a bucket or the Hub have, fetched.
 
     Raises UserError when there is no such directory, the run has not finished, or the Hub cannot give it.
     """
+    if storage.in_bucket(source):
+        return _from_bucket(str(source).rstrip("/"))
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() and (path / "base").is_dir():
         if not (path / "export" / "config.json").is_file():
-            raise UserError(
-                f"{source}: a run that has not finished; let it finish, or take its newest checkpoint: "
-                f"python -m ppa_jax.convert to-hf --source={source} --target=DIR"
-            )
+            raise UserError(_UNFINISHED.format(source))
         return path / "export"
     if path.is_dir():
         return path
@@ -31,14 +42,10 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    small = ["config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json", "projection.safetensors"]
-    small += ["config_sentence_transformers.json", "sentence_bert_config.json", "*_Transformer/*"]
     try:
-        weights = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
-        directory = Path(snapshot_download(str(source), allow_patterns=small + weights))
+        directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _SAFETENSORS))
         if not any(directory.glob("model*.safetensors*")):
-            weights = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
-            directory = Path(snapshot_download(str(source), allow_patterns=small + weights))
+            directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _BIN))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
         raise UserError(
@@ -46,3 +53,18 @@ def resolve(source: str | Path) -> Path:
             "check the name, or download it and give its directory"
         ) from None
     return directory
+
+
+def _from_bucket(address: str) -> Path:
+    """As `resolve`: of the many files that may lie beside a model's, only those that are read are fetched."""
+    names = storage.names(address)
+    if "base/config.json" in names:
+        if "export/config.json" not in names:
+            raise UserError(_UNFINISHED.format(address))
+        address, names = (
+            f"{address}/export",
+            [name.removeprefix("export/") for name in names if name.startswith("export/")],
+        )
+    has_safetensors = any(fnmatch(name, "model*.safetensors*") for name in names)
+    patterns = _SMALL + (_SAFETENSORS if has_safetensors else _BIN)
+    return storage.local(address, wanted=lambda name: any(fnmatch(name, pattern) for pattern in patterns))

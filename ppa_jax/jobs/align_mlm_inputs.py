@@ -13,6 +13,7 @@ from absl import logging
 from ml_collections import config_dict
 
 from ppa_jax import config as configs
+from ppa_jax import storage
 from ppa_jax.config import Config, one_of, require
 from ppa_jax.data.derived import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
 from ppa_jax.data.tokenizer import load_tokenizer
@@ -159,7 +160,7 @@ def learn_order(config: Config) -> tuple[WordOrder | None, int]:
     if not config.data.order_from:
         return None, 0
     if config.data.order_from.endswith(".tsv"):
-        order = WordOrder.read(Path(config.data.order_from).expanduser(), "config.data.order_from")
+        order = WordOrder.read(storage.local(config.data.order_from), "config.data.order_from")
         return order, finetune_inputs.checksum(sorted(order.kinds.items()))
     read = derive.read_text(config.data.order_from, field="config.data.order_from")
     trees = [sentence.tree for sentence in read if sentence.tree is not None]

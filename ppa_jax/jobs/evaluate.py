@@ -15,6 +15,7 @@ from pathlib import Path
 
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import world
 from ppa_jax.data.dictionaries import read_dictionaries
@@ -126,7 +127,7 @@ def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
     files = [
         (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
-        for path in map(Path, [str(hub.resolve(source)), *given])
+        for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data import text_files, world
 from ppa_jax.data.derived import Derivation, Tree, is_punctuation, moved_heads, moved_tags
 from ppa_jax.data.tokenizer import Tokenizer
@@ -58,7 +59,7 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
     """
     found: list[Sentence] = []
     for name in filter(None, map(str.strip, spec.split(","))):
-        path = Path(name).expanduser()
+        path = storage.local(name)
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         if name.startswith("world:") or kind == ".conllu":
             found += [Sentence(x.words, _tree(x)) for x in _read_trees(name, field)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from ppa_jax import storage
 from ppa_jax.data import public_datasets
 from ppa_jax.errors import UserError
 from ppa_jax.tasks import sample
@@ -40,7 +40,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
         elif dataset := _DATASET.fullmatch(path):
             found = _from_dataset(task, dataset[1], dataset[2], language=language, field=field)
         else:
-            file = Path(path).expanduser()
+            file = storage.local(path)
             if not file.is_file():
                 raise UserError(f"{field}: no such file: {path}")
             found = task.read(file, language=language, field=field)
@@ -76,7 +76,7 @@ def entries(spec: str, field: str) -> list[tuple[str, str]]:
 
 def _expand(pattern: str, field: str) -> Iterator[tuple[str, str]]:
     """The languages for which there is a file; a name that stands twice is the same language both times."""
-    parts = re.split(r"\{(lang|question)\}", str(Path(pattern).expanduser()))
+    parts = re.split(r"\{(lang|question)\}", str(storage.local(pattern)))
     text, names = parts[::2], parts[1::2]
     expression = re.escape(text[0])
     for i, name in enumerate(names):

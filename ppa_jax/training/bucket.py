@@ -12,9 +12,7 @@ import contextlib
 import fcntl
 import itertools
 import json
-import logging as standard_logging
 import os
-import re
 import shutil
 import threading
 import zlib
@@ -26,25 +24,13 @@ from typing import Any
 import fsspec
 from absl import logging
 from etils import epath
-from fsspec.config import conf as filesystems
 
 from ppa_jax.config import cache_directory
-from ppa_jax.errors import NO_ROOM, NotYet, UserError
+from ppa_jax.errors import UserError
+from ppa_jax.storage import AT_ONCE, checked, in_bucket, one_line
 
-SCHEME = "gs://"
 FILES = "files.json"
-_AT_ONCE = 8  # files copied at one time
-_ON_THE_WAY = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # whose exceptions tell of the way to the bucket
-_PASSING = (401, 408, 410, 429)  # of a client's mistakes, by HTTP, those that another try may mend
-# Of TensorStore, what tells of the way: "UNAVAILABLE: ...".
-_TENSORSTORE = "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|PERMISSION_DENIED): "
 Files = dict[str, list[int]]  # name -> [bytes, time of its last change in ns]
-
-# gcsfs's class for hierarchical buckets asks for the bucket's kind at each operation where it is not allowed to know.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-# A listing that is remembered lacks what TensorStore and other processes write.
-filesystems.setdefault("gs", {})["use_listings_cache"] = False
-standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
 
 _open: LocalCopy | None = None
 
@@ -61,7 +47,7 @@ def local(workdir: str) -> Iterator[str]:
     if not in_bucket(workdir):
         yield workdir
         return
-    address = _checked(workdir)
+    address = checked(workdir, "--workdir=")
     with _directory(address) as directory:
         copy = _open = LocalCopy(address, directory)
         try:
@@ -78,11 +64,6 @@ def local(workdir: str) -> Iterator[str]:
         finally:
             _open = None
         shutil.rmtree(directory)
-
-
-def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is an address."""
-    return os.fspath(path).startswith(SCHEME)
 
 
 def lies_at(path: str | os.PathLike) -> epath.Path:
@@ -141,7 +122,7 @@ class LocalCopy:
                     os.rmdir(folder)
             self.directory.mkdir(parents=True, exist_ok=True)
             changed = [name for name, facts in listed.items() if self._same.get(name) != facts]
-            with ThreadPoolExecutor(_AT_ONCE) as threads:
+            with ThreadPoolExecutor(AT_ONCE) as threads:
                 came = list(threads.map(lambda name: self._fetch(name, listed[name][1]), changed))
             lost = {name for name, has_come in zip(changed, came, strict=True) if not has_come}
             self._listed, self._same = listed, {name: facts for name, facts in listed.items() if name not in lost}
@@ -152,7 +133,7 @@ class LocalCopy:
             self._pushes = True
             found = self._found()
             changed = [name for name, facts in found.items() if self._same.get(name) != facts]
-            with ThreadPoolExecutor(_AT_ONCE) as threads:
+            with ThreadPoolExecutor(AT_ONCE) as threads:
                 went = list(threads.map(self._send, changed))
             for name, has_gone in zip(changed, went, strict=True):
                 if not has_gone:
@@ -213,14 +194,6 @@ class LocalCopy:
         return True
 
 
-def _checked(workdir: str) -> str:
-    """The address of a directory in a bucket, spelled in one way."""
-    parts = workdir.removeprefix(SCHEME).rstrip("/").split("/")
-    if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"--workdir={workdir}: give a directory of a bucket, as gs://BUCKET/DIRECTORY")
-    return SCHEME + "/".join(parts)
-
-
 @contextlib.contextmanager
 def _directory(address: str) -> Iterator[Path]:
     """A directory for the local copy; of several processes of a machine each has its own."""
@@ -238,45 +211,3 @@ def _directory(address: str) -> Iterator[Path]:
                 name = f"{name}-{os.getpid()}"
             yield copies / f"{name}-{number}" / epath.Path(address).name
             return
-
-
-@contextlib.contextmanager
-def one_line(address: epath.Path) -> Iterator[None]:
-    """Turns what a bucket, or the way to it, refuses into one line for the user."""
-    try:
-        yield
-    except ImportError as error:
-        raise UserError(
-            f"{address}: a bucket wants another package ({error}); "
-            "python -m pip install --constraint constraints.txt gcsfs"
-        ) from error
-    except Exception as error:
-        if not _is_of_the_way(error):
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if _is_refusal(error):
-            raise UserError(
-                f"{address}: the bucket is not there, or may not be read and written ({reason}); "
-                "make it, or give this account the role Storage Object Admin"
-            ) from error
-        raise NotYet(f"{address}: the bucket was not reached ({reason}); start again in a moment") from error
-
-
-def _is_of_the_way(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        # With a file's name, or of one of these kinds, it is of the disk here; main.py has words for a full one.
-        return error.errno not in NO_ROOM and (error.filename is None or in_bucket(str(error.filename)))
-    if isinstance(error, ValueError):
-        return re.match(_TENSORSTORE, str(error)) is not None
-    return type(error).__module__.partition(".")[0] in _ON_THE_WAY
-
-
-def _is_refusal(error: Any) -> bool:
-    """Whether another try would be refused, too."""
-    code = getattr(error, "code", None)
-    if isinstance(code, int) and 400 <= code < 500 and code not in _PASSING:
-        return True
-    if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "DefaultCredentialsError":
-        return True
-    # Tokens come from a server, too: 401 may be of one that did not answer, and Anonymous of nobody who asked it.
-    return str(error).startswith(("Forbidden", "PERMISSION_DENIED")) or "Anonymous" in str(error)

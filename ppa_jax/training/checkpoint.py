@@ -33,6 +33,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from ppa_jax.errors import UserError
+from ppa_jax.storage import in_bucket, one_line
 from ppa_jax.training import bucket
 from ppa_jax.training.checksums import (
     CHECKSUMS,
@@ -102,7 +103,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 write_checksums(path)
         except Exception:
-            if jax.process_index() == 0 and not bucket.in_bucket(path):
+            if jax.process_index() == 0 and not in_bucket(path):
                 remove_unfinished(self.directory)  # a full disk gets its room back
             raise
         if jax.process_index() == 0:
@@ -124,7 +125,7 @@ class Checkpoints:
           UserError: all checkpoints are damaged, or the newest whole one holds arrays of other names, shapes or types.
         """
         self.wait()
-        with _read_errors(self.directory):
+        with one_line(self.directory):
             step = newest_whole(self.directory, self._damaged)
             if step is None:
                 return None
@@ -198,7 +199,7 @@ def load_params(directory: str | os.PathLike) -> dict[str, Any]:
     """
     _quieten_orbax()
     path = _absolute(directory)
-    with _read_errors(path):
+    with one_line(path):
         if not (path / CHECKSUMS).exists():
             raise UserError(f"{path}: holds no parameters (no {CHECKSUMS}); give the directory they were saved to")
         if (reason := damage(path)) is not None:
@@ -216,10 +217,11 @@ def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any
     """
     _quieten_orbax()
     path = _absolute(directory)
-    step = newest_whole(path, set()) if path.is_dir() else None
-    if step is None:
-        raise UserError(f"{path}: holds no checkpoint; give the checkpoints/ directory of a run that has saved one")
-    return step, _load_numpy(path / str(step), "params")["params"]
+    with one_line(path):
+        step = newest_whole(path, set()) if path.is_dir() else None
+        if step is None:
+            raise UserError(f"{path}: holds no checkpoint; give the checkpoints/ directory of a run that has saved one")
+        return step, _load_numpy(path / str(step), "params")["params"]
 
 
 # ---- reading and writing with Orbax ----
@@ -296,7 +298,7 @@ def _describe(leaf: Any) -> str:
 def _disk_errors(directory: epath.Path) -> Iterator[None]:
     """Turns what the operating system refuses (no space, quota, permission) into one line for the user."""
     try:
-        with _read_errors(directory):
+        with one_line(directory):
             yield
     except UserError:
         raise
@@ -307,11 +309,6 @@ def _disk_errors(directory: epath.Path) -> Iterator[None]:
             f"{directory}: cannot write the checkpoint: {reason}; free some space or give another directory "
             "(the checkpoints already there are untouched)"
         ) from error
-
-
-def _read_errors(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
-    """Turns what the way to a bucket refuses into one line for the user; of a disk nothing."""
-    return bucket.one_line(directory) if bucket.in_bucket(directory) else contextlib.nullcontext()
 
 
 def _disk_reason(error: BaseException | None) -> str | None:

@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ppa_jax.errors import NotYet, UserError
+from ppa_jax.storage import in_bucket
 from ppa_jax.training import bucket
 
 CHECKSUMS = "checksums.json"
@@ -88,7 +89,7 @@ def _crc32(path: epath.Path) -> int:
 
 def _facts(path: epath.Path) -> dict[str, Any]:
     """Size and sum of a file; in a bucket those that the storage itself computed when the file came to it."""
-    if bucket.in_bucket(path):
+    if in_bucket(path):
         return bucket.facts(path)
     return {"bytes": path.stat().length, "crc32": _crc32(path)}
 
@@ -133,7 +134,7 @@ def _damaged_on(step: int, is_damaged: bool) -> np.ndarray:
 
 def _must_be_of_the_file(path: epath.Path, error: Exception) -> None:
     """Raises the error of a bucket that was not reached: that does not make a checkpoint a damaged one."""
-    if bucket.in_bucket(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    if in_bucket(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         raise error
 
 
@@ -144,7 +145,7 @@ def _damaged_file(path: epath.Path, expected: Mapping[str, Any]) -> str | None:
         if "crc32" in expected:
             same = _crc32(path) == expected["crc32"]
         else:  # of a bucket; for a copy on a disk, which the copying has checked, its size must do
-            same = not bucket.in_bucket(path) or bucket.facts(path)["crc32c"] == expected["crc32c"]
+            same = not in_bucket(path) or bucket.facts(path)["crc32c"] == expected["crc32c"]
         return None if same else f"{path.name} does not match its checksum"
     except FileNotFoundError:
         return f"{path.name} is missing"
