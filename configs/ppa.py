@@ -23,7 +23,7 @@ def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" or "demo_words" for the built-in sample."""
     c: Any = config_dict.create(
         job="align",
-        init="",  # Hugging Face directory or hub name; empty: a new model is pretrained first (model, pretrain)
+        init="",  # Hugging Face directory, gs:// or hub name; empty: a new model is pretrained first (model, pretrain)
         seed=0,
         dtype="bfloat16",  # of the matmuls; parameters, optimizer, EMA, softmax and losses are float32
         data=dict(

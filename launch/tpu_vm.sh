@@ -2,9 +2,8 @@
 # Trains on a Cloud TPU VM, one host or a slice of many, and asks for new machines after a preemption.
 #
 #   export NAME=ppa ZONE=us-west4-a ACCELERATOR=v5litepod-16
-#   export MOUNT='gcloud storage cp --no-clobber gs://MY_BUCKET/en-de.tsv ppa_jax/'
 #   launch/tpu_vm.sh --config=configs/ppa.py --workdir=gs://MY_BUCKET/runs/x \
-#       --config.init=bert-base-multilingual-cased --config.data.pairs=en-de=en-de.tsv
+#       --config.init=bert-base-multilingual-cased --config.data.pairs=en-de=gs://MY_BUCKET/en-de.tsv
 #
 # Runs on your own machine, with gcloud logged in; to reach several hosts gcloud wants an ssh agent that has its key
 # (`ssh-add ~/.ssh/google_compute_engine`). It asks for the machines as a queued resource, waits for them, copies the
@@ -16,8 +15,9 @@
 #   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
 #
 # The workdir lies in a bucket, in one of the zone's region best, or on a disk that all hosts mount under the same path,
-# such as Filestore. Data given as files must lie under the same path on every host: MOUNT copies them, as above, or
-# mounts the disk. After a preemption new machines are asked for, and the run goes on from its newest checkpoint.
+# such as Filestore. Data and models given as files lie in a bucket, too, or under the same path on every host, where
+# MOUNT copies them or mounts the disk. After a preemption new machines are asked for, and the run goes on from its
+# newest checkpoint.
 #
 # Variables:
 #   ZONE         required

@@ -3,6 +3,7 @@
 import pytest
 
 from ppa_jax.data import sources
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import NotYet, UserError
 from ppa_jax.interop import hub
 from ppa_jax.storage import local, names, one_line
@@ -110,6 +111,14 @@ def test_a_model_without_what_is_not_read(home, storage):
     assert below(hub.resolve("gs://bucket/m/")) == ["config.json", "model.safetensors", "vocab.txt"]
     del storage.objects["m/model.safetensors"]
     assert below(hub.resolve("gs://bucket/m")) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+
+
+def test_a_tokenizer_alone(home, storage, shared):
+    for path in (shared / "data/mbert_tokenizer").iterdir():
+        storage.put(f"m/{path.name}", path.read_bytes())
+    put(storage, "m/model.safetensors")
+    assert load_tokenizer("gs://bucket/m").vocab_size == 119_547
+    assert not list(home.rglob("model.safetensors"))
 
 
 def test_the_model_of_a_run(home, storage):

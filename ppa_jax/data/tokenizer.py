@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppa_jax import storage
 from ppa_jax.errors import UserError
 
 # One of these holds the vocabulary; without one, transformers silently builds a tokenizer of five special tokens.
@@ -71,7 +72,7 @@ def load_tokenizer(directory_or_name: str | Path) -> Tokenizer:
     special tokens, a name of the hub that cannot be reached.
     """
     source = str(directory_or_name)
-    directory = Path(source).expanduser()
+    directory = storage.local(source, wanted=TOKENIZER_FILES.__contains__)
     if directory.is_dir():
         present = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
         if not any(path.name in VOCABULARY_FILES for path in present):
