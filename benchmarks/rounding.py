@@ -1,0 +1,90 @@
+"""What it costs to round the word embeddings' gradient at each addition on its way round the devices, in bfloat16.
+
+    python -m benchmarks.rounding --init=runs/demo/new_model/run/export --workdir=runs/rounding --seeds=0,1
+
+The demo's alignment in bfloat16 on 16 simulated devices, of the model that `make demo` has pretrained: once with that
+gradient summed over the devices in float32, once in bfloat16. XLA for CPUs adds bfloat16 in float32 and rounds the sum
+alone, so the additions of a TPU's ring, each of which rounds, are made one by one here. Prints retrieval after each
+alignment, as the run's report has it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ppa_jax.jobs import align
+from ppa_jax.main import main as run
+from ppa_jax.training.mesh import DATA, data_shards, path_name
+
+WORDS = "encoder/embeddings/word_embeddings/embedding"
+
+
+def summed(gradients: jax.Array, whole: NamedSharding, dtype: str) -> jax.Array:
+    """[S, V, D] -> [V, D] in float32: the sum over the shards, or one shard after the other with each sum rounded."""
+    if dtype == "float32":
+        return jnp.sum(gradients, axis=0)
+    bits: Any = {"exponent_bits": 8, "mantissa_bits": 7}  # bfloat16, which XLA for CPUs would widen again
+    rounded = jax.lax.reduce_precision(jax.lax.with_sharding_constraint(gradients, whole), **bits)
+    total = rounded[0]
+    for shard in rounded[1:]:
+        total = jax.lax.reduce_precision(total + shard, **bits)
+    return total
+
+
+def tables_for_shards(dtype: str) -> Any:
+    """`align.tables_for_shards`, but for the sum over the shards."""
+
+    def tables(params: Any, mesh: Mesh, _: Any) -> Any:
+        shards, whole = data_shards(mesh), NamedSharding(mesh, PartitionSpec())
+        split = NamedSharding(mesh, PartitionSpec(DATA, PartitionSpec.UNCONSTRAINED, PartitionSpec.UNCONSTRAINED))
+
+        @jax.custom_vjp
+        def repeat(table: jax.Array) -> jax.Array:
+            return jax.lax.with_sharding_constraint(jnp.broadcast_to(table, (shards, *table.shape)), split)
+
+        repeat.defvjp(lambda table: (repeat(table), None), lambda _, found: (summed(found, whole, dtype),))
+        return jax.tree_util.tree_map_with_path(lambda path, x: repeat(x) if path_name(path) == WORDS else x, params)
+
+    return tables
+
+
+def main() -> int:
+    """The command line; returns the first exit status that is not 0."""
+    about, usage = (__doc__ or "").split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        description=about, epilog=usage, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--init", required=True, help="Hugging Face directory of the model to align")
+    parser.add_argument("--workdir", required=True, help="a directory for the runs")
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--devices", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=400)
+    a = parser.parse_args()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={a.devices}"  # read when JAX makes its devices
+    for seed in a.seeds.split(","):
+        for dtype in ("float32", "bfloat16"):
+            print(f"\nseed {seed}, summed in {dtype}:", flush=True)
+            align.tables_for_shards = tables_for_shards(dtype)
+            fields = {
+                "init": a.init,
+                "seed": seed,
+                "dtype": "bfloat16",
+                "train.steps": a.steps,
+                "log.tensorboard": False,
+            }
+            arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+            workdir = f"{a.workdir}/{dtype}-{seed}"
+            if status := run(["--config=configs/ppa.py:demo", f"--workdir={workdir}", *arguments]):
+                return status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
