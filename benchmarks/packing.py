@@ -4,7 +4,8 @@
 
 Walks through `--windows` windows of batches, every `--stride`-th, and prints one JSON line: the share of real tokens in
 the rows of queries, TLM sequences and keys, the number of shapes, the share of batches in the first of them, its rows,
-and the seconds to find it. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens.
+and the seconds to find it. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens; few of them
+stand for a corpus with their lengths that fills a window.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def main() -> None:
     p.add_argument("--stride", type=int, default=8)
     a = p.parse_args()
     lengths = np.minimum(np.load(a.lengths), a.maxlen - 2)
+    lengths = np.tile(lengths, (-(-WINDOW * a.batch // len(lengths)), 1))
     pairs = RandomPairs(lengths, vocab_size=1000)
     start = time.perf_counter()
     batches = PairBatches(
@@ -46,7 +48,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     real, room, shapes = 0, 0, []
-    for step in range(0, a.windows * WINDOW, a.stride):
+    for step in range(0, a.windows * batches.plan.window, a.stride):
         plan = batches.plan.batch(step)
         shape, _ = batches.packed(plan)
         shapes.append(shape)

@@ -103,6 +103,11 @@ def set_field(config: Config, name: str, text: str) -> None:
         near = difflib.get_close_matches(name, same_leaf or known, n=1, cutoff=0.0)
         raise UserError(f"config.{name}: no such field; the nearest is config.{near[0]}")
     default = known[name]
+    if type(default) not in _READ:
+        raise UserError(
+            f"config.{name}: its default is {default!r}, of which no type can be told that a command line could give; "
+            "let get_config have text, a number, true or false there"
+        )
     try:
         value = _READ[type(default)](text)
     except ValueError:

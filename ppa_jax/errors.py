@@ -2,7 +2,8 @@
 
 import errno
 
-# What a disk says that takes no more, or not from this user.
+# What a disk says of a path where no directory can be, and one that takes no more, or not from this user.
+NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ppa_jax import config as configs
 from ppa_jax import storage
-from ppa_jax.errors import NO_ROOM, UserError
+from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
@@ -79,11 +79,10 @@ def run(arguments: list[str]) -> int:
             return status
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM + NO_PLACE:
             raise
-        raise UserError(
-            f"{error.filename or workdir}: {error.strerror}; free some space or give another --workdir"
-        ) from error
+        way_out = "free some space or give another --workdir" if error.errno in NO_ROOM else "give another --workdir"
+        raise UserError(f"{error.filename or workdir}: {error.strerror}; {way_out}") from error
 
 
 def main(arguments: list[str]) -> int:

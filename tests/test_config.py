@@ -28,6 +28,14 @@ def test_what_a_file_raises_is_one_line(tmp_path):
         configs.load(str(path))
 
 
+def test_a_default_without_a_type(tmp_path):
+    (tmp_path / "c.py").write_text(
+        FILE.replace("return ml", "c = ml").rstrip() + "\n    c.other = None\n    return c\n"
+    )
+    with pytest.raises(UserError, match=r"^config.other: its default is None, .*; let get_config have text"):
+        configs.load(str(tmp_path / "c.py"), [("other", "x")])
+
+
 @pytest.fixture
 def load(tmp_path):
     (tmp_path / "c.py").write_text(FILE)

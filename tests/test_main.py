@@ -53,6 +53,12 @@ def test_a_workdir_that_is_a_file(monkeypatch, capsys):
         assert capsys.readouterr().err == "error: --workdir=README.md: is a file; give a directory\n"
 
 
+def test_a_workdir_below_a_file(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["--config=configs/ppa.py:demo", "--workdir=README.md/x"]) == 2
+    assert re.search("error: README.md/x.*: Not a directory; give another --workdir\n$", capsys.readouterr().err)
+
+
 def test_help(capsys):
     assert main(["--help"]) == 0
     assert "--config.field=value" in capsys.readouterr().out

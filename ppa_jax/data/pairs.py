@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import hashlib
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from ppa_jax.data import packing
 from ppa_jax.data.packing import Ladder, Rows, Shape
-from ppa_jax.data.plan import WINDOW, BatchPlan, Plan
+from ppa_jax.data.plan import BatchPlan, Plan
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
 TRIED = 65_536  # pairs of the batches that the base of the ladder is made for
@@ -117,7 +118,7 @@ class PairBatches:
         self.own_shards = self.own_shards or range(self.shards)
         widths = packing.widths_for(self.row_length)
         key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
-        steps = range(0, WINDOW, max(1, WINDOW * self.plan.batch_size // TRIED))
+        steps = range(0, self.plan.window, max(1, self.plan.window * self.plan.batch_size // TRIED))
         tried = [self._needs(self.plan.batch(step)) for step in steps]
         base = Shape(
             query=packing.find_layout([list(needs.encoded) for needs in tried], widths),
@@ -274,8 +275,16 @@ class PairBatches:
         if workers:
             if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which notebooks and tests never parse
                 flags.FLAGS.mark_as_parsed()
-            batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+            batches = batches.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=workers), worker_init_fn=_leave_signals
+            )
         return iter(batches)
+
+
+def _leave_signals(number: int, of: int) -> None:
+    """A terminal's Ctrl-C goes to the workers, too, and the main process wants batches until it has saved."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 def _pack(needs: Needs, shape: Shape) -> list[Block] | None:

@@ -3,7 +3,8 @@
 Every process computes the same plan, for any number of devices; the position in the data is one integer, the step.
 
 - A language pair is drawn with probability proportional to n**(1/T). Its share is kept exactly, window by window (a
-  window is `WINDOW` batches), so the place in each pair's walk follows from the step alone.
+  window is `WINDOW` batches, or what is nearest to one pass over all pairs where those are fewer), so the place in each
+  pair's walk follows from the step alone.
 - Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
 - Within a window the pairs are sorted by length and dealt out like cards, one of each length stratum to every share of
   a batch (16 pairs where that divides it), the longest to the share that has the fewest tokens so far. Shares hold all
@@ -26,7 +27,7 @@ import numpy as np
 from ppa_jax.data.mapped import from_name, to_name
 
 WINDOW = 256  # batches
-VERSION = 3  # of what a batch of a step holds: a run does not go on with another one
+VERSION = 4  # of what a batch of a step holds: a run does not go on with another one
 
 
 class BatchPlan(NamedTuple):
@@ -139,6 +140,8 @@ class Plan:
         sizes = np.array([len(x) for x in self.lengths], np.float64)
         weights = sizes ** (1.0 / self.temperature)
         self.probabilities = weights / weights.sum()
+        # Which pairs of a window come in which of its batches is open, so it must not hold several passes.
+        self.window = min(WINDOW, max(1, round(self.pairs / self.batch_size)))  # batches
         self._windows: dict[int, Future[BatchPlan]] = {}
         self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="plan")
 
@@ -159,7 +162,7 @@ class Plan:
 
     def drawn_before(self, window: int) -> np.ndarray:
         """How many pairs of each source the windows before `window` have used, exactly; the largest rounds."""
-        slots = window * WINDOW * self.batch_size
+        slots = window * self.window * self.batch_size
         drawn = np.floor(slots * self.probabilities).astype(np.int64)
         largest = int(np.argmax(self.probabilities))
         drawn[largest] += slots - drawn.sum()
@@ -167,8 +170,8 @@ class Plan:
 
     def batch(self, step: int) -> BatchPlan:
         """The batch of `step` (from 0)."""
-        window, place = divmod(step, WINDOW)
-        made = self._window(window, ahead=place >= WINDOW // 2).result()
+        window, place = divmod(step, self.window)
+        made = self._window(window, ahead=place >= self.window // 2).result()
         return BatchPlan(*(x[place] for x in made))
 
     def _window(self, number: int, *, ahead: bool) -> Future[BatchPlan]:
@@ -206,7 +209,7 @@ class Plan:
         swap = toss(lengths[dealt, 1] - lengths[dealt, 0], random)
         if not self.shuffle_sides:
             swap = np.zeros_like(swap)
-        dealt, swap = dealt.reshape(WINDOW, -1), swap.reshape(WINDOW, -1)
+        dealt, swap = dealt.reshape(self.window, -1), swap.reshape(self.window, -1)
         pieces = lengths[dealt]
         return BatchPlan(
             source=source[dealt],

@@ -57,6 +57,8 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
         logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
         run(first, trained)
         loop.wait_for_hosts("its export")
+    else:
+        is_made(config, random)  # of these settings, or it is refused
     aligned = copy.deepcopy(config)
     aligned.init = str(trained / "export")
     return aligned
@@ -90,18 +92,26 @@ def is_random(directory: str | Path) -> bool:
     return (Path(directory) / MADE_OF).is_dir()
 
 
+def made_of(config: Config) -> dict[str, Any]:
+    """The settings of a new model, its pretraining's included where this is part of the job."""
+    described = {"model": config.model.to_dict(), "seed": config.seed, "languages": config.tlm.language_embeddings}
+    described["data"] = {name: config.data[name] for name in ("pairs", "max_characters", "skip_lines")}
+    return described | ({"pretrain": config.pretrain.to_dict()} if "pretrain" in config else {})
+
+
+def is_made(config: Config, directory: Path) -> bool:
+    """Whether `make_random` is done in the directory. Raises UserError if it was with other settings."""
+    return identity.check_identity(directory / MADE_OF, made_of(config))
+
+
 def make_random(config: Config, directory: Path) -> None:
     """`write_random`, unless the directory has this model. Raises UserError if it has one of other settings."""
-    made_of = {"model": config.model.to_dict(), "seed": config.seed, "languages": config.tlm.language_embeddings}
-    made_of["data"] = {name: config.data[name] for name in ("pairs", "max_characters", "skip_lines")}
-    settings = directory / MADE_OF
-    if (directory / "config.json").exists():  # written last
-        identity.check_identity(settings, made_of)
+    if is_made(config, directory):
         return
     logging.info("a new model with random weights")
     shutil.rmtree(directory, ignore_errors=True)
     write_random(config, directory)
-    identity.write_identity(settings, made_of)
+    identity.write_identity(directory / MADE_OF, made_of(config))  # last
 
 
 def write_random(config: Config, directory: Path) -> None:

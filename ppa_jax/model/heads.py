@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.bert import EncoderConfig, one_product
 
 
 class MaskedLMHead(nn.Module):
@@ -29,7 +29,8 @@ class MaskedLMHead(nn.Module):
         """
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        x = nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="transform")(hidden)
+        dense = nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, dot_general=one_product, name="transform")
+        x = dense(hidden)
         x = jax.nn.gelu(x, approximate=False)
         x = nn.LayerNorm(epsilon=c.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")(x)
         return x.astype(self.dtype), self.param("bias", nn.initializers.zeros, (c.vocab_size,))

@@ -18,6 +18,7 @@ With several processes every method must be called by all of them, and the direc
 """
 
 import contextlib
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import NO_PLACE, NO_ROOM, NotYet, UserError
 from ppa_jax.storage import in_bucket, one_line
 from ppa_jax.training import bucket
 from ppa_jax.training.checksums import (
@@ -65,6 +66,7 @@ class Checkpoints:
         self._damaged: set[int] = set()
         with _disk_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(self.directory) if jax.process_index() == 0 else contextlib.nullcontext()
 
     def due(self, step: int) -> bool:
         """Whether `step` is one of those that `every` asks to keep."""
@@ -152,11 +154,12 @@ class Checkpoints:
                 raise
 
     def close(self) -> None:
-        """Waits like `wait` and ends the thread. To be called before the program ends."""
-        try:
-            self.wait()
-        finally:
-            self._thread.shutdown()
+        """Waits like `wait`, ends the thread and lets others in. To be called before the program ends."""
+        with self._lock:
+            try:
+                self.wait()
+            finally:
+                self._thread.shutdown()
 
 
 def save_params(directory: str | os.PathLike, tree: Any) -> None:
@@ -237,6 +240,26 @@ def _context(*, partial: bool = False) -> ocp.Context:
     return context
 
 
+def _locked(directory: epath.Path) -> contextlib.AbstractContextManager[Any]:
+    """Keeps a second start out, which would remove what the first is writing, until it is closed or the process ends.
+
+    Raises UserError if another has it. A bucket, and some shared disks, know no locks.
+    """
+    if in_bucket(directory):
+        return contextlib.nullcontext()
+    lock = directory.with_name(f".{directory.name}.lock").open("w")
+    try:
+        fcntl.lockf(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: it may open its own twice
+    except (BlockingIOError, PermissionError):
+        lock.close()
+        raise UserError(
+            f"{directory}: another start is at work in this workdir; let it end, or give another --workdir"
+        ) from None
+    except OSError as error:
+        logging.info("no lock on %s (%s)", directory, error)
+    return lock
+
+
 def _absolute(directory: str | os.PathLike) -> epath.Path:
     """TensorStore wants absolute paths; epath would put the working directory before `gs://`, too."""
     path = bucket.lies_at(directory).expanduser()
@@ -303,21 +326,24 @@ def _disk_errors(directory: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if (reason := _disk_reason(error)) is None:
+        if (number := _disk_error(error)) is None:
             raise
-        raise UserError(
-            f"{directory}: cannot write the checkpoint: {reason}; free some space or give another directory "
+        kind, way_out = UserError, "free some space or give another directory"
+        if number not in NO_ROOM + NO_PLACE:  # a shared disk that stumbles
+            kind, way_out = NotYet, "start again in a moment"
+        raise kind(
+            f"{directory}: cannot write the checkpoint: {os.strerror(number)}; {way_out} "
             "(the checkpoints already there are untouched)"
         ) from error
 
 
-def _disk_reason(error: BaseException | None) -> str | None:
-    """The system's words for a failed write, looked for along the chain of causes; None if it was something else."""
+def _disk_error(error: BaseException | None) -> int | None:
+    """The system's number for a failed write, looked for along the chain of causes; None if it was something else."""
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:
-            return os.strerror(error.errno)
+            return error.errno
         if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's errors are ValueErrors
-            return os.strerror(int(code[1]))
+            return int(code[1])
         error = error.__cause__ or error.__context__
     return None
 

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -31,6 +32,7 @@ from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
 
 LOST = NotYet.status  # exit status when another host is lost
+GRACE = 15  # seconds, between the first and the last process to end of the same error
 PATIENCE = 3600  # seconds for all hosts to come, some of which may prepare their corpora first
 PROFILED = 5  # steps
 PROFILED_FROM = 10  # steps after the start, when compilation is over
@@ -51,16 +53,17 @@ _asked = itertools.count()  # how often this process has asked whether to stop, 
 class StopSignal:
     """Catches SIGTERM and SIGINT: the loop asks after each step. A second one has its usual effect.
 
-    With several processes SIGTERM belongs to JAX's coordination service, from its start on: it tells all processes of
-    one's signal, and a step after which all stop. SIGINT becomes SIGTERM then.
+    Where processes are connected, be it only one, SIGTERM belongs to JAX's coordination service from then on: it tells
+    all of them of one's signal, and a step after which all stop. SIGINT becomes SIGTERM then.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._connected = jax.distributed.is_initialized()
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for signum in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
+        for signum in (signal.SIGINT,) if self._connected else (signal.SIGTERM, signal.SIGINT):
             self._old[signum] = signal.signal(signum, self._catch)
         return self
 
@@ -70,14 +73,14 @@ class StopSignal:
 
     def _catch(self, signum: int, frame: FrameType | None) -> None:
         signal.signal(signum, self._old[signum])
-        if jax.process_count() == 1:
-            self.signum = signum
-        else:
+        if self._connected:
             os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.signum = signum
 
     def wanted(self) -> int | None:
         """The signal that any process has caught, the same answer on all of them. All must ask equally often."""
-        if jax.process_count() == 1:
+        if not self._connected:
             return self.signum
         from jax.experimental import multihost_utils
 
@@ -253,6 +256,9 @@ def initialize_hosts() -> None:
 
     Once: a job that is part of another finds them connected. From here on SIGTERM is JAX's, which is asked about it
     between steps only (StopSignal). Where some never come JAX aborts, with status 134.
+
+    They meet in a first collective before any of them goes to work: the first one sets up the connections of all (gloo
+    allows it 30 s), the later ones are waited for.
     """
     if jax.distributed.is_initialized():
         return
@@ -264,6 +270,10 @@ def initialize_hosts() -> None:
         raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
     except RuntimeError as error:
         raise NotYet(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("connected")
 
 
 def as_first(answer: bool) -> bool:
@@ -277,16 +287,22 @@ def as_first(answer: bool) -> bool:
 
 @contextlib.contextmanager
 def ended_with_the_others() -> Iterator[None]:
-    """Ends this process, with one line and status 75, when another process of a multi-host run is lost.
+    """Ends this process of a multi-host run when another one is lost: at once, with one line and status 75.
 
-    At once: what a program does at its exit would wait for the lost one.
+    What this process itself has to say is raised, but at its exit JAX would wait five minutes for the others, which may
+    know nothing of it: after `GRACE` seconds, enough for all of them to say the same, its status is given without that.
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
         # A collective of small arrays, which runs where it is called, fails with a ValueError: "UNKNOWN: Gloo ...".
-        failed = isinstance(error, jax.errors.JaxRuntimeError) or re.match("[A-Z_]+: .*(?i:gloo|nccl)", str(error))
-        if jax.process_count() == 1 or not failed:
+        is_gloo = isinstance(error, ValueError) and re.match("[A-Z_]+: .*(?i:gloo|nccl)", str(error))
+        if not (is_gloo or isinstance(error, jax.errors.JaxRuntimeError)):
+            end = threading.Timer(GRACE, os._exit, [getattr(error, "status", 1)])
+            end.daemon = True
+            end.start()
             raise
         logging.flush()
         reason = " ".join(str(error).split())[:200]

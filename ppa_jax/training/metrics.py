@@ -1,5 +1,6 @@
 """Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line to watch."""
 
+import importlib.util
 import json
 import math
 import os
@@ -13,7 +14,7 @@ from typing import Any, TextIO
 import jax
 from absl import logging
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import NO_PLACE, NO_ROOM, NotYet, UserError
 
 METRICS = "metrics.jsonl"
 
@@ -47,6 +48,8 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
+        if wandb and importlib.util.find_spec("wandb") is None:  # said by all processes, or they would wait for one
+            raise UserError("wandb: the package is not installed; pip install wandb, or leave wandb empty")
         self._wandb: Any = _start_wandb(wandb, self._workdir, config) if wandb and self._active else None
 
     def truncate_after(self, step: int) -> None:
@@ -224,13 +227,13 @@ def progress_line(step: int, total: int, values: Mapping[str, Any], left: float 
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot write: {error.strerror or error}; free some space or give another --workdir")
+    if error.errno in NO_ROOM + NO_PLACE:
+        return UserError(f"{path}: cannot write: {error.strerror}; free some space or give another --workdir")
+    return NotYet(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
 
 
 def _start_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError("wandb: the package is not installed; pip install wandb, or leave wandb empty") from None
+    import wandb  # pyright: ignore[reportMissingImports]
+
     workdir.mkdir(parents=True, exist_ok=True)
     return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=dict(config or {}))

@@ -41,7 +41,7 @@ def make(seed=0, batch=8, temperature=2.0, sizes=(700, 90)):
 def test_every_pair_is_seen_once_in_each_pass():
     p = make()
     seen = [[], []]
-    for step in range(plan.WINDOW * 12):
+    for step in range(p.window * 12):
         batch = p.batch(step)
         for s in (0, 1):
             seen[s] += batch.index[batch.source == s].tolist()
@@ -53,9 +53,21 @@ def test_every_pair_is_seen_once_in_each_pass():
         assert set(counts) <= {passes, passes + 1} and np.sum(counts == passes + 1) == rest
 
 
+@pytest.mark.parametrize("epochs", [1, 10])
+@pytest.mark.parametrize("pairs", [100, 1000, 3000])
+def test_an_epoch_is_a_pass(pairs, epochs):
+    """To within a window, which is about one pass over so few pairs, for each of two languages."""
+    sizes = (pairs * 9 // 10, pairs // 10)
+    p = make(batch=128, sizes=sizes, temperature=1.0)
+    batches = [p.batch(step) for step in range(round(epochs * pairs / 128))]
+    for s, size in enumerate(sizes):
+        seen = np.bincount(np.concatenate([b.index[b.source == s] for b in batches]), minlength=size)
+        assert epochs - 1 <= seen.min() and seen.max() <= epochs + 2 and abs(seen.mean() - epochs) < 0.5
+
+
 def test_languages_are_drawn_by_size_to_the_power_of_one_over_t():
     p = make(temperature=2.0)
-    share = np.mean([np.mean(p.batch(step).source == 0) for step in range(plan.WINDOW * 4)])
+    share = np.mean([np.mean(p.batch(step).source == 0) for step in range(p.window * 4)])
     expected = 700**0.5 / (700**0.5 + 90**0.5)
     assert abs(share - expected) < 1e-3  # exact up to rounding, not only on average
     flat = make(temperature=1.0)
@@ -100,12 +112,12 @@ def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens(batch):
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.lognormal(3.1, 0.55, (20000, 2)), 3, 120).astype(int)
     p = plan.Plan([lengths], batch, 0)
-    totals = np.array([p.batch(step).lengths.sum() for step in range(plan.WINDOW)])
-    drawn = lengths[rng.integers(0, 20000, (plan.WINDOW, batch))].sum(axis=(1, 2))
+    totals = np.array([p.batch(step).lengths.sum() for step in range(p.window)])
+    drawn = lengths[rng.integers(0, 20000, (p.window, batch))].sum(axis=(1, 2))
     assert totals.std() < drawn.std() / 5
-    sides = np.array([p.batch(step).lengths.sum(axis=0) for step in range(plan.WINDOW)])
+    sides = np.array([p.batch(step).lengths.sum(axis=0) for step in range(p.window)])
     assert np.abs(np.diff(sides)).max() < sides.mean() / 20, "first sentences have as many tokens as the second"
-    longest = [p.batch(step).lengths.sum(axis=1).max() for step in range(plan.WINDOW)]
+    longest = [p.batch(step).lengths.sum(axis=1).max() for step in range(p.window)]
     assert min(longest) > np.quantile(lengths.sum(axis=1), 0.95)
 
 
@@ -133,13 +145,13 @@ def test_each_window_is_made_once_and_ahead_of_its_batches(monkeypatch):
     made, make_window = [], plan.Plan._make_window
     monkeypatch.setattr(plan.Plan, "_make_window", lambda self, n: made.append(n) or make_window(self, n))
     p = make()
-    p.batch(plan.WINDOW // 2 - 1)
+    p.batch(p.window // 2 - 1)
     assert made == [0]
-    p.batch(plan.WINDOW // 2)
-    steps = range(plan.WINDOW // 2, 2 * plan.WINDOW)
+    p.batch(p.window // 2)
+    steps = range(p.window // 2, 2 * p.window)
     with ThreadPoolExecutor(4) as threads:
         batches = list(threads.map(p.batch, steps))
-    p.batch(2 * plan.WINDOW)
+    p.batch(2 * p.window)
     assert made == [0, 1, 2]
     other = make()
     assert all(np.array_equal(b.index, other.batch(step).index) for step, b in zip(steps, batches, strict=True))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -304,6 +305,21 @@ def test_processes_make_the_same_batches(whole, halfway, command, tmp_path):
     assert_same_params(workdir, whole.workdir)
 
 
+def test_a_signal_to_all_leaves_the_makers_of_batches_alone(command, tmp_path, monkeypatch):
+    """A terminal's Ctrl-C reaches them, too, and the run wants batches until it has saved."""
+    runs = []
+    monkeypatch.setattr(align_run, "train", runs.append)
+    assert main(command(tmp_path)) == 0
+    batches = runs[0].batches.iterate(0, 40, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        os.kill(worker.pid, signum)
+    assert len(list(batches)) == 39
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
 def test_a_damaged_newest_checkpoint_falls_back(whole, halfway, command, tmp_path, capsys):
     workdir = shutil.copytree(halfway, tmp_path / "run")
     largest = max((workdir / "checkpoints/6").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
@@ -329,6 +345,11 @@ def test_a_new_model_is_pretrained_first_and_stops_in_either_phase(command, tmp_
         assert main(command(tmp_path, fields)) == 143
     assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 1; the same command goes on from there\n")
     assert steps_of(pretraining) == [0, 1, 2] and steps_of(tmp_path) == [0]
+    (tmp_path / "config.json").rename(tmp_path / "kept")  # as if it had stopped between the two
+    for name, before in (("pretrain.steps", 3), ("model.hidden_size", 16)):
+        assert main(command(tmp_path, fields | {name: 32})) == 2
+        assert f"holds another run ({name}: {before} -> 32)" in capsys.readouterr().err
+    (tmp_path / "kept").rename(tmp_path / "config.json")
     assert all(record["contrastive"] is None for record in read_metrics(pretraining))
     assert main(command(tmp_path, fields)) == 0
     assert "pretraining" not in capsys.readouterr().err

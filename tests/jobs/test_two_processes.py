@@ -31,10 +31,19 @@ def interleaved(shape, names, devices):  # as on a torus, where a host's devices
 if sys.argv[3] == "interleaved":
     jax.make_mesh = interleaved
 jax.distributed.initialize(
-    sys.argv[1], num_processes=2, process_id=int(sys.argv[2]), heartbeat_timeout_seconds=30  # JAX's own is 100
+    sys.argv[1],
+    num_processes=int(os.environ["PROCESSES"]),
+    process_id=int(sys.argv[2]),
+    heartbeat_timeout_seconds=30,  # JAX's own is 100
 )
-if sys.argv[3] == "signalled" and sys.argv[2] == "1":
+if sys.argv[3] == "signalled" and int(sys.argv[2]) == int(os.environ["PROCESSES"]) - 1:
     os.kill(os.getpid(), signal.SIGTERM)
+if sys.argv[3] == "refused" and sys.argv[2] == "0":
+    from ppa_jax.errors import UserError
+    from ppa_jax.jobs import align_run
+    def refuse(*_):
+        raise UserError("what this process alone has met")
+    align_run.log_facts = refuse
 from ppa_jax.main import main
 sys.exit(main(sys.argv[4:]))
 """
@@ -49,26 +58,27 @@ def _compilation(compilation):
 
 @pytest.fixture
 def start(compilation, command, shelf):
-    """Starts both processes of a run in a workdir; each has two devices."""
+    """Starts both processes of a run in a workdir, or as many as are wanted; each has two devices."""
     started = []
 
-    def two(workdir, form="plain", homes=None, **fields):
+    def processes(workdir, form="plain", homes=None, count=2, **fields):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         settings = {name.upper(): str(value) for name, value in compilation.items()}
-        environment = os.environ | settings | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        own = [{} if homes is None else {"HOME": str(homes / str(number))} for number in range(2)]
+        settings |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PROCESSES": str(count)}
+        environment = os.environ | settings
+        own = [{} if homes is None else {"HOME": str(homes / str(number))} for number in range(count)]
         arguments = command(workdir, FIELDS | {"mesh.distributed": True} | fields)
-        for number in range(2):
+        for number in range(count):
             started.append(subprocess.Popen(
                 [sys.executable, "-c", PROCESS, address, str(number), form, *arguments],
                 env=environment | own[number],
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             ))  # fmt: skip
-        return started[-2:]
+        return started[-count:]
 
-    yield two
+    yield processes
     for process in started:
         process.kill()
         process.communicate()
@@ -165,6 +175,22 @@ def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp
     assert done <= len(read_metrics(tmp_path)) < STEPS
     assert main(command(tmp_path, FIELDS)) == 0  # one process of eight devices
     assert_same(tmp_path, alone)
+
+
+def test_a_process_that_is_connected_alone_stops(start, tmp_path):
+    """As on a TPU of one host, which tpu_vm.sh starts as it does many."""
+    (process,) = start(tmp_path, "signalled", count=1)  # before the first step
+    status, said = wait(process)
+    assert status == 143 and len(read_metrics(tmp_path)) < 5, said
+
+
+def test_what_one_process_alone_refuses_ends_all(start, tmp_path):
+    began = time.monotonic()
+    processes = start(tmp_path, "refused")
+    status, said = wait(processes[0])
+    assert status == 2 and "error: what this process alone has met\n" in said, said
+    assert wait(processes[1])[0] in (loop.LOST, -signal.SIGABRT)
+    assert time.monotonic() - began < 120  # JAX waits for 300 s
 
 
 @pytest.mark.parametrize("dead", [0, 1])

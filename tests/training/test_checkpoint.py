@@ -382,6 +382,35 @@ def test_a_disk_that_is_really_full(tmp_path, caplog):
         subprocess.run(["umount", disk], check=True)
 
 
+def test_a_disk_that_stumbles_may_do_in_a_moment(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, 1)
+
+    def stale(path):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(checkpoint, "write_checksums", stale)
+    checkpoints.save(2, make_state(8, 2), force=True)
+    with pytest.raises(NotYet, match="Stale file handle; start again in a moment"):
+        checkpoints.close()
+
+
+def test_a_second_start_is_kept_out(tmp_path):
+    code = textwrap.dedent("""
+        import sys
+        from ppa_jax.training.checkpoint import Checkpoints
+        Checkpoints(sys.argv[1], every=1, keep=1)
+    """)
+    second = [sys.executable, "-c", code, tmp_path / "c"]
+    first, again = (
+        Checkpoints(tmp_path / "c", every=1, keep=1) for _ in range(2)
+    )  # a process does not keep itself out
+    kept_out = subprocess.run(second, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert "UserError" in kept_out.stderr and "c: another start is at work in this workdir" in kept_out.stderr
+    first.close()
+    again.close()
+    subprocess.run(second, timeout=60, check=True)
+
+
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/c: cannot write the checkpoint: Not a directory"):
