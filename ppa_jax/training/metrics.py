@@ -1,6 +1,5 @@
 """Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line to watch."""
 
-import importlib.util
 import json
 import math
 import os
@@ -48,9 +47,8 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
-        if wandb and importlib.util.find_spec("wandb") is None:  # said by all processes, or they would wait for one
-            raise UserError("wandb: the package is not installed; pip install wandb, or leave wandb empty")
-        self._wandb: Any = _start_wandb(wandb, self._workdir, config) if wandb and self._active else None
+        package = _wandb() if wandb else None  # by all processes, or they would wait for the one that lacks it
+        self._wandb: Any = _start(package, wandb, self._workdir, config) if package and self._active else None
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and torn lines.
@@ -232,8 +230,14 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return NotYet(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
 
 
-def _start_wandb(project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
-    import wandb  # pyright: ignore[reportMissingImports]
+def _wandb() -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("wandb: the package is not installed; pip install wandb, or leave wandb empty") from None
+    return wandb
 
+
+def _start(wandb: Any, project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
     workdir.mkdir(parents=True, exist_ok=True)
     return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=dict(config or {}))

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -172,18 +173,25 @@ def test_a_run_that_is_complete_does_nothing(make, tmp_path):
     ],
 )
 def test_another_process_that_is_lost_ends_this_one(monkeypatch, capsys, error, lost):
-    """With one line and its status, however the collective fails; other errors stay what they are."""
+    """With one line and its status, however the collective fails; other errors stay what they are, and do not wait."""
+    timers = []
 
     def leave(status):
         raise SystemExit(status)
 
+    def timer(seconds, function, arguments):
+        timers.append((seconds, function, arguments))
+        return SimpleNamespace(start=lambda: None)
+
     monkeypatch.setattr(loop.os, "_exit", leave)
+    monkeypatch.setattr(loop.threading, "Timer", timer)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(SystemExit if lost else ValueError) as caught, loop.ended_with_the_others():
         raise error
     if lost:
         assert caught.value.code == loop.LOST
         assert capsys.readouterr().err.startswith("error: another process of the run was lost")
+    assert timers == ([] if lost else [(loop.GRACE, leave, [1])])
     monkeypatch.setattr(jax, "process_count", lambda: 1)
     with pytest.raises(type(error)), loop.ended_with_the_others():
         raise error
