@@ -89,7 +89,7 @@ def verify_table(source: str) -> bool:
 
 
 def _new_directory(target: str | Path) -> Path:
-    target = Path(target).expanduser()
+    target = storage.on_disk(target, "--target=")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty directory; give a new one")
     return target

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _encode_file(args: argparse.Namespace) -> int:
-    output = Path(args.output)
+    output = storage.on_disk(args.output, "--output=")
     if output.suffix != ".npy":
         raise UserError(f"--output={output}: must end in .npy")
     try:  # before the work, not after it; what lies there stays until the new file is whole
@@ -237,7 +238,7 @@ def _encode_file(args: argparse.Namespace) -> int:
         tempfile.TemporaryFile(dir=output.parent).close()
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; give another file") from error
-    sentences = read_lines(Path(args.input), field="--input")
+    sentences = read_lines(storage.local(args.input), field="--input")
     with device_memory("lower --batch-size or --max-length"):
         encoder = Encoder.from_pretrained(
             args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,

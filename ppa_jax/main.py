@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -53,7 +54,10 @@ def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
     for name in ("config", "workdir"):
         if name not in given:
             raise UserError(f"--{name} is missing; e.g. --config=configs/ppa.py --workdir=runs/x")
-    return given["config"], given["workdir"], overrides
+    workdir = given["workdir"]
+    if "://" not in workdir:  # spelled in one way: the shell leaves `~` after a `=` alone
+        workdir = os.path.normpath(os.path.expanduser(workdir))
+    return given["config"], workdir, overrides
 
 
 def run(arguments: list[str]) -> int:

@@ -86,6 +86,15 @@ def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[st
     return _copy(address)
 
 
+def on_disk(path: str | os.PathLike, field: str = "") -> Path:
+    """A path to write to, `~` expanded. Raises UserError for an address: a workdir alone may lie in a bucket."""
+    if in_bucket(path):
+        raise UserError(
+            f"{field}{os.fspath(path)}: is in a bucket, where only a --workdir is written; give a directory here"
+        )
+    return Path(path).expanduser()
+
+
 def _objects(address: str, *, beside: bool = False) -> dict[str, dict[str, Any]]:
     """Address -> size, generation and more, of the object itself, or of those in the directory."""
     folder, name = _fixed_part(address)

@@ -11,7 +11,7 @@ import pytest
 
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import align_inputs
-from ppa_jax.main import main
+from ppa_jax.main import main, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +51,14 @@ def test_a_workdir_that_is_a_file(monkeypatch, capsys):
     for config in ("ppa", "evaluate"):
         assert main([f"--config=configs/{config}.py", "--workdir=README.md"]) == 2
         assert capsys.readouterr().err == "error: --workdir=README.md: is a file; give a directory\n"
+
+
+@pytest.mark.parametrize("given", ["~/x", "a/../x", "x/"])
+def test_a_workdir_is_spelled_in_one_way(monkeypatch, given):
+    monkeypatch.setenv("HOME", "/home/me")
+    wanted = "/home/me/x" if given.startswith("~") else "x"
+    assert parse(["--config=c.py", f"--workdir={given}"]) == ("c.py", wanted, [])
+    assert parse(["--config=c.py", "--workdir=gs://bucket/x/"])[1] == "gs://bucket/x/"
 
 
 def test_a_workdir_below_a_file(monkeypatch, capsys):

@@ -6,7 +6,7 @@ from ppa_jax.data import sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import NotYet, UserError
 from ppa_jax.interop import hub
-from ppa_jax.storage import local, names, one_line
+from ppa_jax.storage import local, names, on_disk, one_line
 from ppa_jax.tasks import files
 
 
@@ -72,6 +72,12 @@ def test_what_is_not_there(home, storage):
 def test_addresses_that_are_none(home, storage, address):
     with pytest.raises(UserError, match=f"^{address}: give something in a bucket, as gs://BUCKET/NAME"):
         local(address)
+
+
+def test_what_is_written_is_on_a_disk(home):
+    assert on_disk("~/x") == home / "x"
+    with pytest.raises(UserError, match=r"^--target=gs://bucket/x: is in a bucket, where only a --workdir is written"):
+        on_disk("gs://bucket/x", "--target=")
 
 
 def test_a_fetch_that_fails_leaves_what_was_there(home, storage, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ppa_jax import storage
 from ppa_jax.data import cache, prepare, sources
 from ppa_jax.data.mapped import from_name, to_name
 from ppa_jax.data.prepare import Prepared, RandomReader
@@ -129,7 +130,7 @@ def open_pairs(
     markers = skip_lines.split(",") if isinstance(skip_lines, str) else skip_lines
     cleaning = Cleaning(max_characters, tuple(marker.strip() for marker in markers if marker.strip()))
     filters = Filters(min_pieces, max_pair_pieces, drop_identical, drop_duplicates)
-    cache_dir = Path(cache_dir).expanduser()
+    cache_dir = storage.on_disk(cache_dir, "config.data.cache=")
     given = sources.parse_pairs(spec)
     for source in given:
         if not prepare.folder(source, cleaning, cache_dir).is_dir():

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from ppa_jax import storage
 from ppa_jax.config import Config, cache_directory, one_of, require
 from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
@@ -136,11 +137,11 @@ def sentences(config: Config) -> Iterator[str]:
     """Sentences of all sources, both sides, an equal number from each source."""
     markers = (marker.strip() for marker in config.data.skip_lines.split(","))
     cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))
-    cache = Path(config.data.cache or cache_directory())
+    cache = storage.on_disk(config.data.cache or cache_directory(), "config.data.cache=")
     given = sources.parse_pairs(config.data.pairs)
     for source in given:
         sources.check(source)
-        prepared = prepare.prepare(source, cleaning, cache.expanduser())
+        prepared = prepare.prepare(source, cleaning, cache)
         texts = (text for block in prepared.blocks() for pair in prepare.decode(block) for text in pair)
         yield from itertools.islice(texts, VOCABULARY_SENTENCES // len(given))
 
