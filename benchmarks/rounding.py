@@ -17,42 +17,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ppa_jax.jobs import align
 from ppa_jax.main import main as run
-from ppa_jax.training.mesh import DATA, data_shards, path_name
-
-WORDS = "encoder/embeddings/word_embeddings/embedding"
 
 
-def summed(gradients: jax.Array, whole: NamedSharding, dtype: str) -> jax.Array:
-    """[S, V, D] -> [V, D] in float32: the sum over the shards, or one shard after the other with each sum rounded."""
-    if dtype == "float32":
-        return jnp.sum(gradients, axis=0)
-    bits: Any = {"exponent_bits": 8, "mantissa_bits": 7}  # bfloat16, which XLA for CPUs would widen again
-    rounded = jax.lax.reduce_precision(jax.lax.with_sharding_constraint(gradients, whole), **bits)
+def in_float32(gradients: jax.Array, _: Any) -> jax.Array:
+    """[S, V, D] -> [V, D]: the sum over the shards."""
+    return jnp.sum(gradients, axis=0)
+
+
+def rounded_at_each_hop(gradients: jax.Array, _: Any) -> jax.Array:
+    """[S, V, D] -> [V, D]: one shard added after the other, and each sum rounded to bfloat16."""
+    bits: Any = {"exponent_bits": 8, "mantissa_bits": 7}  # astype would be widened again by XLA for CPUs
+    rounded = jax.lax.reduce_precision(gradients, **bits)
     total = rounded[0]
     for shard in rounded[1:]:
         total = jax.lax.reduce_precision(total + shard, **bits)
     return total
 
 
-def tables_for_shards(dtype: str) -> Any:
-    """`align.tables_for_shards`, but for the sum over the shards."""
-
-    def tables(params: Any, mesh: Mesh, _: Any) -> Any:
-        shards, whole = data_shards(mesh), NamedSharding(mesh, PartitionSpec())
-        split = NamedSharding(mesh, PartitionSpec(DATA, PartitionSpec.UNCONSTRAINED, PartitionSpec.UNCONSTRAINED))
-
-        @jax.custom_vjp
-        def repeat(table: jax.Array) -> jax.Array:
-            return jax.lax.with_sharding_constraint(jnp.broadcast_to(table, (shards, *table.shape)), split)
-
-        repeat.defvjp(lambda table: (repeat(table), None), lambda _, found: (summed(found, whole, dtype),))
-        return jax.tree_util.tree_map_with_path(lambda path, x: repeat(x) if path_name(path) == WORDS else x, params)
-
-    return tables
+SUMS = {"float32": in_float32, "bfloat16": rounded_at_each_hop}
 
 
 def main() -> int:
@@ -69,9 +54,9 @@ def main() -> int:
     a = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={a.devices}"  # read when JAX makes its devices
     for seed in a.seeds.split(","):
-        for dtype in ("float32", "bfloat16"):
+        for dtype, sum_over_shards in SUMS.items():
             print(f"\nseed {seed}, summed in {dtype}:", flush=True)
-            align.tables_for_shards = tables_for_shards(dtype)
+            align.sum_over_shards = sum_over_shards
             fields = {
                 "init": a.init,
                 "seed": seed,

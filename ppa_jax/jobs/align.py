@@ -130,17 +130,19 @@ def tables_for_shards(params: Any, mesh: Mesh, dtype: Any) -> Any:
     def repeat(table: jax.Array) -> jax.Array:
         return jax.lax.with_sharding_constraint(jnp.broadcast_to(table, (shards, *table.shape)), spec)
 
-    def summed(_: None, gradients: jax.Array) -> tuple[jax.Array]:
-        sent = gradients.astype(dtype if shards > 1 else gradients.dtype)
-        total = jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,))  # jnp.sum would add in float32
-        return (total.astype(gradients.dtype),)
-
-    repeat.defvjp(lambda table: (repeat(table), None), summed)
+    repeat.defvjp(lambda table: (repeat(table), None), lambda _, found: (sum_over_shards(found, dtype),))
 
     def each(path: Any, x: jax.Array) -> jax.Array:
         return repeat(x) if path_name(path) == "encoder/embeddings/word_embeddings/embedding" else x
 
     return jax.tree_util.tree_map_with_path(each, params)
+
+
+def sum_over_shards(gradients: jax.Array, dtype: Any) -> jax.Array:
+    """[S, V, D] -> [V, D], sent and added in `dtype`."""
+    sent = gradients.astype(dtype if len(gradients) > 1 else gradients.dtype)
+    total = jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,))  # jnp.sum would add in float32
+    return total.astype(gradients.dtype)
 
 
 def make_step(
