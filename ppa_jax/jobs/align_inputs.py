@@ -84,6 +84,8 @@ def validate(config: Config) -> None:
     for name in ("mesh.data", "mesh.fsdp"):
         require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
+    require(config, "train.batch_size", lambda n: n <= 2**20, "at most 2**20")
+    require(config, "contrastive.queue_size", lambda n: n < 2**31, "below 2**31")
     require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
     require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     one_of(config, "dtype", ("float32", "bfloat16"))
@@ -270,6 +272,8 @@ def open_run(config: Config, workdir: Path) -> Run:
         config.data.shuffle_sides,
     )
     steps = config.train.steps or max(1, round(config.train.epochs * order.pairs / config.train.batch_size))
+    if steps >= 2**31:
+        raise UserError(f"config.train.epochs={config.train.epochs}: {steps:.2g} steps; must be below 2**31 steps")
     if not config.plan:
         check_identity(config, workdir, pretrained, pairs, dictionaries)
     shards = mesh.data_shards(devices)

@@ -49,6 +49,9 @@ def test_lines_that_cannot_be_used_are_counted(command, tmp_path, monkeypatch):
 
 
 BAD_FIELDS = [
+    ({"train.batch_size": "1e9"}, r"config.train.batch_size=1000000000: must be at most 2\*\*20"),
+    ({"contrastive.queue_size": "1e12"}, r"config.contrastive.queue_size=1000000000000: must be below 2\*\*31"),
+    ({"train.steps": 0, "train.epochs": "1e12"}, "config.train.epochs=1000000000000.0: .* steps; must be below"),
     ({"word_alignment.weight": 1}, "config.word_alignment.dictionaries is empty"),
     ({"word_alignment.weight": -1}, "config.word_alignment.weight=-1.0: must be 0 or more"),
     (
