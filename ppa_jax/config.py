@@ -151,6 +151,15 @@ _READ: dict[type, Callable[[str], Any]] = {
 _SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
+def training_steps(config: Config, examples: int) -> int:
+    """`train.steps`, or those of `train.epochs` over `examples`. Raises UserError for more than can be counted."""
+    train = config.train
+    steps = train.steps or max(1, round(train.epochs * examples / train.batch_size))
+    if steps >= 2**31:
+        raise UserError(f"config.train.epochs={train.epochs}: {steps:.2g} steps; must be below 2**31 steps")
+    return steps
+
+
 def require(config: Config, name: str, good: Callable[[Any], bool], wanted: str) -> None:
     """Raises UserError unless `good(value)`: "config.NAME=VALUE: must be WANTED"."""
     value = fields(config)[name]

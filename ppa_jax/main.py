@@ -19,7 +19,7 @@ from ppa_jax import config as configs
 from ppa_jax import storage
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
-from ppa_jax.training import bucket
+from ppa_jax.training import bucket, identity
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
 
@@ -78,6 +78,8 @@ def run(arguments: list[str]) -> int:
     try:
         place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
         with place as directory, ended_with_the_others():
+            if not is_plan:
+                identity.check_job(directory, config.job)  # before anything is read
             status = importlib.import_module(JOBS[config.job]).run(config, directory)
             wait_for_hosts("its files", read=False)  # JAX has less patience at the exit than a slow disk may want
             return status

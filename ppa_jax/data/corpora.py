@@ -20,7 +20,7 @@ from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
-FORMAT = 2  # of a choice of pairs in the cache; another number chooses again
+FORMAT = 3  # of a choice of pairs in the cache; another number chooses again
 _FILTER_ROWS = 1 << 20  # pairs filtered at once
 
 
@@ -50,7 +50,8 @@ class LanguagePair:
       name: "en-de", in the order in which the pair was first named.
       languages: ("en", "de"); side 0 and side 1 of all below. ("en",) for text of one language.
       lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, cut to max_length - 2.
-      report: for each source a dict of source, read, kept, skipped {reason: pairs}, noted {reason: pairs}.
+      report: for each source a dict of source, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or the lines
+        of one language; and of rows, the pairs of its lines.
 
     Reading is safe from several threads. A copy in another process, pickled or forked, opens the files for itself.
     """
@@ -69,7 +70,7 @@ class LanguagePair:
         self.report = report
         self._parts = parts
         self._rows = rows  # [n] row of each pair within its source
-        self._ends = np.cumsum([entry["kept"] for entry in report])  # [parts]
+        self._ends = np.cumsum([entry["rows"] for entry in report])  # [parts]
         self._opened: dict[tuple[int, int], RandomReader] = {}  # (process, part)
 
     def __len__(self) -> int:
@@ -158,7 +159,8 @@ def _language_pair(
     cache_dir: Path,
 ) -> LanguagePair:
     """The pairs that pass, from the cache if the same were chosen before."""
-    if len(languages) == 1:  # neighbours have nothing to do with each other
+    is_text = len(languages) == 1
+    if is_text:  # neighbours have nothing to do with each other
         if filters.drop_duplicates:
             raise UserError(
                 f"config.data.drop_duplicates: works on pairs, and {languages[0]} is text of one language; "
@@ -173,7 +175,7 @@ def _language_pair(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     directory = cache_dir / f"{'-'.join(languages)}-pairs-{key}"
     if not directory.is_dir():
-        cache.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work))
+        cache.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work, is_text))
     report = json.loads((directory / "report.json").read_text())
     return LanguagePair(
         languages,
@@ -185,13 +187,18 @@ def _language_pair(
     )
 
 
-def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_length: int, work: Path) -> None:
+def _choose(
+    parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_length: int, work: Path, is_text: bool
+) -> None:
     """Writes rows.npy [n] uint32, lengths.npy [n, 2] int32 and report.json of the pairs that pass."""
     passing, report = [], []
     for part in parts:
         facts = part.prepared.counts
         keep, dropped, cut = _filter(part.prepared, tokenizer, filters, max_length)
-        kept = int(keep.sum())
+        rows = kept = int(keep.sum())
+        if is_text:  # a row is two lines, the last perhaps one
+            kept = 2 * rows - bool(facts["noted"].get("odd_line") and keep[-1])
+            dropped = dict.fromkeys(dropped, facts["kept"] - kept)  # there is but one: no_pieces
         skipped = {**facts["skipped"], **dropped}
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
@@ -201,9 +208,9 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
             )
         passing.append(keep)
         noted = {**facts["noted"], "cut": cut}
-        report.append({"read": facts["read"], "kept": kept, "skipped": skipped, "noted": noted})
+        report.append({"read": facts["read"], "kept": kept, "rows": rows, "skipped": skipped, "noted": noted})
 
-    def rows() -> Iterator[np.ndarray]:
+    def chosen() -> Iterator[np.ndarray]:
         for keep in passing:
             for start in range(0, len(keep), _FILTER_ROWS):
                 yield np.flatnonzero(keep[start : start + _FILTER_ROWS]) + start
@@ -215,8 +222,8 @@ def _choose(parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_lengt
                 block = pieces[start : start + _FILTER_ROWS][keep[start : start + _FILTER_ROWS]]
                 yield np.minimum(block[:, ::-1] if part.swapped else block, max_length - 2)
 
-    total = sum(entry["kept"] for entry in report)
-    cache.write_array(work / "rows.npy", rows(), np.dtype(np.uint32), (total,))
+    total = sum(entry["rows"] for entry in report)
+    cache.write_array(work / "rows.npy", chosen(), np.dtype(np.uint32), (total,))
     cache.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, 2))
     (work / "report.json").write_text(json.dumps(report, indent=1))
 
@@ -257,7 +264,10 @@ def _filter(
 
 
 def describe(pairs: Sequence[LanguagePair]) -> str:
-    """A table for the log: every source with the pairs read and kept, and why the others were skipped."""
+    """A table for the log: every source with what was read and kept of it, and why the rest was skipped.
+
+    It counts pairs, or the lines of text of one language.
+    """
     lines = [("pair", "read", "kept", "source", "skipped")]
     for pair in pairs:
         for entry in pair.report:
@@ -268,7 +278,8 @@ def describe(pairs: Sequence[LanguagePair]) -> str:
             lines.append((pair.name, f"{entry['read']:,}", f"{entry['kept']:,}", source, listed or "none"))
         if len(pair.report) > 1:
             read = sum(entry["read"] for entry in pair.report)
-            lines.append((pair.name, f"{read:,}", f"{len(pair):,}", "all", ""))
+            kept = sum(entry["kept"] for entry in pair.report)
+            lines.append((pair.name, f"{read:,}", f"{kept:,}", "all", ""))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     return "\n".join(
         f"{pair:<{widths[0]}}  {read:>{widths[1]}}  {kept:>{widths[2]}}  {source:<{widths[3]}}  {reasons}".rstrip()

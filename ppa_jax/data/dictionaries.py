@@ -96,7 +96,7 @@ def read_dictionaries(
 ) -> list[Dictionary]:
     """The dictionaries of a directory, or those named one by one, between English and other languages.
 
-    Lines without exactly two words, or not UTF-8, are skipped and counted in the log.
+    Lines without exactly two words, or not UTF-8, are skipped and counted in a warning.
 
     Args:
       spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with the pivot on one side are read; or files,
@@ -109,7 +109,7 @@ def read_dictionaries(
 
     Raises:
       UserError: no such file or directory, a name that does not tell the languages, the pivot on neither side, two
-        files for the same direction, a file without a usable line.
+        files for the same direction, a file with more lines that are skipped than used.
     """
     dictionaries: dict[tuple[str, str], Dictionary] = {}
     for path in _paths(spec, field, pivot):
@@ -148,31 +148,32 @@ def _paths(spec: str | Path | Sequence[str | Path], field: str, pivot: str) -> l
 
 def _read_entries(path: Path, field: str, max_words: int | None) -> dict[str, list[str]]:
     entries: dict[str, dict[str, None]] = {}
-    bad: list[int] = []
+    problems: list[text_files.Problem] = []
+    used = 0
     try:
         for number, line in enumerate(text_files.lines(path, _LONGEST), start=1):
             pair = _pair(line)
-            if pair is None:
-                bad += [number] if line is None or line.strip() else []
-            elif pair[0] in entries or max_words is None or len(entries) < max_words:
+            if isinstance(pair, str):
+                problems += [text_files.Problem(number, pair)] if line is None or line.strip() else []
+                continue
+            used += 1
+            if pair[0] in entries or max_words is None or len(entries) < max_words:
                 entries.setdefault(pair[0], {})[pair[1]] = None
     except UserError as error:
         raise UserError(f"{field}: {error}") from error
-    if not entries:
-        raise UserError(f"{field}: {path}: no line is `source<TAB>target`; each line holds a word and one translation")
-    if bad:
-        logging.info("%s: skipped %d lines that are not `source<TAB>target`, the first is line %d",
-                     path, len(bad), bad[0])  # fmt: skip
+    expected = "each line holds a word, a tab and one translation, in UTF-8"
+    text_files.tell_skipped(path, problems, used, field=field, expected=expected)
     return {word: list(targets) for word, targets in entries.items()}
 
 
-def _pair(line: bytes | None) -> tuple[str, str] | None:
+def _pair(line: bytes | None) -> tuple[str, str] | str:
+    """A word and its translation, or the reason why there are none."""
     try:
         text = (line or b"").decode()
     except UnicodeDecodeError:
-        return None
+        return "not UTF-8"
     words = [word.strip() for word in text.split("\t" if "\t" in text else None)]
-    return (words[0], words[1]) if len(words) == 2 and all(words) else None
+    return (words[0], words[1]) if len(words) == 2 and all(words) else "not `source<TAB>target`"
 
 
 def write_dictionary(path: Path, dictionary: Dictionary) -> None:

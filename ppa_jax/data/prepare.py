@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
 MESSAGE_PAIRS = 10_000  # written with one protocol buffer
-FORMAT = 1  # of a folder of the cache; another number prepares everything again
+FORMAT = 2  # of a folder of the cache; another number prepares everything again
 DATASET = "parallel_text"
 SHARD_PAIRS = 1_000_000  # some 200 MB
 # One record a chunk for random access. A single sentence pair gives zstd nothing to work with: uncompressed is a tenth
@@ -44,7 +44,7 @@ class Prepared:
 
     directory: Path
     num_pairs: int
-    counts: dict[str, Any]  # shard_lengths, read, kept, skipped {reason: pairs}, noted {reason: pairs}
+    counts: dict[str, Any]  # shard_lengths, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or lines
 
     def shards(self) -> list[Path]:
         """The ArrayRecord files, in order."""
@@ -128,7 +128,16 @@ def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
         facts = json.loads((directory / "prepared.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: this prepared corpus is damaged ({error}); delete the folder") from error
-    return Prepared(directory, facts["kept"], facts)
+    if facts["skipped"].get("not_utf8", 0) * 100 > facts["read"]:
+        logging.warning("data.pairs: %s: %s", source, _another_encoding(facts["skipped"], facts["read"]))
+    return Prepared(directory, sum(facts["shard_lengths"]), facts)
+
+
+def _another_encoding(skipped: Mapping[str, int], read: int) -> str:
+    return (
+        f"{skipped['not_utf8']:,} of {read:,} are not UTF-8; in another encoding, all sentences with an accent are "
+        "lost: convert it (iconv -f ISO-8859-1 -t UTF-8 FILE > CONVERTED, or whatever it is)"
+    )
 
 
 def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
@@ -152,10 +161,12 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
             side_a[0], side_b[0] = a.encode(), b.encode()
             yield example.SerializeToString()
             if counts.kept % SHARD_PAIRS == 0:
-                logging.info("data: %s: %d pairs kept of %d", source, counts.kept, counts.read)
+                logging.info("data: %s: %d kept of %d", source, counts.kept, counts.read)
 
     counts = Counts()
     shard_lengths, num_bytes = _write_shards(records(), work)
+    if 2 * counts.skipped["not_utf8"] > counts.read:
+        raise UserError(f"data.pairs: {source}: {_another_encoding(counts.skipped, counts.read)}")
     if not counts.kept:
         raise UserError(f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}")
     text = tfds.features.Text()
@@ -213,7 +224,7 @@ def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]
 
 
 def describe_counts(read: int, skipped: dict[str, int]) -> str:
-    """For an error or a table: how many pairs were read, and why how many were skipped."""
+    """For an error or a table: how many were read, and why how many were skipped."""
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(skipped.items(), key=lambda item: -item[1]))
     return f"{read:,} read, skipped: {reasons or 'none'}"
 

@@ -68,7 +68,7 @@ class Source:
 class Counts:
     """What a reader met. `read` is `kept` plus the sum of `skipped`.
 
-    Of text in one language `kept` are pairs of neighbouring lines, and what is skipped are lines.
+    Of text in one language all are lines, the parts of a split one counted each.
     """
 
     read: int = 0
@@ -219,33 +219,32 @@ def _neighbours(texts: Iterator[str], counts: Counts) -> Iterator[tuple[str, str
     for first in texts:
         second = next(texts, None)
         counts.noted["odd_line"] += second is None
-        counts.read += 1
-        counts.kept += 1
         yield first, first if second is None else second
 
 
 def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
     """The usable lines of a text, long ones in parts; blank lines stand between paragraphs and are not counted."""
     for line in _raw_lines(source):
-        if isinstance(line, str):
-            counts.read += 1
-            counts.skipped[line] += 1
-            continue
-        try:
-            text = line.translate(_TO_SPACES).decode().strip()
-        except UnicodeDecodeError:
-            counts.read += 1
-            counts.skipped["not_utf8"] += 1
-            continue
+        text, reason = "", line
+        if isinstance(line, bytes):
+            try:
+                text, reason = line.translate(_TO_SPACES).decode().strip(), ""
+            except UnicodeDecodeError:
+                reason = "not_utf8"
         if text in cleaning.skip_lines:
+            reason = "marker"
+        if reason:
             counts.read += 1
-            counts.skipped["marker"] += 1
-        elif text:
-            if len(text) <= cleaning.max_characters:
-                yield text
-            else:
-                counts.noted["split_lines"] += 1
-                yield from textwrap.wrap(text, cleaning.max_characters, break_on_hyphens=False)
+            counts.skipped[reason] += 1
+            continue
+        parts = [text] if text else []
+        if len(text) > cleaning.max_characters:
+            counts.noted["split_lines"] += 1
+            parts = textwrap.wrap(text, cleaning.max_characters, break_on_hyphens=False)
+        for part in parts:
+            counts.read += 1
+            counts.kept += 1
+            yield part
 
 
 def _raw_lines(source: Source) -> Iterator[bytes | str]:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from ppa_jax.config import Config, cache_directory, fields, one_of, require
+from ppa_jax.config import Config, cache_directory, fields, one_of, require, training_steps
 from ppa_jax.data import corpora, sources, world
 from ppa_jax.data.dictionaries import (
     ENGLISH,
@@ -40,7 +40,7 @@ from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training import bucket, identity, mesh, optimizer
+from ppa_jax.training import identity, mesh, optimizer
 
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
@@ -84,6 +84,7 @@ def validate(config: Config) -> None:
     for name in ("mesh.data", "mesh.fsdp"):
         require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
+    require(config, "train.accumulate", lambda n: n <= 2**10, "at most 2**10")
     require(config, "train.batch_size", lambda n: n <= 2**20, "at most 2**20")
     require(config, "contrastive.queue_size", lambda n: n < 2**31, "below 2**31")
     require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
@@ -271,9 +272,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         config.data.temperature,
         config.data.shuffle_sides,
     )
-    steps = config.train.steps or max(1, round(config.train.epochs * order.pairs / config.train.batch_size))
-    if steps >= 2**31:
-        raise UserError(f"config.train.epochs={config.train.epochs}: {steps:.2g} steps; must be below 2**31 steps")
+    steps = training_steps(config, order.pairs)
     if not config.plan:
         check_identity(config, workdir, pretrained, pairs, dictionaries)
     shards = mesh.data_shards(devices)
@@ -371,6 +370,4 @@ def check_identity(
     if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
         described["init"] = str(init.relative_to(workdir.absolute()))
     if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
-        if bucket.lies_at(workdir / "checkpoints").exists():
-            raise UserError(f"workdir: {workdir} has checkpoints but no config.json; give another --workdir")
         identity.write_identity(workdir, described)

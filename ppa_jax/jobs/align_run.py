@@ -305,4 +305,4 @@ def sources_table(pairs: list[corpora.LanguagePair]) -> tuple[tuple[str, ...], l
         for pair in pairs
         for entry in pair.report
     ]
-    return ("pair", "source", "pairs read", "kept", "skipped", "kept, but noted"), rows
+    return ("languages", "source", "pairs or lines read", "kept", "skipped", "kept, but noted"), rows

@@ -72,8 +72,7 @@ def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     names, baselines = validate(config)
     directory = Path(workdir)
-    if bucket.lies_at(directory / "checkpoints").exists() or (directory / "base").exists():
-        raise UserError(f"workdir: {workdir} holds a training run, whose report would be lost; give another --workdir")
+    identity.check_job(directory, config.job)  # the settings may change: what was measured is kept by what it is of
     directory.mkdir(parents=True, exist_ok=True)
     models = {name: look_at(name, sources, config) for name, sources in names.items()}
     # The same sentences, cut at the same place, for all.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppa_jax.config import Config, load_module, one_of, require
+from ppa_jax.config import Config, load_module, one_of, require, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
@@ -214,6 +214,8 @@ def model_names(config: Config) -> dict[str, str]:
             name, source = "", entry
         if not source or (len(entries) > 1 and not name) or name in names:
             raise UserError(f"config.init: {entry!r}: write DIR, or NAME=DIR,OTHER=DIR to compare several models")
+        if name.startswith("."):
+            raise UserError(f"config.init: {entry!r}: {name} is to be a directory in the workdir; give another name")
         names[name] = source
     if not names:
         raise UserError("config.init is empty: give a Hugging Face directory or name")
@@ -227,6 +229,9 @@ def validate(config: Config) -> None:
         model_names(config)
     for name in ("train.batch_size", "train.learning_rate", "test_batch_size", "checkpoint.keep", "mesh.model"):
         require(config, name, lambda x: x > 0, "greater than 0")
+    require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
+    for name in ("train.batch_size", "test_batch_size"):
+        require(config, name, lambda n: n <= 2**20, "at most 2**20")
     for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip"):
         require(config, name, lambda x: x >= 0, "0 or more")
     for name in ("checkpoint.every", "eval.every", "eval.patience", "data.test_examples"):
@@ -262,6 +267,7 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
     )
     if count := config.data.test_examples:
         examples = dataclasses.replace(examples, test={x: found[:count] for x, found in examples.test.items()})
+    training_steps(config, len(examples.all_of_training()))  # of more features than examples they are more
     labels = task.labels(examples.all_of_training())
     if config.data.code_switch:
         code_switched(config, task, examples.train, seed=0)  # what is wrong with it shows here
@@ -272,9 +278,8 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
         if key not in setups:
             setups[key] = Setup(config, task, sizes, tokenizer, labels, examples, devices)
             _ = setups[key].tests, setups[key].dev  # what they raise shows here
-        model = Model(name, names[name], directory, workdir / name if name else workdir)
-        check_identity(model, setups[key])
-        opened.append((model, setups[key]))
+        opened.append((Model(name, names[name], directory, workdir / name if name else workdir), setups[key]))
+    check_identity(opened, config, workdir, examples)
     return opened
 
 
@@ -302,16 +307,17 @@ def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Token
     return directory, sizes, tokenizer
 
 
-def check_identity(model: Model, setup: Setup) -> None:
-    """Refuses a workdir of another run; marks a new one."""
-    sets = {"train": setup.examples.train, "dev": setup.examples.dev}
-    content = {
-        "model": weights_checksum(model.directory),
-        "data": {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()},
-    }
-    described = setup.config.to_dict() | {"content": content}
-    if not identity.check_identity(model.workdir, described, may_change=MAY_CHANGE):
-        identity.write_identity(model.workdir, described)
+def check_identity(opened: Sequence[tuple[Model, Setup]], config: Config, workdir: Path, examples: Examples) -> None:
+    """Refuses a workdir of another run; marks a new one. Of several models each has one of its own within it."""
+    sets = {"train": examples.train, "dev": examples.dev}
+    data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
+    runs = [(model.workdir, {"model": weights_checksum(model.directory), "data": data}) for model, _ in opened]
+    if opened[0][0].name:
+        runs.insert(0, (workdir, {"data": data}))
+    for directory, content in runs:
+        described = config.to_dict() | {"content": content}
+        if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
+            identity.write_identity(directory, described)
 
 
 def checksum(examples: Sequence[Any]) -> int:

@@ -153,7 +153,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     """Trains to the end, from a checkpoint where there is one; the parameters, on the host."""
     config = setup.config
     features = setup.training_features(seed)
-    steps = config.train.steps or max(1, round(config.train.epochs * len(features) / config.train.batch_size))
+    steps = configs.training_steps(config, len(features))
     directory.mkdir(parents=True, exist_ok=True)
     training = setup.training(steps)
     longest = setup.sizes.max_length

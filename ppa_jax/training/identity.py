@@ -12,6 +12,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.training import bucket
 
 CONFIG = "config.json"
+_LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # by every run, and after its config.json
 _ABSENT = "(absent)"
 _SHOWN = 8
 
@@ -37,15 +38,12 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
     `may_change` names fields, or groups of them, by their dotted prefix (`eval`, `checkpoint.every`): these may differ.
 
     Raises:
-      UserError: another field differs (all of them are listed, old -> new), or config.json cannot be read.
+      UserError: another field differs (all of them are listed, old -> new); the reasons of `check_job`.
     """
-    path = epath.Path(workdir) / CONFIG
-    if not path.exists():
+    held = check_job(workdir, config.get("job"))
+    if held is None:
         return False
-    try:
-        old = _flat(json.loads(path.read_text()))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
+    old = _flat(held)
     new = _flat(json.loads(bucket.addressed(json.dumps(config))))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
@@ -60,6 +58,30 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
             "give another --workdir, or the settings this run began with"
         )
     return True
+
+
+def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | None:
+    """What config.json in workdir says, which must be of this job; None where there is none, and nothing of a run.
+
+    Raises:
+      UserError: it is of another job, of no run, or cannot be read; or it is gone from what a run has left.
+    """
+    path = epath.Path(workdir) / CONFIG
+    # Looked for before config.json is: another process may be writing both, that one first.
+    left = [name for name in _LEFT_BEHIND if bucket.lies_at(epath.Path(workdir) / name).exists()]
+    if not path.exists():
+        if left:
+            raise UserError(f"workdir: {workdir} has {left[0]} but no {CONFIG}; give another --workdir")
+        return None
+    try:
+        held = json.loads(path.read_text())
+        other = held.get("job")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
+    if other != job:
+        whose = f"a run of the job {other}, and this is {job}" if other else f"a {CONFIG} that is not a run's"
+        raise UserError(f"workdir: {workdir} holds {whose}; give another --workdir")
+    return held
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -206,6 +206,37 @@ def test_no_usable_pair_says_why(tmp_path, opened):
     assert not unfinished(tmp_path / "cache")
 
 
+@pytest.mark.parametrize(("accents", "told"), [(60, "refused"), (40, "warned"), (0, "silent")])
+def test_text_in_another_encoding_is_not_thinned_out_in_silence(tmp_path, opened, caplog, accents, told):
+    """Only the sentences with accents are no UTF-8: the rest would be trained on as if it were the corpus."""
+    lines = ["the dog\tder H\xfcnd\n"] * accents + ["the cat\tdie Katze\n"] * (100 - accents)
+    (tmp_path / "latin.tsv").write_bytes("".join(lines).encode("latin-1"))
+    spec = f"en-de={tmp_path}/latin.tsv"
+    if told == "refused":
+        with pytest.raises(UserError, match=r"latin\.tsv: 60 of 100 are not UTF-8; .*iconv -f ISO-8859-1"):
+            opened(spec)
+        assert not unfinished(tmp_path / "cache")
+        return
+    for _ in range(2):  # from the cache as well
+        caplog.clear()
+        assert len(opened(spec)[0]) == 100 - accents
+        assert ("40 of 100 are not UTF-8; in another encoding" in caplog.text) == (told == "warned")
+
+
+def test_lines_of_one_language_are_counted_as_lines(tmp_path, opened):
+    """Though they are stored two by two."""
+    (tmp_path / "en.txt").write_bytes(b"a b\nc d\n\nz\ne f\n\xff\ng h\n<range>\ni j\n" + b"k l\n" * 196)
+    (tmp_path / "more.txt").write_text("a\nb\nc\n")
+    (pair,) = opened(f"en={tmp_path}/en.txt,en={tmp_path}/more.txt")
+    assert [(r["read"], r["kept"], r["rows"], r["skipped"]) for r in pair.report] == [
+        (204, 200, 100, {"not_utf8": 1, "marker": 1, "no_pieces": 2}),  # with `z`, of no pieces, goes its neighbour
+        (3, 3, 2, {}),
+    ]
+    assert len(pair) == 102 and pair.read([101]) == [("c", "c")]
+    total = next(line.split() for line in describe([pair]).splitlines() if " all" in line)
+    assert total == ["en", "207", "203", "all"]
+
+
 def test_every_source_is_looked_at_before_the_first_is_prepared(tmp_path, opened):
     write(tmp_path / "a.tsv", [("one", "eins")])
     (tmp_path / "m.en").write_text("1\n2\n")

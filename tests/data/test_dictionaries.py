@@ -26,7 +26,7 @@ def test_reads_a_directory_and_single_files(tmp_path, caplog):
         german, french = read_dictionaries(tmp_path)
     assert german == Dictionary("en", "de", {"ice cream": ["Eis"], "the": ["die", "der"]})
     assert french == Dictionary("fr", "en", {"le": ["the"], "la": ["the"]})
-    assert "skipped 3 lines that are not `source<TAB>target`, the first is line 6" in caplog.text
+    assert "en-de.tsv: 3 of 7 skipped: not `source<TAB>target`: 2 (first at line 6); not UTF-8: 1 (first" in caplog.text
     assert read_dictionaries(tmp_path / "en-de.tsv", max_words=1)[0].entries == {"ice cream": ["Eis"]}
     both = read_dictionaries(f"{tmp_path / 'en-es.0-5000.txt'}, {tmp_path / 'fr-en.txt'}")
     assert [(d.source, d.target) for d in both] == [("en", "es"), ("fr", "en")]
@@ -36,7 +36,8 @@ def test_reads_a_directory_and_single_files(tmp_path, caplog):
     "name, content, said",
     [
         ("other.txt", "a b\n", "has no dictionaries"),
-        ("en-de.txt", "alone\n", "no line is `source<TAB>target`"),
+        ("en-de.txt", "alone\n", ":1: not `source<TAB>target`; 1 of 1 unusable; each line holds a word, a tab and"),
+        ("en-de.txt", "a b\nküche kitchen\nwär was\n".encode("latin-1"), ":2: not UTF-8; 2 of 3 unusable"),
         ("en-de.txt", "", "is empty"),
         ("en-de.txt", "a b\n".encode("utf-16"), "UTF-16"),
     ],

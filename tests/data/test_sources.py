@@ -18,7 +18,10 @@ def read(spec, **cleaning):
     check(source)
     counts = Counts()
     pairs = list(read_pairs(source, Cleaning(**cleaning), counts))
-    assert counts.kept == len(pairs) and counts.read == counts.kept + sum(counts.skipped.values())
+    texts = 2 * len(pairs) - counts.noted["odd_line"]
+    assert counts.kept == (len(pairs) if len(source.languages) == 2 else texts) and counts.read == counts.kept + sum(
+        counts.skipped.values()
+    )
     return pairs, counts
 
 

@@ -345,11 +345,15 @@ def test_a_new_model_is_pretrained_first_and_stops_in_either_phase(command, tmp_
         assert main(command(tmp_path, fields)) == 143
     assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 1; the same command goes on from there\n")
     assert steps_of(pretraining) == [0, 1, 2] and steps_of(tmp_path) == [0]
-    (tmp_path / "config.json").rename(tmp_path / "kept")  # as if it had stopped between the two
+    written = ("config.json", "checkpoints")
+    (tmp_path / "kept").mkdir()
+    for name in written:  # as if it had stopped between the two
+        (tmp_path / name).rename(tmp_path / "kept" / name)
     for name, before in (("pretrain.steps", 3), ("model.hidden_size", 16)):
         assert main(command(tmp_path, fields | {name: 32})) == 2
         assert f"holds another run ({name}: {before} -> 32)" in capsys.readouterr().err
-    (tmp_path / "kept").rename(tmp_path / "config.json")
+    for name in written:
+        (tmp_path / "kept" / name).rename(tmp_path / name)
     assert all(record["contrastive"] is None for record in read_metrics(pretraining))
     assert main(command(tmp_path, fields)) == 0
     assert "pretraining" not in capsys.readouterr().err

@@ -263,4 +263,7 @@ def test_a_model_with_a_vocabulary_of_another(shelf, data, tmp_path, error_line)
 def test_the_workdir_of_a_training_run_is_left_alone(shelf, tmp_path, error_line):
     (tmp_path / "checkpoints").mkdir()
     assert main(arguments(tmp_path, models=shelf / "model", sample=4)) == 2
-    assert "holds a training run" in error_line() and len(list(tmp_path.iterdir())) == 1
+    assert "has checkpoints but no config.json" in error_line() and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "config.json").write_text('{"job": "finetune"}')
+    assert main(arguments(tmp_path, models=shelf / "model", sample=4)) == 2
+    assert "holds a run of the job finetune" in error_line() and len(list(tmp_path.iterdir())) == 2

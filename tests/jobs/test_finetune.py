@@ -168,7 +168,7 @@ def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
     assert (tmp_path / "run/seed-0/export/config.json").exists()
 
 
-def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch):
+def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch, error_line):
     """Each as it would be alone, with one step compiled for all; a model can be added later."""
     made, make_step = [], finetune.make_step
     monkeypatch.setattr(finetune, "make_step", lambda *args, **kwargs: made.append(1) or make_step(*args, **kwargs))
@@ -187,6 +187,9 @@ def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch)
     assert main(arguments(tmp_path, shelf, files, init=f"two={other}", seeds="0")) == 0
     assert json.loads((tmp_path / "scores.json").read_text()) == scores, "what is not named stays"
     assert "two - one" not in (tmp_path / "report.md").read_text()
+    for init in (f"three={shelf / 'model'}", shelf / "model"):  # names of its own would not tell it from this run
+        assert main(arguments(tmp_path, shelf, files, init=init, **{"train.learning_rate": 1e-4})) == 2
+        assert "holds another run" in error_line() and not (tmp_path / "three").exists()
 
 
 def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
@@ -279,6 +282,9 @@ def loaded(args):
         ({"seeds": "0,x"}, "config.seeds=0,x: must be numbers"),
         ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
         ({"train.epochs": 1}, "give one of them"),
+        ({"train.steps": 0, "train.epochs": "1e9"}, "config.train.epochs=1000000000.0: 7.5e+09 steps; must be below"),
+        ({"test_batch_size": "1e9"}, "config.test_batch_size=1000000000: must be at most 2**20"),
+        ({"init": "..=x"}, "config.init: '..=x': .. is to be a directory in the workdir"),
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
         ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),
         ({"data.switch_rate": 2}, "config.data.switch_rate=2.0: must be from 0 to 1"),

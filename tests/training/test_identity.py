@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.training.identity import check_identity, write_identity
+from ppa_jax.training.identity import check_identity, check_job, write_identity
 
 CONFIG = {"seed": 0, "data": {"pairs": ["en-de=x"], "max_length": 64}, "eval": {"every": 0}, "evaluate": {"k": 1}}
 
@@ -52,3 +52,24 @@ def test_a_config_that_is_none(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json: not a configuration"):
         check_identity(tmp_path, CONFIG)
+
+
+def test_a_workdir_is_of_one_job(tmp_path):
+    assert check_job(tmp_path, "align") is None
+    (tmp_path / "log").touch()  # whatever else lies there is no run's
+    assert check_job(tmp_path, "align") is None
+    write_identity(tmp_path, {"job": "align", "seed": 0})
+    assert check_job(tmp_path, "align") == {"job": "align", "seed": 0}
+    with pytest.raises(UserError, match=r"holds a run of the job align, and this is evaluate; give another --workdir$"):
+        check_job(tmp_path, "evaluate")
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')  # a Hugging Face model's directory
+    with pytest.raises(UserError, match=r"holds a config.json that is not a run's; give another --workdir$"):
+        check_job(tmp_path, "evaluate")
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "export", "scores.json", "report.md"])
+def test_what_a_run_left_is_not_written_over_without_its_config(tmp_path, name):
+    (tmp_path / name).mkdir()
+    for check in (lambda: check_job(tmp_path, "align"), lambda: check_identity(tmp_path, CONFIG)):
+        with pytest.raises(UserError, match=rf"has {name} but no config.json; give another --workdir$"):
+            check()
