@@ -225,10 +225,12 @@ def _neighbours(texts: Iterator[str], counts: Counts) -> Iterator[tuple[str, str
 def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
     """The usable lines of a text, long ones in parts; blank lines stand between paragraphs and are not counted."""
     for line in _raw_lines(source):
-        text, reason = "", line
-        if isinstance(line, bytes):
+        text, reason = "", ""
+        if isinstance(line, str):
+            reason = line
+        else:
             try:
-                text, reason = line.translate(_TO_SPACES).decode().strip(), ""
+                text = line.translate(_TO_SPACES).decode().strip()
             except UnicodeDecodeError:
                 reason = "not_utf8"
         if text in cleaning.skip_lines:
