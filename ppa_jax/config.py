@@ -100,8 +100,9 @@ def set_field(config: Config, name: str, text: str) -> None:
     if name not in known:
         # A right name in the wrong group is nearer than any spelling.
         same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        near = difflib.get_close_matches(name, same_leaf or known, n=1, cutoff=0.0)
-        raise UserError(f"config.{name}: no such field; the nearest is config.{near[0]}")
+        near = difflib.get_close_matches(name, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
+        there_are = f"the nearest is config.{near[0]}" if near else f"there are {', '.join(config)}"
+        raise UserError(f"config.{name}: no such field; {there_are}")
     default = known[name]
     if type(default) not in _READ:
         raise UserError(

@@ -41,7 +41,10 @@ def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
     """
     given: dict[str, str] = {}
     overrides: list[tuple[str, str]] = []
-    for argument in arguments:
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--config", "--workdir"):  # as many command lines have it, with a space
+            argument = f"{argument}={next(rest, '')}"
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--"):
             raise UserError(f"{argument}: unexpected; arguments have the form --config.field=value")
@@ -74,6 +77,8 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"--workdir={workdir}: give a directory, or a bucket's address, gs://BUCKET/DIRECTORY")
     if Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
+    if config.get("plan") == "false":
+        config.plan = ""
     is_plan = bool(config.get("plan"))  # it touches no workdir
     try:
         place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)

@@ -62,6 +62,7 @@ def test_text_is_read_as_the_type_of_the_default(load, name, text, value):
         ("siez", "7", "config.siez: no such field; the nearest is config.size"),
         ("warmup", "7", "config.warmup: no such field; the nearest is config.train.warmup"),
         ("train", "7", "config.train: no such field"),
+        ("zzz", "7", "config.zzz: no such field; there are flag, name, pretrain, "),
         ("size", "7.5", "config.size=7.5: must be a whole number, like 3"),
         ("size", "inf", "config.size=inf: must be a whole number"),
         ("rate", "nan", "config.rate=nan: must be a number, like 0.5"),

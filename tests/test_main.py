@@ -20,7 +20,8 @@ BAD_ARGUMENTS = [
     ([], "--config is missing"),
     (["--config=configs/ppa.py"], "--workdir is missing; e.g."),
     (["runs/x"], "runs/x: unexpected; arguments have the form"),
-    (["--config", "configs/ppa.py"], "--config: unknown; there are"),
+    (["--config"], "--config=: unknown; there are"),
+    (["--config", "configs/ppa.py", "--config.seed", "3"], "3: unexpected; arguments have the form"),
     (["--confg=configs/ppa.py"], "--confg=configs/ppa.py: unknown; there are"),
     (["--workdir="], "--workdir=: unknown"),
     (
@@ -59,12 +60,22 @@ def test_a_workdir_is_spelled_in_one_way(monkeypatch, given):
     wanted = "/home/me/x" if given.startswith("~") else "x"
     assert parse(["--config=c.py", f"--workdir={given}"]) == ("c.py", wanted, [])
     assert parse(["--config=c.py", "--workdir=gs://bucket/x/"])[1] == "gs://bucket/x/"
+    assert parse(["--config", "c.py", "--workdir", given]) == ("c.py", wanted, [])
 
 
 def test_a_workdir_below_a_file(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["--config=configs/ppa.py:demo", "--workdir=README.md/x"]) == 2
     assert re.search("error: README.md/x.*: Not a directory; give another --workdir\n$", capsys.readouterr().err)
+
+
+def test_a_workdir_of_another_job(monkeypatch, tmp_path, capsys):
+    """Found before anything is read."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "config.json").write_text('{"job": "finetune"}')
+    for config, job in (("ppa", "align"), ("evaluate", "evaluate"), ("layer_ablation", "ablate_layers")):
+        assert main([f"--config=configs/{config}.py", f"--workdir={tmp_path}"]) == 2
+        assert f"{tmp_path} holds a run of the job finetune, and this is {job}" in capsys.readouterr().err
 
 
 def test_help(capsys):

@@ -168,7 +168,11 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
     if 2 * counts.skipped["not_utf8"] > counts.read:
         raise UserError(f"data.pairs: {source}: {_another_encoding(counts.skipped, counts.read)}")
     if not counts.kept:
-        raise UserError(f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}")
+        is_lines = source.kind == "tsv" and source.paths[0].suffix.strip(".") in source.languages
+        way_out = "; of two line-aligned files give the prefix, or a.txt|b.txt" if is_lines else ""
+        raise UserError(
+            f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}{way_out}"
+        )
     text = tfds.features.Text()
     tfds.folder_dataset.write_metadata(
         data_dir=str(work),

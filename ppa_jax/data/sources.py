@@ -87,7 +87,7 @@ def parse_pairs(spec: str) -> list[Source]:
         if match is None:
             raise UserError(
                 f"data.pairs: {part!r} is not of the form {FORM}; a comma separates two sources, "
-                "so a path must not hold one (rename it or make a link)"
+                "so a path must not hold one (rename it or make a link); languages have letters, digits and _, as pt_BR"
             )
         if match[1] == match[2]:
             raise UserError(f"data.pairs: {part!r} names one language twice; the two sides must differ")
@@ -113,6 +113,8 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
         names = [name.strip() for name in location.split("|")]
         if len(names) != 2 or not all(names):
             raise UserError(f"data.pairs: {location!r} is not two files a.txt|b.txt with one bar between them")
+        if names[0] == names[1]:
+            raise UserError(f"data.pairs: {location!r} is one file twice; the second is to have the translations")
         return Source(languages, "lines", location, tuple(_file(name) for name in names))
     path = storage.local(location, beside=True)
     if path.is_file() or location.endswith((".tsv", ".tsv.gz")):

@@ -113,22 +113,24 @@ def validate(config: Config) -> str:
     require(
         config, "similarity.sentences", lambda n: n >= config.similarity.batch, "at least similarity.batch sentences"
     )
-    ablations(config.ablations, 10**3)
+    ablations(config.ablations, None)
     return languages.pop()
 
 
-def ablations(spec: str, depth: int) -> dict[str, Blocks]:
+def ablations(spec: str, depth: int | None) -> dict[str, Blocks]:
     """The sets of blocks, from 1, by name: `none` first, which re-initialises nothing.
 
     Args:
       spec: with commas between: `pairs` (1-2, 3-4, ...), `singles`, `upwards` (from each block to the last), a block
         `3`, several `1-4` or `1+4`, `none`.
-      depth: blocks of the model.
+      depth: blocks of the model; None: not known yet, any will do.
 
     Raises:
       UserError: another form, or a block that the model has not.
     """
     sets: dict[str, Blocks] = {NONE: ()}
+    of_any = f"has blocks 1 to {depth}" if depth else "numbers its blocks from 1 upwards"
+    depth = depth or 10**3
     for entry in filter(None, map(str.strip, spec.split(","))):
         if entry == "pairs":
             found = [tuple(range(k, min(k + 2, depth + 1))) for k in range(1, depth + 1, 2)]
@@ -148,7 +150,7 @@ def ablations(spec: str, depth: int) -> dict[str, Blocks]:
             )
         for blocks in found:
             if not blocks or blocks[0] < 1 or blocks[-1] > depth:
-                raise UserError(f"config.ablations: {entry!r}: the model has blocks 1 to {depth}")
+                raise UserError(f"config.ablations: {entry!r}: the model {of_any}")
             sets[set_name(blocks)] = blocks
     return sets
 

@@ -41,6 +41,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training import identity, mesh, optimizer
+from ppa_jax.training.metrics import import_wandb
 
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
@@ -92,6 +93,8 @@ def validate(config: Config) -> None:
     one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "contrastive.pooling", ("cls", "mean"))
     one_of(config, "mesh.rules", mesh.RULES)
+    if config.log.wandb:
+        import_wandb()  # what is wrong with it shows here
     if not config.data.pairs:
         raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
     if not config.tlm.weight and not config.contrastive.weight:
@@ -101,8 +104,8 @@ def validate(config: Config) -> None:
     alone = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
     if alone and config.contrastive.weight:
         raise UserError(
-            f"config.data.pairs: {alone[0]}: text of one language has no translations to contrast; "
-            "leave it out, or set config.contrastive.weight=0"
+            f"config.data.pairs: {alone[0]}: text of one language has no translations to contrast; for translations "
+            "write lang1-lang2=SOURCE, else leave it out or set config.contrastive.weight=0"
         )
     if not config.init:
         if not config.pretrain.steps:
@@ -305,10 +308,11 @@ def open_run(config: Config, workdir: Path) -> Run:
 def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     """The languages, each of which has a token type of the model. Raises UserError for more than the model has."""
     languages = sources.languages_of(config.data.pairs)
+    needed_by = "objective=xlm" if "objective" in config else "tlm.language_embeddings"
     if len(languages) > encoder.type_vocab_size:
         raise UserError(
-            f"config.tlm.language_embeddings: {len(languages)} languages ({', '.join(languages)}), and the model has "
-            f"{encoder.type_vocab_size} token types; take a new model, or leave it off"
+            f"config.data.pairs: {len(languages)} languages ({', '.join(languages)}), and the model has "
+            f"{encoder.type_vocab_size} token types for {needed_by}; give fewer, or take a new model"
         )
     return languages
 

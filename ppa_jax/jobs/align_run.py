@@ -150,18 +150,19 @@ def in_words(layout: Layout) -> str:
 
 def log_facts(run: align_inputs.Run, state: align.State) -> None:
     """What a user wants to see before the first step."""
+    base = run.batches.ladder.base
+    rows = f"{in_words(base.query)} for queries and TLM, {in_words(base.key)} for keys"
     logging.info(
-        "%d steps of %d pairs on %d x %d devices (%s), %s parameters trained; "
-        "a shard's rows: %s for queries and TLM, %s for keys; %d masked slots",
+        "%d steps of %d pairs%s on %d x %d devices (%s), %s parameters trained; a shard's rows: %s; %d masked slots",
         run.steps,
         run.config.train.batch_size,
+        " (or of lines of one language)" if any(len(pair.languages) == 1 for pair in run.pairs) else "",
         mesh.data_shards(run.mesh),
         run.mesh.shape["model"],
         run.config.mesh.rules,
         f"{loop.count_parameters(state.params):,}",
-        in_words(run.batches.ladder.base.query),
-        in_words(run.batches.ladder.base.key),
-        run.batches.ladder.base.slots,
+        rows if run.method.contrastive_weight else in_words(base.query),
+        base.slots,
     )
     if state.queue is not None:
         slots, batch_size, _ = state.queue.keys.shape

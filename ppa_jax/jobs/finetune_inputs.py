@@ -25,6 +25,7 @@ from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
 from ppa_jax.tasks.task import PARTS, Feature, Task
 from ppa_jax.training import identity, mesh, optimizer
+from ppa_jax.training.metrics import import_wandb
 
 TASKS = {
     "nli": "ppa_jax.tasks.nli",
@@ -243,6 +244,8 @@ def validate(config: Config) -> None:
         require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
     one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "mesh.rules", mesh.RULES)
+    if config.log.wandb:
+        import_wandb()  # what is wrong with it shows here
     if not config.data.train:
         raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
     if bool(config.train.steps) == bool(config.train.epochs):

@@ -171,13 +171,13 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
     )
-    restored = checkpoints.restore(abstract)
+    restored, where = checkpoints.restore(abstract), bucket.lies_at(directory)
     if restored is None:
         start, state = 0, jax.jit(init, out_shardings=shardings)(*begin)
-        logging.info("seed %d: %d features, %d steps of %d", seed, len(features), steps, config.train.batch_size)
+        logging.info("%s: %d features, %d steps of %d", where, len(features), steps, config.train.batch_size)
     else:
         start, state = restored
-        logging.info("seed %d: going on from the checkpoint of step %d", seed, start)
+        logging.info("%s: going on from the checkpoint of step %d", where, start)
     best = Best(setup, directory, start)
     writer = MetricWriter(
         directory, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict()

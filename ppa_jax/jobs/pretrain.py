@@ -70,6 +70,9 @@ def by_objective(config: Config) -> Config:
     if objective in ("mlm", "xlm") and config.word_alignment.dictionaries:
         raise UserError(f"config.word_alignment.dictionaries: {objective} has no use for them; leave them out, "
                         "or give objective=align_mlm or dict_mlm")  # fmt: skip
+    if objective in ("dict_mlm", "align_mlm") and not config.word_alignment.dictionaries:
+        raise UserError(f"config.word_alignment.dictionaries is empty: {objective} needs them; give a directory with "
+                        "files en-xx.tsv, or objective=mlm")  # fmt: skip
     if objective != "align_mlm":
         config.word_alignment.weight = 0.0
     elif not config.word_alignment.weight:

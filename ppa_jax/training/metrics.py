@@ -47,7 +47,7 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
-        package = _wandb() if wandb else None  # by all processes, or they would wait for the one that lacks it
+        package = import_wandb() if wandb else None  # by all processes, or they would wait for the one that lacks it
         self._wandb: Any = _start(package, wandb, self._workdir, config) if package and self._active else None
 
     def truncate_after(self, step: int) -> None:
@@ -230,11 +230,14 @@ def _unwritable(path: Path, error: OSError) -> UserError:
     return NotYet(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
 
 
-def _wandb() -> Any:
+def import_wandb() -> Any:
+    """The package. Raises UserError if it is not installed."""
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError("wandb: the package is not installed; pip install wandb, or leave wandb empty") from None
+        raise UserError(
+            "config.log.wandb: the package is not installed; pip install wandb, or leave it empty"
+        ) from None
     return wandb
 
 

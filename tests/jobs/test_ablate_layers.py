@@ -184,6 +184,7 @@ def test_sets_that_are_none(spec):
         ({"parallel": "world:5-3"}, "config.parallel=world:5-3: write world:A-B"),
         ({"parallel": "world:0-300", "similarity.measure": "cca"}, "config.similarity.measure=cca: must be one of cka"),
         ({"similarity.sentences": 5}, "config.similarity.sentences=5: must be"),
+        ({"ablations": "0-2"}, "config.ablations: '0-2': the model numbers its blocks from 1 upwards"),
         ({"ablations": "7"}, "config.ablations: '7': the model has blocks 1 to 3"),
         ({"data.test": "en=world:340-350"}, "config.data.test: give the source language, en, and targets"),
         ({"data.test": "en=world:340-350,ru=world:340-350"}, "was tested on other sets"),

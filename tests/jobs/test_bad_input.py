@@ -119,6 +119,9 @@ BAD_FIELDS = [
     ({"data.pairs": "en-de=nowhere.tsv"}, "data.pairs: no such file: nowhere.tsv"),
     ({"data.pairs": "en-de=nowhere"}, "no such file: nowhere, nor nowhere.en"),
     ({"data.pairs": "en-de=a.txt|b.txt"}, "no such file: a.txt"),
+    ({"data.pairs": f"en-de={__file__}|{__file__}"}, "is one file twice"),
+    ({"data.pairs": "en-pt-BR=a.tsv"}, "is not of the form .*; languages have letters, digits and _, as pt_BR"),
+    ({"log.wandb": "project"}, "config.log.wandb: the package is not installed; pip install wandb"),
     ({"data.pairs": "en-de=hf:"}, "write hf:NAME"),
     ({"data.pairs": "en=world:0-9"}, "en=world:0-9: text of one language has no translations to contrast"),
 ]
@@ -155,6 +158,7 @@ BAD_FILES = [
     ({"x.tsv": "\ufeff"}, "en-de=x.tsv", "x.tsv is empty"),
     ({"x.tsv": "The dog\tDer Hund\n".encode("utf-16")}, "en-de=x.tsv", "x.tsv: UTF-16"),
     ({"x.tsv": "The dog\nDer Hund\n"}, "en-de=x.tsv", "x.tsv: no usable pair; 2 read, skipped: no_tab 2"),
+    ({"x.en": "a\nb\n", "x.de": "a\nb\n"}, "en-de=x.en", "no_tab 2; of two line-aligned files give the prefix"),
     ({"x.tsv": b"\xff\t\xfe\n"}, "en-de=x.tsv", "x.tsv: 1 of 1 are not UTF-8; .*: convert it"),
     ({"x.tsv": "\tDer Hund\n\x01\x02\t\n"}, "en-de=x.tsv", "no usable pair; 2 read, skipped: empty 2"),
     ({"x.tsv": LONG + "\tlang\n"}, "en-de=x.tsv", "no usable pair; 1 read, skipped: too_long_text 1"),

@@ -107,7 +107,11 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
         ({"objective": "xlm"}, "config.data.pairs: xlm needs translations"),
         ({"objective": "align_mlm", "word_alignment.weight": 0}, "align_mlm is masked LM then"),
         ({"word_alignment.dictionaries": "world"}, "word_alignment.dictionaries: mlm has no use for them"),
-        ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "config.word_alignment.dictionaries is empty"),
+        ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "dictionaries is empty: dict_mlm needs them"),
+        (
+            {"objective": "xlm", "init": "model", "data.pairs": "en-de=world:0-9,en-ru=world:0-9"},
+            "config.data.pairs: 3 languages (en, de, ru), and the model has 2 token types for objective=xlm",
+        ),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),
         ({"tlm.joint": True}, "config.tlm.joint: no such field"),
         ({"pretrain.steps": 1000}, "config.pretrain.steps: no such field; the nearest is config.train.steps"),
@@ -117,5 +121,7 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
     ],
 )
 def test_mistakes(shelf, tmp_path, error_line, fields, said):
+    if "init" in fields:
+        fields = fields | {"init": shelf / fields["init"]}
     assert main(arguments(tmp_path, shelf, **fields)) == 2
     assert said in error_line()
