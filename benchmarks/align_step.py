@@ -8,7 +8,7 @@ matmul_gflops, memory_gbs, compile_s, peak_memory_mib, input_s (to make a batch 
 so beside the step, and s_per_step leaves it out); and the floor of a step: floor_operations_s, those of real tokens at
 the matmul rate, and floor_bytes_s, the state read and written once at the memory's rate. Where the time before that
 goes is told on stderr. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens. Needs jax,
-flax, optax and jaxtyping alone.
+flax (with what it brings), optax and jaxtyping alone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -69,11 +68,6 @@ def load_module(path: str | Path, *, field: str) -> Any:
     except Exception as error:  # whatever a file of the user's may raise
         raise UserError(f"{field}: {path} cannot be read ({type(error).__name__}: {error})") from error
     return module
-
-
-def cache_directory() -> str:
-    """Where is kept what can be made or fetched again, unless a setting says otherwise."""
-    return os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
 
 
 def fields(config: Config, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,6 @@ import fsspec
 from absl import logging
 from fsspec.config import conf as filesystems
 
-from ppa_jax.config import cache_directory
 from ppa_jax.errors import NO_ROOM, NotYet, UserError
 
 SCHEME = "gs://"
@@ -32,6 +31,11 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 # A listing that is remembered lacks what TensorStore and other processes write.
 filesystems.setdefault("gs", {})["use_listings_cache"] = False
 standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
+
+
+def cache_directory() -> str:
+    """Where is kept what can be made or fetched again, unless a setting says otherwise."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:

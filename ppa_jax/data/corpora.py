@@ -196,9 +196,8 @@ def _choose(
         facts = part.prepared.counts
         keep, dropped, cut = _filter(part.prepared, tokenizer, filters, max_length)
         rows = kept = int(keep.sum())
-        if is_text:  # a row is two lines, the last perhaps one
-            kept = 2 * rows - bool(facts["noted"].get("odd_line") and keep[-1])
-            dropped = dict.fromkeys(dropped, facts["kept"] - kept)  # there is but one: no_pieces
+        if is_text:
+            kept, dropped, cut = _lines(part.prepared, tokenizer, keep, max_length)
         skipped = {**facts["skipped"], **dropped}
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
@@ -261,6 +260,23 @@ def _filter(
             drop("too_many_pieces", part, block.sum(axis=1) > filters.max_pair_pieces)
         cut += int((keep[part] & (block > max_length - 2).any(axis=1)).sum())
     return keep, dict(dropped), cut
+
+
+def _lines(
+    prepared: Prepared, tokenizer: Tokenizer, keep: np.ndarray, max_length: int
+) -> tuple[int, dict[str, int], int]:
+    """What `_filter` says of rows, said of the lines of one language: how many stay, why others fall, how many are cut.
+
+    A row is two lines, or the last of an odd number twice. A line without pieces takes its neighbour with it.
+    """
+    pieces = prepare.piece_lengths(prepared, tokenizer)
+    is_line = np.ones(pieces.shape, np.bool_)
+    is_line[-1, 1] = not prepared.counts["noted"].get("odd_line")
+    stays = is_line & keep[:, None]
+    empty = is_line & (pieces == 0)
+    dropped = {"no_pieces": int(empty.sum()), "beside_no_pieces": int((is_line & ~stays & ~empty).sum())}
+    cut = int((stays & (pieces > max_length - 2)).sum())
+    return int(stays.sum()), {reason: number for reason, number in dropped.items() if number}, cut
 
 
 def describe(pairs: Sequence[LanguagePair]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from ppa_jax.data import packing
 from ppa_jax.data.packing import Ladder, Rows, Shape
 from ppa_jax.data.plan import BatchPlan, Plan
+from ppa_jax.errors import UserError
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
 TRIED = 65_536  # pairs of the batches that the base of the ladder is made for
@@ -201,7 +202,9 @@ class PairBatches:
         cut = [ids[: self.max_length - 2] for ids in flat]
         expected = plan.lengths[numbers].reshape(-1)
         if [len(ids) for ids in cut] != expected.tolist():
-            raise RuntimeError("the tokenizer gives other lengths than the prepared index: remove the prepared data")
+            raise UserError(
+                "config.data.cache: the tokenizer gives other lengths than those in the cache; empty it or give another"
+            )
         return {int(n): (cut[2 * i], cut[2 * i + 1]) for i, n in enumerate(numbers)}
 
     def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, plan: BatchPlan, tokens: dict) -> Batch:

@@ -7,7 +7,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from ppa_jax.evaluation.scores import DRAWS, MIDDLE
 
@@ -68,5 +67,7 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
 
 def _rho(x: np.ndarray, y: np.ndarray) -> float:
     """As scipy's spearmanr, which takes a thousand draws several times as long."""
+    import scipy.stats  # a second, which no other report has to wait
+
     one, other = (scipy.stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
     return float(one @ other / np.sqrt((one @ one) * (other @ other)))

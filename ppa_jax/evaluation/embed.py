@@ -24,9 +24,9 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.data import packing
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.bert import Encoder, EncoderConfig, products_in
 from ppa_jax.model.pooling import POOLINGS, pool
-from ppa_jax.training.mesh import DATA, data_shards
+from ppa_jax.training.mesh import DATA, data_shards, put_whole
 
 Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
 Vectors = dict[Request, np.ndarray]
@@ -272,8 +272,7 @@ class Embedder:
         return self._program(layers, states)
 
     def _apply(self, params: Any, ids: Any, positions: Any, segments: Any, layers: int) -> Any:
-        # Unless told otherwise, JAX multiplies float32 as bfloat16 on TPUs and as TF32 on GPUs.
-        with jax.default_matmul_precision("highest" if self._dtype == jnp.float32 else None):
+        with products_in(self._dtype):
             return self._encoder.apply({"params": params}, ids, positions, segments, all_hidden=True, layers=layers)
 
     def _program(self, key: Any, function: Program) -> Program:
@@ -286,7 +285,7 @@ class Embedder:
     def _put(self, array: np.ndarray) -> Any:
         if self.mesh is None:
             return array
-        return jax.make_array_from_callback(array.shape, NamedSharding(self.mesh, P(DATA)), lambda index: array[index])
+        return put_whole(array, self.mesh, P(DATA))
 
     def _place(self, params: Any) -> Any:
         """Parameters on the devices: left where they are if that is the mesh, else copied there once."""
@@ -296,7 +295,7 @@ class Embedder:
                 return jnp.asarray(leaf)
             if isinstance(leaf, jax.Array) and leaf.sharding.device_set == set(self.mesh.devices.flat):
                 return leaf
-            return jax.device_put(leaf, NamedSharding(self.mesh, P()))
+            return put_whole(leaf, self.mesh)
 
         return jax.tree.map(place, params)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
+from scipy.special import stdtrit
 
 from ppa_jax.errors import UserError
 
@@ -209,7 +209,7 @@ def kept(path: Path) -> dict[str, list[Score]]:
 
 def t_interval(values: Any) -> tuple[float, float]:
     """95% of the mean of independent values, at least two, by Student's t."""
-    half = scipy.stats.t.ppf(MIDDLE[1] / 100, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, MIDDLE[1] / 100) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 

@@ -51,13 +51,14 @@ def run(config: Config, workdir: str) -> int:
         if status:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
-    loop.wait_for_hosts("whose workdir it is")
     tested = list(opened[0][1].examples.test)
     if source not in tested or len(tested) < 2:
         raise UserError(f"config.data.test: give the source language, {source}, and targets (there are {tested})")
     texts = {language: text for language, text in texts.items() if language in tested}
     if len(texts) == 1:
         raise UserError(f"config.parallel={config.parallel}: none of the targets is there; give such text, or none")
+    finetune_inputs.claim(opened, Path(workdir))
+    loop.wait_for_hosts("whose workdir it is")
     sets = {model.name: ablations(config.ablations, setup.sizes.num_layers) for model, setup in opened}
     found: list[dict[str, Any]] = []
     try:
@@ -252,7 +253,7 @@ def run_one(
 ) -> dict[str, Any]:
     """Scores, similarity and movement of one training; what is done is not done again."""
     path = directory / "measured.json"
-    if not path.exists():
+    if not loop.as_first(path.exists()):
         logging.info("blocks re-initialised: %s; seed %d", set_name(blocks) or NONE, seed)
         encoder = reinitialise(
             pretrained.params["encoder"], setup.sizes, blocks, seed, keep_layer_norm=setup.config.keep_layer_norm

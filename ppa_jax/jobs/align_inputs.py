@@ -17,7 +17,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from ppa_jax.config import Config, cache_directory, fields, one_of, require, training_steps
+from ppa_jax import storage
+from ppa_jax.config import Config, fields, one_of, require, training_steps
 from ppa_jax.data import corpora, sources, world
 from ppa_jax.data.dictionaries import (
     ENGLISH,
@@ -41,7 +42,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training import identity, mesh, optimizer
-from ppa_jax.training.metrics import import_wandb
+from ppa_jax.training.limits import check_training
 
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
@@ -53,17 +54,13 @@ MAY_CHANGE = (
 def validate(config: Config) -> None:
     """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
     positive = lambda x: x > 0  # noqa: E731
-    share = lambda x: 0 <= x < 1  # noqa: E731
     not_negative = lambda x: x >= 0  # noqa: E731
-    for name in ("data.max_pair_pieces", "train.batch_size"):
+    check_training(config)
+    for name in ("contrastive.temperature", "contrastive.projection_dim", "contrastive.queue_size"):
         require(config, name, positive, "greater than 0")
-    for name in ("train.learning_rate", "train.accumulate", "contrastive.temperature", "contrastive.projection_dim"):
+    for name in ("train.accumulate", "data.max_pair_pieces"):
         require(config, name, positive, "greater than 0")
-    for name in ("contrastive.queue_size", "mesh.model", "checkpoint.keep"):
-        require(config, name, positive, "greater than 0")
-    for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip", "data.min_pieces"):
-        require(config, name, not_negative, "0 or more")
-    for name in ("word_alignment.weight", "word_alignment.max_words"):
+    for name in ("data.min_pieces", "word_alignment.weight", "word_alignment.max_words"):
         require(config, name, not_negative, "0 or more")
     one_of(config, "tlm.dict_mlm", ("", "input", "label"))
     if (config.word_alignment.weight or config.tlm.dict_mlm) and not config.word_alignment.dictionaries:
@@ -71,36 +68,25 @@ def validate(config: Config) -> None:
             "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
             "or word_alignment.weight=0 and no tlm.dict_mlm"
         )
-    for name in ("contrastive.weight", "tlm.weight", "checkpoint.every", "eval.every", "eval.sample"):
+    for name in ("contrastive.weight", "tlm.weight", "eval.sample"):
         require(config, name, not_negative, "0 or more")
     require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
     require(config, "data.row_length", not_negative, "0 (chosen from the lengths) or a number of tokens")
     require(config, "data.max_characters", lambda n: 0 < n <= 10**9, "between 1 and 1,000,000,000")
     require(config, "data.temperature", lambda t: t >= 0.1, "at least 0.1; 1 keeps the proportions of the corpora")
     require(config, "data.workers", not_negative, "0 or more")
-    require(config, "train.dropout", lambda x: x == -1 or share(x), "-1 (as pretrained) or in [0, 1)")
     require(config, "contrastive.momentum", lambda x: 0 <= x <= 1, "between 0 and 1")
     require(config, "contrastive.layer", lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1")
     require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
-    for name in ("mesh.data", "mesh.fsdp"):
-        require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
-    require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
     require(config, "train.accumulate", lambda n: n <= 2**10, "at most 2**10")
-    require(config, "train.batch_size", lambda n: n <= 2**20, "at most 2**20")
     require(config, "contrastive.queue_size", lambda n: n < 2**31, "below 2**31")
     require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
     require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
-    one_of(config, "dtype", ("float32", "bfloat16"))
     one_of(config, "contrastive.pooling", ("cls", "mean"))
-    one_of(config, "mesh.rules", mesh.RULES)
-    if config.log.wandb:
-        import_wandb()  # what is wrong with it shows here
     if not config.data.pairs:
         raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
     if not config.tlm.weight and not config.contrastive.weight:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
-    if bool(config.train.steps) == bool(config.train.epochs):
-        raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
     alone = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
     if alone and config.contrastive.weight:
         raise UserError(
@@ -235,7 +221,7 @@ def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePai
     return corpora.open_pairs(
         config.data.pairs,
         tokenizer,
-        cache_dir=config.data.cache or cache_directory(),
+        cache_dir=config.data.cache or storage.cache_directory(),
         min_pieces=config.data.min_pieces,
         max_pair_pieces=config.data.max_pair_pieces,
         max_length=config.data.max_length,
@@ -276,8 +262,6 @@ def open_run(config: Config, workdir: Path) -> Run:
         config.data.shuffle_sides,
     )
     steps = training_steps(config, order.pairs)
-    if not config.plan:
-        check_identity(config, workdir, pretrained, pairs, dictionaries)
     shards = mesh.data_shards(devices)
     batches = PairBatches(
         pairs,
@@ -294,14 +278,17 @@ def open_run(config: Config, workdir: Path) -> Run:
         own_shards=range(shards) if config.plan else mesh.own_shards(devices),
         languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
-    if jax.process_index() == 0 and not config.plan:
+    run = Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets, dictionaries)
+    _ = run.words, run.translations  # what they raise shows here
+    if config.plan:
+        return run
+    claim(run)
+    if jax.process_index() == 0:
         base = workdir / "base"
         huggingface.save_base(base, pretrained, files_from=directory)
         sentence_transformers.write_settings(
             base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
         )
-    run = Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets, dictionaries)
-    _ = run.words, run.translations  # what they raise shows here
     return run
 
 
@@ -356,22 +343,20 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     )
 
 
-def check_identity(
-    config: Config, workdir: Path, pretrained: Pretrained, pairs: list, dictionaries: list[Dictionary]
-) -> None:
+def claim(run: Run) -> None:
     """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
-    words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+    config, workdir, pairs = run.config, run.workdir, run.pairs
+    words = run.pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
     lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
     content: dict[str, Any] = {
         "model": zlib.crc32(np.ascontiguousarray(words).data),
         "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
         "batches": VERSION,
     }
-    if dictionaries:
-        content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in dictionaries}
+    if words := run.dictionaries:
+        content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in words}
     described = config.to_dict() | {"content": content}
     init = Path(config.init).absolute()
     if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
         described["init"] = str(init.relative_to(workdir.absolute()))
-    if not identity.check_identity(workdir, described, may_change=MAY_CHANGE):
-        identity.write_identity(workdir, described)
+    identity.claim(workdir, described, may_change=MAY_CHANGE)

@@ -49,8 +49,7 @@ def run(config: Config, workdir: str) -> int:
     if "syn" in config.transformations and not all(sentence.tree for sentence in text):
         raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
     described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text)}}
-    if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
-        identity.write_identity(directory, described)
+    identity.claim(directory, described, may_change=MAY_CHANGE)
     vocabulary = align_mlm_inputs.make_vocabulary(config, text, directory / "vocabulary")
     records: Records = []  # of this and of earlier commands
     if (directory / "scores.json").exists():
@@ -60,8 +59,7 @@ def run(config: Config, workdir: str) -> int:
         data = directory / "data" / name
         if "syn" in name.split("+"):  # the order may be added to a run, and then stays
             order_from = {"data": {"order_from": config.data.order_from}, "content": {"order_from": trees}}
-            if not identity.check_identity(data, order_from, may_change=("data",)):
-                identity.write_identity(data, order_from)
+            identity.claim(data, order_from, may_change=("data",))
         align_mlm_inputs.write_data(
             data, text, derivation, vocabulary, share=config.data.dictionary_share, seed=config.data.seed
         )
@@ -184,8 +182,7 @@ def transfer(
     content = {part: finetune_inputs.checksum(found) for part, found in examples.items()}
     described = {"task": task.to_dict(), "finetuning": config.finetuning.to_dict(), "content": content}
     may_change = ("task.train", "task.test", *(x for x in MAY_CHANGE if x.startswith("finetuning.")))
-    if not identity.check_identity(directory, described, may_change=may_change):
-        identity.write_identity(directory, described)
+    identity.claim(directory, described, may_change=may_change)
     path = directory / "scores.json"
     records: Records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for source, tests in ((ENGLISH, (ENGLISH, DERIVED)), (DERIVED, (DERIVED,))):

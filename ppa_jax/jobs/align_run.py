@@ -27,7 +27,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model, plan
-from ppa_jax.model.bert import Layout
+from ppa_jax.model.bert import Layout, products_in
 from ppa_jax.training import bucket, loop, mesh, optimizer
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
@@ -56,7 +56,7 @@ def run(config: Config, workdir: str) -> int:
 
 @device_memory(
     "set train.remat=true, raise train.accumulate, or lower train.batch_size, data.max_length, data.row_length or "
-    "contrastive.queue_size"
+    "contrastive.queue_size, in a new --workdir"
 )
 def align_model(config: Config, workdir: Path) -> None:
     """The whole of one training run in its workdir.
@@ -66,8 +66,7 @@ def align_model(config: Config, workdir: Path) -> None:
       Stopped: by a signal, with the state saved.
     """
     run = align_inputs.open_run(config, workdir)
-    # Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32.
-    with jax.default_matmul_precision("highest" if config.dtype == "float32" else "default"):
+    with products_in(config.dtype):
         train(run)
 
 

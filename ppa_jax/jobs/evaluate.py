@@ -51,7 +51,7 @@ class Places:
     """At which layers and with which pooling a model is measured."""
 
     main: Request  # the same depth in every model, mean
-    owns: list[Request]  # what any of the models was trained with: all are measured there, to be compared
+    mining: list[Request]  # `main`, and what any of the models was trained with: all are measured there, to be compared
     retrieval: list[Request]
     layers: list[int]
 
@@ -62,7 +62,7 @@ class Places:
         owns = list(dict.fromkeys(m.own for m in models if m.own is not None and m.own[0] <= model.depth))
         every = list(range(model.depth + 1)) if config.every_layer else [main[0]]  # `main` is among them in any case
         asked = [main, *owns, (model.depth, "cls"), *((x, "mean") for x in every)]
-        return cls(main, owns, list(dict.fromkeys(asked)), every)
+        return cls(main, list(dict.fromkeys([main, *owns])), list(dict.fromkeys(asked)), every)
 
 
 Part = Callable[[Encoder, Places], list[Score]]
@@ -72,7 +72,6 @@ def run(config: Config, workdir: str) -> int:
     """Runs the job; returns the exit status."""
     names, baselines = validate(config)
     directory = Path(workdir)
-    identity.check_job(directory, config.job)  # the settings may change: what was measured is kept by what it is of
     directory.mkdir(parents=True, exist_ok=True)
     models = {name: look_at(name, sources, config) for name, sources in names.items()}
     # The same sentences, cut at the same place, for all.
@@ -123,7 +122,9 @@ def measure(name: str, source: str, places: Places, parts: list[Part], max_lengt
 def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     """Of all that the scores of a model depend on: files count by name and content: a copy is the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
-    given = [path for field in DATA_FIELDS if field != "sample" for path in config[field].split(",") if path]
+    given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
+    if not config.mining:
+        places = dataclasses.replace(places, mining=[])
     files = [
         (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
         for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
@@ -162,7 +163,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
       UserError: naming the field.
     """
     models: dict[str, tuple[str, ...]] = {}
-    for entry in filter(None, map(str.strip, config.models.split(","))):
+    for entry in entries(config.models):
         name, equals, source = entry.partition("=")
         if not equals or "/" in name:  # a path may hold the sign as well
             name, source = short_name(entry), entry
@@ -174,7 +175,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         models[name] = sources
     if not models:
         raise UserError("config.models is empty: give directories, --config.models=DIR1,DIR2")
-    baselines = [name.strip() for name in config.baseline.split(",") if name.strip()] or [next(iter(models))]
+    baselines = entries(config.baseline) or [next(iter(models))]
     for name in baselines:
         if name not in models:
             raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
@@ -188,7 +189,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")
     for field in ("word_base", "sentence_base"):
         require(config, field, lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
-    for method in word_alignment_methods(config):
+    for method in entries(config.word_alignment_method):
         if method not in word_alignment.METHODS:
             allowed = ", ".join(word_alignment.METHODS)
             raise UserError(f"config.word_alignment_method={method}: must be one of {allowed}, or several with commas")
@@ -196,9 +197,9 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     return models, baselines
 
 
-def word_alignment_methods(config: Config) -> list[str]:
-    """The entries of the list."""
-    return [method.strip() for method in config.word_alignment_method.split(",")]
+def entries(listed: str) -> list[str]:
+    """`A, B` -> A and B."""
+    return [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
 def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
@@ -248,7 +249,7 @@ def open_parts(config: Config) -> list[Part]:
     if config.sample:
         parts.append(retrieve(retrieval.sample_sets(config.sample), "sample"))
     names = {"tatoeba", "sample"}
-    for directory in filter(None, map(str.strip, config.parallel.split(","))):
+    for directory in entries(config.parallel):
         texts = similarity.read_parallel(directory, field="config.parallel")
         name = Path(directory).resolve().name
         if name in names:
@@ -264,9 +265,7 @@ def open_parts(config: Config) -> list[Part]:
     if config.mining:
         bitext = mining.read_bucc(config.mining, field="config.mining")
         parts.append(
-            lambda encoder, places: mining.evaluate_mining(
-                encoder.embedder, encoder.params, bitext, list(dict.fromkeys([places.main, *places.owns]))
-            )
+            lambda encoder, places: mining.evaluate_mining(encoder.embedder, encoder.params, bitext, places.mining)
         )
     if config.word_alignment:
         gold = word_alignment.read_gold(
@@ -281,7 +280,7 @@ def open_parts(config: Config) -> list[Part]:
                 encoder.embedder, encoder.params, gold, places.layers, method=method
             )
 
-        parts += map(align, word_alignment_methods(config))
+        parts += map(align, entries(config.word_alignment_method))
     if config.dictionaries:
         dictionaries = read_dictionaries(
             config.dictionaries, field="config.dictionaries", max_words=config.dictionary_words or None

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from ppa_jax.config import Config, load_module, one_of, require, training_steps
+from ppa_jax.config import Config, load_module, require, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
@@ -25,7 +26,7 @@ from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
 from ppa_jax.tasks.task import PARTS, Feature, Task
 from ppa_jax.training import identity, mesh, optimizer
-from ppa_jax.training.metrics import import_wandb
+from ppa_jax.training.limits import check_training
 
 TASKS = {
     "nli": "ppa_jax.tasks.nli",
@@ -141,22 +142,9 @@ class Setup:
         adamw = optimizer.adamw(schedule, weight_decay=self.config.train.weight_decay, clip=self.config.train.clip)
         return Training(self, schedule, adamw)
 
-    def replicate(self, tree: Any) -> Any:
-        """A tree of host arrays, whole on every device of the mesh."""
-        whole = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec())
-        if jax.process_count() == 1:
-            return jax.device_put(tree, whole)
-        return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), tree)
-
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
         """A batch on the mesh, split over its shards."""
-        sharding = jax.sharding.NamedSharding(self.mesh, jax.sharding.PartitionSpec(mesh.DATA))
-        if jax.process_count() == 1:
-            return jax.device_put(dict(batch), sharding)
-        return {
-            name: jax.make_array_from_callback(x.shape, sharding, lambda index, x=x: x[index])
-            for name, x in batch.items()
-        }
+        return mesh.put_whole(dict(batch), self.mesh, PartitionSpec(mesh.DATA))
 
 
 @dataclasses.dataclass(eq=False)
@@ -228,28 +216,14 @@ def validate(config: Config) -> None:
     seeds(config)
     if not (config.align_first and not config.init):
         model_names(config)
-    for name in ("train.batch_size", "train.learning_rate", "test_batch_size", "checkpoint.keep", "mesh.model"):
-        require(config, name, lambda x: x > 0, "greater than 0")
-    require(config, "train.steps", lambda n: n < 2**31, "below 2**31")
-    for name in ("train.batch_size", "test_batch_size"):
-        require(config, name, lambda n: n <= 2**20, "at most 2**20")
-    for name in ("train.steps", "train.epochs", "train.warmup", "train.weight_decay", "train.clip"):
+    check_training(config)
+    require(config, "test_batch_size", lambda n: 0 < n <= 2**20, "greater than 0, at most 2**20")
+    for name in ("eval.patience", "data.test_examples"):
         require(config, name, lambda x: x >= 0, "0 or more")
-    for name in ("checkpoint.every", "eval.every", "eval.patience", "data.test_examples"):
-        require(config, name, lambda x: x >= 0, "0 or more")
-    require(config, "train.dropout", lambda x: x == -1 or 0 <= x < 1, "-1 (as pretrained) or in [0, 1)")
     require(config, "data.max_length", lambda n: n >= 8, "at least 8")
     require(config, "data.switch_rate", lambda x: 0 <= x <= 1, "from 0 to 1")
-    for name in ("mesh.data", "mesh.fsdp"):
-        require(config, name, lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
-    one_of(config, "dtype", ("float32", "bfloat16"))
-    one_of(config, "mesh.rules", mesh.RULES)
-    if config.log.wandb:
-        import_wandb()  # what is wrong with it shows here
     if not config.data.train:
         raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
-    if bool(config.train.steps) == bool(config.train.epochs):
-        raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
     if bool(config.data.dev) != bool(config.eval.every):
         raise UserError("config.data.dev and config.eval.every: one without the other does nothing; give both")
     if config.eval.patience and not (config.eval.every and config.data.dev):
@@ -257,7 +231,7 @@ def validate(config: Config) -> None:
 
 
 def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
-    """Looks at all models and reads all examples; a mistake in them shows here, before anything is trained."""
+    """Looks at all models and reads all examples; a mistake in them shows here, before the workdir is claimed."""
     task = open_task(config)
     devices = open_devices(config)
     names = model_names(config)
@@ -282,7 +256,6 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
             setups[key] = Setup(config, task, sizes, tokenizer, labels, examples, devices)
             _ = setups[key].tests, setups[key].dev  # what they raise shows here
         opened.append((Model(name, names[name], directory, workdir / name if name else workdir), setups[key]))
-    check_identity(opened, config, workdir, examples)
     return opened
 
 
@@ -310,8 +283,9 @@ def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Token
     return directory, sizes, tokenizer
 
 
-def check_identity(opened: Sequence[tuple[Model, Setup]], config: Config, workdir: Path, examples: Examples) -> None:
+def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
     """Refuses a workdir of another run; marks a new one. Of several models each has one of its own within it."""
+    config, examples = opened[0][1].config, opened[0][1].examples
     sets = {"train": examples.train, "dev": examples.dev}
     data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
     runs = [(model.workdir, {"model": weights_checksum(model.directory), "data": data}) for model, _ in opened]
@@ -319,8 +293,7 @@ def check_identity(opened: Sequence[tuple[Model, Setup]], config: Config, workdi
         runs.insert(0, (workdir, {"data": data}))
     for directory, content in runs:
         described = config.to_dict() | {"content": content}
-        if not identity.check_identity(directory, described, may_change=MAY_CHANGE):
-            identity.write_identity(directory, described)
+        identity.claim(directory, described, may_change=MAY_CHANGE)
 
 
 def checksum(examples: Sequence[Any]) -> int:

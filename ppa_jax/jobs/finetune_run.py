@@ -30,6 +30,7 @@ from ppa_jax.interop import huggingface, weight_files
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align_run, finetune, finetune_inputs
 from ppa_jax.jobs.finetune_inputs import Model, Setup, TestSet
+from ppa_jax.model.bert import products_in
 from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
 from ppa_jax.training import bucket, checkpoint, loop, mesh
 from ppa_jax.training.memory import device_memory
@@ -48,6 +49,7 @@ def run(config: Config, workdir: str) -> int:
         if status:
             return status
     opened = finetune_inputs.open_run(config, Path(workdir))
+    finetune_inputs.claim(opened, Path(workdir))
     loop.wait_for_hosts("whose workdir it is")
     try:
         for model, setup in opened:
@@ -138,15 +140,17 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
 
 def trained(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
     """The trained parameters, on the host: those on disk where that is done."""
-    if checkpoint.holds_params(directory / "trained"):
-        return checkpoint.load_params(directory / "trained")
-    with _products(setup):
-        return train(setup, pretrained, seed, directory)
-
-
-def _products(setup: Setup) -> Any:
-    """Else TPUs and GPUs round the operands of float32 products, to bfloat16 or TF32."""
-    return jax.default_matmul_precision("highest" if setup.config.dtype == "float32" else "default")
+    if loop.as_first(checkpoint.holds_params(directory / "trained")):
+        params = checkpoint.load_params(directory / "trained")
+    else:
+        with products_in(setup.config.dtype):
+            params = train(setup, pretrained, seed, directory)
+        checkpoint.save_params(directory / "trained", params)  # all processes: they wait for each other in it
+    if jax.process_index() == 0:
+        for spent in ("checkpoints", "best"):  # they are several times as large, and no longer of use
+            checkpoint.remove(directory / spent)
+    loop.wait_for_hosts("the trained parameters", read=False)  # all have them
+    return params
 
 
 def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
@@ -200,11 +204,6 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
         if config.eval.patience:
             best.measure(state, int(state.step))
             params = best.params()
-    checkpoint.save_params(directory / "trained", params)  # all processes: they wait for each other in it
-    if jax.process_index() == 0:
-        for spent in ("checkpoints", "best"):  # they are several times as large, and no longer of use
-            checkpoint.remove(directory / spent)
-    loop.wait_for_hosts("the trained parameters", read=False)  # all have them
     return params
 
 
@@ -221,7 +220,7 @@ class Best:
     def __init__(self, setup: Setup, directory: Path, start: int) -> None:
         self._setup, self._directory = setup, directory
         path = directory / "dev.json"
-        known = json.loads(path.read_text()) if path.exists() else []
+        known = loop.as_first(json.loads(path.read_text()) if path.exists() else [])
         self.history: list[list[float]] = [entry for entry in known if entry[0] <= start]  # [step, value]
 
     @property
@@ -236,11 +235,15 @@ class Best:
         setup = self._setup
         scores = [score(setup, state.params, test)[0] for test in setup.dev]
         if not all(scores):
-            raise UserError("config.data.dev: a file without gold answers cannot say when to stop")
+            raise UserError(
+                "config.data.dev: a file without gold answers cannot say when to stop; give another, in a new --workdir"
+            )
         metric = next(iter(scores[0]))
         if not all(metric in found for found in scores):
             kinds = ", ".join(" and ".join(found) for found in scores)
-            raise UserError(f"config.data.dev: sets with different scores ({kinds}); give files of one kind")
+            raise UserError(
+                f"config.data.dev: sets with different scores ({kinds}); give files of one kind, in a new --workdir"
+            )
         value = float(np.mean([found[metric].value for found in scores]))
         is_best = all(value > entry[1] for entry in self.history)
         self.history.append([step, value])
@@ -276,14 +279,14 @@ def score(setup: Setup, params: Any, test: TestSet) -> tuple[dict[str, Any], lis
 def test(setup: Setup, seed: int, directory: Path, params: Any) -> Records:
     """The scores of every test set, measured or as an earlier run left them; writes them, and the predictions."""
     path = directory / "scores.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = loop.as_first(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
     records = []
     on_devices = None
     for test_set in setup.tests:
         mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, test_set.content)]
         if not mine:
-            on_devices = setup.replicate(params) if on_devices is None else on_devices
-            with _products(setup):
+            on_devices = mesh.put_whole(params, setup.mesh) if on_devices is None else on_devices
+            with products_in(setup.config.dtype):
                 scores, predictions = score(setup, on_devices, test_set)
             mine = [
                 {"task": setup.config.task, "seed": seed, "language": test_set.language, "metric": metric,

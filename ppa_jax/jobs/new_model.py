@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.config import Config, cache_directory, one_of, require
+from ppa_jax.config import Config, one_of, require
 from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -137,7 +137,7 @@ def sentences(config: Config) -> Iterator[str]:
     """Sentences of all sources, both sides, an equal number from each source."""
     markers = (marker.strip() for marker in config.data.skip_lines.split(","))
     cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))
-    cache = storage.on_disk(config.data.cache or cache_directory(), "config.data.cache=")
+    cache = storage.on_disk(config.data.cache or storage.cache_directory(), "config.data.cache=")
     given = sources.parse_pairs(config.data.pairs)
     for source in given:
         sources.check(source)

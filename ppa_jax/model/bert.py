@@ -30,6 +30,11 @@ Layout = tuple[tuple[int, int], ...]
 MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
 
 
+def products_in(dtype: Any) -> Any:
+    """A context in which float32 products are such: TPUs and GPUs round their operands, to bfloat16 or TF32."""
+    return jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default")
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderConfig:
     """Sizes and constants of an encoder. Defaults are bert-base-multilingual-cased."""

@@ -25,9 +25,8 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from ppa_jax.config import cache_directory
 from ppa_jax.errors import UserError
-from ppa_jax.storage import AT_ONCE, checked, in_bucket, one_line
+from ppa_jax.storage import AT_ONCE, cache_directory, checked, in_bucket, one_line
 
 FILES = "files.json"
 Files = dict[str, list[int]]  # name -> [bytes, time of its last change in ns]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,19 +18,28 @@ _ABSENT = "(absent)"
 _SHOWN = 8
 
 
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> None:
+    """Makes a free workdir that of the run that `config` describes; raises as `check_identity` does for another's.
+
+    When all is checked that can be: what a user then corrects would be another run.
+    """
+    if not check_identity(workdir, config, may_change=may_change):
+        write_identity(workdir, config)
+
+
 def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Writes `config` (nested dicts of JSON values) to workdir/config.json, by process 0 alone, whole or not at all."""
     if jax.process_index() != 0:
         return
     path = epath.Path(workdir) / CONFIG
-    beside = epath.Path(workdir) / f"{CONFIG}.tmp"
+    beside = epath.Path(workdir) / f"{CONFIG}.{uuid.uuid4().hex[:8]}.tmp"  # models of one workdir may start at one time
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(bucket.addressed(json.dumps(config, indent=2, sort_keys=True)) + "\n")
         beside.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"workdir: cannot write {path}: {reason}; give a writable --workdir") from error
+        raise UserError(f"workdir: cannot write {_shown(path)}: {reason}; give a writable --workdir") from error
 
 
 def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> bool:
@@ -54,7 +64,7 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
     if differ:
         more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
         raise UserError(
-            f"workdir: {workdir} holds another run ({'; '.join(differ[:_SHOWN])}{more}); "
+            f"workdir: {_shown(workdir)} holds another run ({'; '.join(differ[:_SHOWN])}{more}); "
             "give another --workdir, or the settings this run began with"
         )
     return True
@@ -71,17 +81,23 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
     left = [name for name in _LEFT_BEHIND if bucket.lies_at(epath.Path(workdir) / name).exists()]
     if not path.exists():
         if left:
-            raise UserError(f"workdir: {workdir} has {left[0]} but no {CONFIG}; give another --workdir")
+            raise UserError(f"workdir: {_shown(workdir)} has {left[0]} but no {CONFIG}; give another --workdir")
         return None
     try:
         held = json.loads(path.read_text())
         other = held.get("job")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
+        raise UserError(
+            f"{_shown(path)}: not a configuration ({error}); give another --workdir or delete this one"
+        ) from error
     if other != job:
         whose = f"a run of the job {other}, and this is {job}" if other else f"a {CONFIG} that is not a run's"
-        raise UserError(f"workdir: {workdir} holds {whose}; give another --workdir")
+        raise UserError(f"workdir: {_shown(workdir)} holds {whose}; give another --workdir")
     return held
+
+
+def _shown(path: str | os.PathLike) -> str:
+    return os.fspath(bucket.lies_at(path))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

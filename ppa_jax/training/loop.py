@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import os
 import re
@@ -276,13 +277,19 @@ def initialize_hosts() -> None:
         multihost_utils.sync_global_devices("connected")
 
 
-def as_first(answer: bool) -> bool:
-    """The answer of process 0, on all of them: for what each reads from a disk that may show it later to some."""
+def as_first(answer: Any) -> Any:
+    """The answer of process 0, on all of them: for what each reads from a disk that may show it later to some.
+
+    Anything that JSON has.
+    """
     if jax.process_count() == 1:
         return answer
     from jax.experimental import multihost_utils
 
-    return bool(multihost_utils.broadcast_one_to_all(np.array(answer)))
+    said = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(said.size)))
+    letters = np.resize(said, size)  # of process 0 as they are, of others just as many
+    return json.loads(multihost_utils.broadcast_one_to_all(letters).tobytes())
 
 
 @contextlib.contextmanager

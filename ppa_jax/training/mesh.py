@@ -101,6 +101,14 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
 
+def put_whole(tree: Any, mesh: Mesh, spec: P = P()) -> Any:  # noqa: B008 - it is immutable
+    """Puts host arrays, of which every process has the whole, on the mesh, split as `spec` says; does not wait."""
+    sharding = NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), tree)
+
+
 def own_shards(mesh: Mesh) -> list[int]:
     """The parts of the batch for which this process has a device.
 

@@ -226,13 +226,13 @@ def test_text_in_another_encoding_is_not_thinned_out_in_silence(tmp_path, opened
 def test_lines_of_one_language_are_counted_as_lines(tmp_path, opened):
     """Though they are stored two by two."""
     (tmp_path / "en.txt").write_bytes(b"a b\nc d\n\nz\ne f\n\xff\ng h\n<range>\ni j\n" + b"k l\n" * 196)
-    (tmp_path / "more.txt").write_text("a\nb\nc\n")
-    (pair,) = opened(f"en={tmp_path}/en.txt,en={tmp_path}/more.txt")
-    assert [(r["read"], r["kept"], r["rows"], r["skipped"]) for r in pair.report] == [
-        (204, 200, 100, {"not_utf8": 1, "marker": 1, "no_pieces": 2}),  # with `z`, of no pieces, goes its neighbour
-        (3, 3, 2, {}),
+    (tmp_path / "more.txt").write_text("a\nb b b b\nc c c c\n")
+    (pair,) = opened(f"en={tmp_path}/en.txt,en={tmp_path}/more.txt", max_length=5)
+    assert [(r["read"], r["kept"], r["rows"], r["skipped"], r["noted"]["cut"]) for r in pair.report] == [
+        (204, 200, 100, {"not_utf8": 1, "marker": 1, "no_pieces": 1, "beside_no_pieces": 1}, 0),
+        (3, 3, 2, {}, 2),
     ]
-    assert len(pair) == 102 and pair.read([101]) == [("c", "c")]
+    assert len(pair) == 102 and pair.read([101]) == [("c c c c", "c c c c")]
     total = next(line.split() for line in describe([pair]).splitlines() if " all" in line)
     assert total == ["en", "207", "203", "all"]
 

@@ -300,6 +300,7 @@ def test_mistakes(shelf, files, tmp_path, monkeypatch, error_line, fields, said)
     monkeypatch.chdir(tmp_path)
     assert main(arguments(tmp_path / "run", shelf, files, **fields)) == 2
     assert re.search(re.escape(said), error_line())
+    assert not (tmp_path / "run/config.json").exists()
 
 
 def test_another_run_is_refused(whole, shelf, files, error_line):

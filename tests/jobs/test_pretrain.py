@@ -125,3 +125,4 @@ def test_mistakes(shelf, tmp_path, error_line, fields, said):
         fields = fields | {"init": shelf / fields["init"]}
     assert main(arguments(tmp_path, shelf, **fields)) == 2
     assert said in error_line()
+    assert not (tmp_path / "config.json").exists(), "the corrected command would find the workdir of another run"

@@ -1,11 +1,13 @@
 """Runs of two processes, connected over the loopback: equal to one, saved together, and not left hanging."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fake_storage
 import numpy as np
@@ -17,9 +19,11 @@ from ppa_jax.training import loop
 from ppa_jax.training.checkpoint import load_params
 from ppa_jax.training.metrics import read_metrics
 
+ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
 PROCESS = """
 import os, signal, sys
+sys.modules["torch"] = None  # as on a TPU host; transformers would import it, for a second or two
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -44,7 +48,10 @@ if sys.argv[3] == "refused" and sys.argv[2] == "0":
     def refuse(*_):
         raise UserError("what this process alone has met")
     align_run.log_facts = refuse
+from ppa_jax.evaluation import report, task_report
 from ppa_jax.main import main
+for reports in (report, task_report):  # as the fixture no_pictures
+    reports.plot_curves = reports.plot_bars = lambda *_, **__: None
 sys.exit(main(sys.argv[4:]))
 """
 
@@ -61,7 +68,7 @@ def start(compilation, command, shelf):
     """Starts both processes of a run in a workdir, or as many as are wanted; each has two devices."""
     started = []
 
-    def processes(workdir, form="plain", homes=None, count=2, **fields):
+    def processes(workdir, form="plain", homes=None, count=2, arguments=None, **fields):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -69,7 +76,7 @@ def start(compilation, command, shelf):
         settings |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PROCESSES": str(count)}
         environment = os.environ | settings
         own = [{} if homes is None else {"HOME": str(homes / str(number))} for number in range(count)]
-        arguments = command(workdir, FIELDS | {"mesh.distributed": True} | fields)
+        arguments = arguments or command(workdir, FIELDS | {"mesh.distributed": True} | fields)
         for number in range(count):
             started.append(subprocess.Popen(
                 [sys.executable, "-c", PROCESS, address, str(number), form, *arguments],
@@ -90,6 +97,7 @@ FIELDS = {
     "train.learning_rate": 1e-4,
     "contrastive.queue_size": 8 * STEPS,  # all keys of a run: the queue's hashes say which sentences came, in order
     "log.tensorboard": False,
+    "eval.sample": 20,
 }
 
 
@@ -105,6 +113,10 @@ def assert_same(workdir, alone):
     found, expected = ([(r["step"], r["loss"]) for r in read_metrics(path)] for path in (workdir, alone))
     assert [step for step, _ in found] == list(range(STEPS))
     np.testing.assert_allclose([x for _, x in found], [x for _, x in expected], rtol=1e-4)
+    scores, expected = (json.loads((path / "scores.json").read_text()) for path in (workdir, alone))
+    assert {record["model"] for record in scores} == {"before", "after"}
+    # [CLS] of random weights is nearly the same for all sentences: which is nearest is a matter of rounding.
+    assert [r for r in scores if r["pooling"] == "mean"] == [r for r in expected if r["pooling"] == "mean"]
     queue, expected = (load_params(path / f"checkpoints/{STEPS}")["queue"] for path in (workdir, alone))
     assert np.count_nonzero(expected["hashes"]) == 8 * STEPS
     np.testing.assert_array_equal(queue["hashes"], expected["hashes"])  # no pair twice, none lost
@@ -141,6 +153,29 @@ def test_two_processes_are_as_one(start, alone, tmp_path, rules, model, fsdp):
         status, said = wait(process)
         assert status == 0, said
     assert_same(tmp_path, alone)
+
+
+def test_fine_tuning_by_two_processes_is_as_by_one(start, shelf, tmp_path):
+    """With a dev set, whose best parameters are taken, and test sets; given again, nothing is left to do."""
+    given = {
+        "init": shelf / "model", "dtype": "float32", "seeds": "0", "data.train": "en=world:0-60",
+        "data.dev": "en=world:60-80", "data.test": "en=world:80-100,de=world:80-100", "data.max_length": 32,
+        "train.batch_size": 8, "train.epochs": 0, "train.steps": 12, "train.learning_rate": 1e-2, "test_batch_size": 8,
+        "checkpoint.every": 2, "eval.every": 3, "eval.patience": 9, "mesh.rules": "fsdp", "log.tensorboard": False,
+    }  # fmt: skip
+    settings = [f"--config={ROOT}/configs/tagging.py", *(f"--config.{name}={value}" for name, value in given.items())]
+    assert main([*settings, f"--workdir={tmp_path / 'alone'}"]) == 0
+    for _ in range(2):
+        two = [*settings, f"--workdir={tmp_path / 'two'}", "--config.mesh.distributed=true"]
+        for process in start(tmp_path / "two", arguments=two):
+            status, said = wait(process)
+            assert status == 0, said
+    losses = [[r["loss"] for r in read_metrics(tmp_path / run / "seed-0")] for run in ("two", "alone")]
+    assert len(losses[0]) == 12
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name in ("scores.json", "seed-0/dev.json"):
+        ours, theirs = (json.loads((tmp_path / run / name).read_text()) for run in ("two", "alone"))
+        assert ours == theirs and ours
 
 
 def test_two_machines_share_a_bucket_alone(start, storage, tmp_path, new_model_fields):
