@@ -173,6 +173,14 @@ def test_the_same_command_goes_on_and_measures_what_has_changed(shelf, other, da
     text = (tatoeba / "tatoeba.deu-eng.deu").read_text()
     (tatoeba / "tatoeba.deu-eng.deu").write_text(text.replace("mehr", "viel"))
     assert again(models=f"a={copy}") == ["a"], "other content of the same size"
+    own = shutil.copytree(shelf / "model", tmp_path / "own")
+    sentence_transformers.write_modules(own, huggingface.read(own), layer=1, pooling="cls", max_length=512)
+    assert again(models=f"a={copy},own={own}") == ["own"], "a place at which every model is measured"
+    more = shutil.copytree(data / "nway", tmp_path / "more")
+    listed = {"parallel": f"{data / 'nway'}, {more}", "cka_batch": 5}
+    assert (again(**listed), again(**listed)) == (["a"], [])
+    write(more / "deu.txt", (more / "deu.txt").read_text().upper().splitlines())
+    assert again(**listed) == ["a"], "a list may have spaces"
 
 
 def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):

@@ -283,7 +283,7 @@ def loaded(args):
         ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
         ({"train.epochs": 1}, "give one of them"),
         ({"train.steps": 0, "train.epochs": "1e9"}, "config.train.epochs=1000000000.0: 7.5e+09 steps; must be below"),
-        ({"test_batch_size": "1e9"}, "config.test_batch_size=1000000000: must be at most 2**20"),
+        ({"test_batch_size": "1e9"}, "config.test_batch_size=1000000000: must be greater than 0, at most 2**20"),
         ({"init": "..=x"}, "config.init: '..=x': .. is to be a directory in the workdir"),
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
         ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),
