@@ -76,8 +76,8 @@ def run(config: Config, workdir: str) -> int:
     models = {name: look_at(name, sources, config) for name, sources in names.items()}
     # The same sentences, cut at the same place, for all.
     max_length = config.max_length or min(model.longest for model in models.values())
-    identity.write_identity(directory, config.to_dict())
     parts = open_parts(config)
+    identity.write_identity(directory, config.to_dict())
     measured: dict[str, comparison.Measured] = {}
     for name, model in models.items():
         places = Places.of(model, models.values(), config)
@@ -189,7 +189,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")
     for field in ("word_base", "sentence_base"):
         require(config, field, lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
-    for method in entries(config.word_alignment_method):
+    for method in entries(config.word_alignment_method) or [""]:
         if method not in word_alignment.METHODS:
             allowed = ", ".join(word_alignment.METHODS)
             raise UserError(f"config.word_alignment_method={method}: must be one of {allowed}, or several with commas")

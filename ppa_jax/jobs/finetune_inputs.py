@@ -288,12 +288,17 @@ def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
     config, examples = opened[0][1].config, opened[0][1].examples
     sets = {"train": examples.train, "dev": examples.dev}
     data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
-    runs = [(model.workdir, {"model": weights_checksum(model.directory), "data": data}) for model, _ in opened]
-    if opened[0][0].name:
-        runs.insert(0, (workdir, {"data": data}))
-    for directory, content in runs:
-        described = config.to_dict() | {"content": content}
-        identity.claim(directory, described, may_change=MAY_CHANGE)
+    described = config.to_dict()
+    runs = [
+        (model.workdir, described | {"content": {"model": weights_checksum(model.directory), "data": data}}, MAY_CHANGE)
+        for model, _ in opened
+    ]
+    if opened[0][0].name:  # one without a name may have been there first; the data count by their content alone
+        may_change = (*MAY_CHANGE, "content.model", "data.train", "data.dev")
+        runs.insert(0, (workdir, described | {"content": {"data": data}}, may_change))
+    free = [(x, run) for x, run, may_change in runs if not identity.check_identity(x, run, may_change=may_change)]
+    for directory, run in free:  # all or none
+        identity.write_identity(directory, run)
 
 
 def checksum(examples: Sequence[Any]) -> int:

@@ -9,11 +9,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from ppa_jax import storage
 from ppa_jax.errors import UserError
 from ppa_jax.training import bucket
 
 CONFIG = "config.json"
-_LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # by every run, and after its config.json
+CHECKPOINTS = "checkpoints"  # which lie in the bucket alone, if the workdir is in one
+_LEFT_BEHIND = ("export", "scores.json", "report.md")  # by every run, and after its config.json
 _ABSENT = "(absent)"
 _SHOWN = 8
 
@@ -78,7 +80,9 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
     """
     path = epath.Path(workdir) / CONFIG
     # Looked for before config.json is: another process may be writing both, that one first.
-    left = [name for name in _LEFT_BEHIND if bucket.lies_at(epath.Path(workdir) / name).exists()]
+    with storage.one_line(_shown(path)):
+        left = [name for name in _LEFT_BEHIND if (epath.Path(workdir) / name).exists()]
+        left += [CHECKPOINTS] if bucket.lies_at(epath.Path(workdir) / CHECKPOINTS).exists() else []
     if not path.exists():
         if left:
             raise UserError(f"workdir: {_shown(workdir)} has {left[0]} but no {CONFIG}; give another --workdir")

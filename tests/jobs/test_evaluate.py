@@ -225,6 +225,7 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
         ),
         ({"parallel": "nway,../data/nway/", "cka_batch": 5}, "rename the directory or give it once"),
         ({"parallel": "tatoeba"}, "under the name tatoeba, which is another test set's"),
+        ({"word_alignment_method": ""}, "config.word_alignment_method=: must be one of softmax, argmax"),
         ({"dtype": "half"}, "config.dtype=half: must be one of"),
         ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),
         ({"tatoeba": "nowhere"}, "config.tatoeba: no such directory"),

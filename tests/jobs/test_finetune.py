@@ -190,6 +190,17 @@ def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch,
     for init in (f"three={shelf / 'model'}", shelf / "model"):  # names of its own would not tell it from this run
         assert main(arguments(tmp_path, shelf, files, init=init, **{"train.learning_rate": 1e-4})) == 2
         assert "holds another run" in error_line() and not (tmp_path / "three").exists()
+    assert main(arguments(tmp_path, shelf, files, init=f"three={shelf / 'model'},one={other}")) == 2
+    assert "holds another run (content.model" in error_line() and not (tmp_path / "three").exists(), "all or none"
+    moved = f"en={files}/../{files.name}/train.en.tsv"  # as in a workdir that has the data, when that is moved
+    assert main(arguments(tmp_path, shelf, files, init=f"three={other}", seeds="0", **{"data.train": moved})) == 0
+
+
+def test_a_model_without_a_name_is_joined_by_others(whole, shelf, files, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    assert main(arguments(tmp_path / "run", shelf, files, init=f"two={whole / 'seed-0/export'}", seeds="0")) == 0
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert [r.get("model") for r in scores] == [None] * 6 + ["two"] * 3
 
 
 def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, capsys):
