@@ -246,8 +246,8 @@ class Measure:
 
 
 @device_memory(
-    "set config.train.remat=true or lower config.test_batch_size; or, in a new --workdir, lower config.train.batch_size "
-    "or config.data.max_length"
+    "set config.train.remat=true or lower config.test_batch_size; or, in a new --workdir, lower "
+    "config.train.batch_size or config.data.max_length"
 )
 def run_one(
     setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: Path, measure: Measure

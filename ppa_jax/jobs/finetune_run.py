@@ -117,8 +117,8 @@ def aligned_first(config: Config, workdir: Path) -> tuple[int, Config]:
 
 
 @device_memory(
-    "set config.train.remat=true or lower config.test_batch_size; or, in a new --workdir, lower config.train.batch_size "
-    "or config.data.max_length"
+    "set config.train.remat=true or lower config.test_batch_size; or, in a new --workdir, lower "
+    "config.train.batch_size or config.data.max_length"
 )
 def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *, files_from: Path) -> None:
     """Trains with one seed, tests, exports. A seed that is done is not done again.
