@@ -289,7 +289,7 @@ def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
     sets = {"train": examples.train, "dev": examples.dev}
     data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
     described = config.to_dict()
-    runs = [
+    runs: list[tuple[Path, Any, tuple[str, ...]]] = [
         (model.workdir, described | {"content": {"model": weights_checksum(model.directory), "data": data}}, MAY_CHANGE)
         for model, _ in opened
     ]
