@@ -81,8 +81,8 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
     path = epath.Path(workdir) / CONFIG
     # Looked for before config.json is: another process may be writing both, that one first.
     with storage.one_line(_shown(path)):
-        left = [name for name in _LEFT_BEHIND if (epath.Path(workdir) / name).exists()]
-        left += [CHECKPOINTS] if bucket.lies_at(epath.Path(workdir) / CHECKPOINTS).exists() else []
+        left = [CHECKPOINTS] if bucket.lies_at(epath.Path(workdir) / CHECKPOINTS).exists() else []
+        left += [name for name in _LEFT_BEHIND if (epath.Path(workdir) / name).exists()]
     if not path.exists():
         if left:
             raise UserError(f"workdir: {_shown(workdir)} has {left[0]} but no {CONFIG}; give another --workdir")
