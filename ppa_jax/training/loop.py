@@ -8,6 +8,7 @@ whose loss was not finite.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -256,11 +257,12 @@ def initialize_hosts() -> None:
     """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who.
 
     Once: a job that is part of another finds them connected. From here on SIGTERM is JAX's, which is asked about it
-    between steps only (StopSignal). Where some never come JAX aborts, with status 134.
+    between steps only (StopSignal). Where some never come, or the first one is lost, JAX aborts: `_answer_aborts`.
 
     They meet in a first collective before any of them goes to work: the first one sets up the connections of all (gloo
     allows it 30 s), the later ones are waited for.
     """
+    _answer_aborts()
     if jax.distributed.is_initialized():
         return
     where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
@@ -275,6 +277,23 @@ def initialize_hosts() -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("connected")
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(signum: int) -> None:
+    print(
+        "error: another process of the run was lost, or has not come (above is what JAX says of it); start all of them "
+        "again: the same command goes on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)
+
+
+def _answer_aborts() -> None:
+    """Has JAX's aborts end in one line and status 75: of a thread of its own, where the first process or a heartbeat is
+    gone. Python's handlers wait for the main thread, which then waits for the network; one of C's is called at once."""
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
 def as_first(answer: Any) -> Any:

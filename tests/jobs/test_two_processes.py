@@ -224,7 +224,7 @@ def test_what_one_process_alone_refuses_ends_all(start, tmp_path):
     processes = start(tmp_path, "refused")
     status, said = wait(processes[0])
     assert status == 2 and "error: what this process alone has met\n" in said, said
-    assert wait(processes[1])[0] in (loop.LOST, -signal.SIGABRT)
+    assert wait(processes[1])[0] == loop.LOST
     assert time.monotonic() - began < 120  # JAX waits for 300 s
 
 
@@ -238,6 +238,5 @@ def test_a_dead_process_ends_the_other(start, tmp_path, dead):
     assert time.monotonic() - began < 120, said
     # A collective that fails says so, as it mostly does over the loopback. Of one that hangs JAX learns by the missing
     # heartbeats, and aborts; so it does at once where the first process is gone, and the coordination service with it.
-    assert status in (loop.LOST, -signal.SIGABRT) and "Traceback" not in said, said
-    if status == loop.LOST:
-        assert said.splitlines()[-1].startswith("error: another process of the run was lost")
+    assert status == loop.LOST and "Traceback" not in said, said
+    assert said.splitlines()[-1].startswith("error: another process of the run was lost"), said
