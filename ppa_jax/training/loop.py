@@ -282,8 +282,8 @@ def initialize_hosts() -> None:
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(signum: int) -> None:
     print(
-        "error: another process of the run was lost, or has not come (above is what JAX says of it); start all of them "
-        "again: the same command goes on from the last checkpoint",
+        "error: JAX ended this process, as a rule because another one of the run was lost or has not come (its own "
+        "lines are above); start all of them again: the same command goes on from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
