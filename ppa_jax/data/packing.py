@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    from ppa_jax.model.bert import Layout
+    from ppa_jax.model.attention import Layout
 
 ATTEMPTS = 8  # at packing: orders that are tried
 SEARCHED = 8192  # sequences of the blocks that a layout is made for

@@ -1,10 +1,9 @@
 """The BERT and XLM-R encoder as a pure function of its parameters (Devlin et al. 2019; Conneau et al. 2020).
 
 The two share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type
-table and LayerNorm's epsilon. Rows may hold several sentences: `segments` numbers them from 1, 0 is padding, and a
-token attends only within its own segment. Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast
-variance, softmax and LayerNorm in float32 whatever the compute dtype. Dense layers see tokens alone; attention sees
-rows, which may be of several widths (`layout`), so that short sentences do not pay for the longest.
+table and LayerNorm's epsilon. Rows may hold several sentences (`model/attention.py`); dense layers see tokens alone.
+Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast variance, softmax and LayerNorm in float32
+whatever the compute dtype.
 
 Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary.
 """
@@ -22,12 +21,8 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
+from ppa_jax.model.attention import Layout, attend_in_rows, attention_mask, in_rows
 from ppa_jax.training.mesh import DATA
-
-# (rows, width), by rising width: L tokens lie in these rows one after the other, first those of the narrowest.
-Layout = tuple[tuple[int, int], ...]
-
-MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
 
 
 def products_in(dtype: Any) -> Any:
@@ -93,32 +88,6 @@ def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")
 
 
-def attention_mask(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
-    """0 where query and key lie in the same segment, MASKED elsewhere."""
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return jnp.where(same, 0.0, MASKED)
-
-
-def in_rows(x_BxL: Array, layout: Layout) -> list[Array]:
-    """The tokens of each kind of row, [B * rows, width, ...]; nothing moves between the B."""
-    parts, first = [], 0
-    for rows, width in layout:
-        parts.append(x_BxL[:, first : first + rows * width].reshape(-1, width, *x_BxL.shape[2:]))
-        first += rows * width
-    return parts
-
-
-def attend(
-    query_BxLxHxd: Array, key_BxLxHxd: Array, value_BxLxHxd: Array, mask: Array, seeds: Array | None, rate: float
-) -> Array:
-    """Scaled dot-product attention with dropout on the probabilities: [B, L, H, d] in and out."""
-    scores = jnp.einsum("blhd,bshd->bhls", query_BxLxHxd, key_BxLxHxd, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(scores * query_BxLxHxd.shape[-1] ** -0.5 + mask, axis=-1)
-    if seeds is not None and rate > 0:
-        probs = drop.drop_attention(probs, seeds, rate)
-    return jnp.einsum("bhls,bshd->blhd", probs.astype(value_BxLxHxd.dtype), value_BxLxHxd)
-
-
 def at_places(x_BxLx: Array, at_BxK: Array) -> Array:
     """The rows' entries at these places, [B, K, ...]; for a place beyond the last, the last one's."""
     return jnp.take_along_axis(x_BxLx, at_BxK.reshape(*at_BxK.shape, *[1] * (x_BxLx.ndim - 2)), axis=1, mode="clip")
@@ -163,16 +132,13 @@ class SelfAttention(nn.Module):
         c = self.config
         B, L, D = x_BxLxD.shape
 
-        def heads(name: str) -> list[Array]:
-            x_BxLxHxd = _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
-            return in_rows(x_BxLxHxd, layout)
+        def heads(name: str) -> Array:
+            return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
 
-        dropped = [None] * len(layout) if seeds is None else in_rows(drop.at_site(seeds, site), layout)
-        mixed = [
-            attend(*parts, c.attention_dropout).reshape(B, -1, D)
-            for parts in zip(heads("query"), heads("key"), heads("value"), masks, dropped, strict=True)
-        ]
-        mixed = jnp.concatenate(mixed, axis=1)
+        dropped = None if seeds is None else drop.at_site(seeds, site)
+        mixed = attend_in_rows(
+            heads("query"), heads("key"), heads("value"), masks, layout, dropped, c.attention_dropout
+        )
         if at is not None:
             mixed, x_BxLxD = at_places(mixed, at), at_places(x_BxLxD, at)
             seeds = None if seeds is None else at_places(seeds, at)

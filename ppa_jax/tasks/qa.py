@@ -24,7 +24,8 @@ from jaxtyping import Array, Float, UInt
 
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.model.bert import MASKED, EncoderConfig
+from ppa_jax.model.attention import MASKED
+from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import qa_scores
 from ppa_jax.tasks.squad import Example, from_rows, mix, read, write  # noqa: F401 - parts of the task
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy

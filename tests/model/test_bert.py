@@ -126,6 +126,16 @@ def test_gradients_of_kernels_sum_over_one_dimension():
     assert all(len(left) == len(right) == 1 for left, right in dense)
 
 
+def test_attention_multiplies_with_the_heads_beside_the_batch():
+    """Of [B, L, H, d] XLA for CPUs makes plain loops, four times as slow (docs/performance.md)."""
+    padded, _, _ = packed_and_padded()
+    encoder = Encoder(TINY)
+    params = encoder.init(jax.random.key(0), *padded)
+    jaxpr = jax.make_jaxpr(encoder.apply)(params, *padded).jaxpr
+    batches = [batch for _, (batch, _) in products(jaxpr) if batch]
+    assert batches == [(0, 1)] * 2 * TINY.num_layers
+
+
 def test_dropout_has_its_rate_and_scale_and_no_pattern():
     segments = jnp.arange(1, 65)[:, None] * jnp.ones((1, 32), int)
     positions = jnp.broadcast_to(jnp.arange(32), (64, 32))

@@ -9,7 +9,8 @@ import pytest
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.bert import MASKED, EncoderConfig, rows_from_mask
+from ppa_jax.model.attention import MASKED
+from ppa_jax.model.bert import EncoderConfig, rows_from_mask
 from ppa_jax.tasks import parsing
 from ppa_jax.tasks.conllu import Sentence
 from ppa_jax.tasks.parsing import Example, Tree
