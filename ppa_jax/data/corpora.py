@@ -50,6 +50,7 @@ class LanguagePair:
       name: "en-de", in the order in which the pair was first named.
       languages: ("en", "de"); side 0 and side 1 of all below. ("en",) for text of one language.
       lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, cut to max_length - 2.
+      digests: of the text of each source, as prepared.
       report: for each source a dict of source, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or the lines
         of one language; and of rows, the pairs of its lines.
 
@@ -67,6 +68,7 @@ class LanguagePair:
         self.name = "-".join(languages)
         self.languages = languages
         self.lengths = lengths
+        self.digests = [part.prepared.digest for part in parts]
         self.report = report
         self._parts = parts
         self._rows = rows  # [n] row of each pair within its source

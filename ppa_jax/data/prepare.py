@@ -28,7 +28,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
 MESSAGE_PAIRS = 10_000  # written with one protocol buffer
-FORMAT = 2  # of a folder of the cache; another number prepares everything again
+FORMAT = 3  # of a folder of the cache; another number prepares everything again
 DATASET = "parallel_text"
 SHARD_PAIRS = 1_000_000  # some 200 MB
 # One record a chunk for random access. A single sentence pair gives zstd nothing to work with: uncompressed is a tenth
@@ -45,6 +45,7 @@ class Prepared:
     directory: Path
     num_pairs: int
     counts: dict[str, Any]  # shard_lengths, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or lines
+    digest: str  # SHA-256 of the texts of all records, in order
 
     def shards(self) -> list[Path]:
         """The ArrayRecord files, in order."""
@@ -130,7 +131,7 @@ def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
         raise UserError(f"{directory}: this prepared corpus is damaged ({error}); delete the folder") from error
     if facts["skipped"].get("not_utf8", 0) * 100 > facts["read"]:
         logging.warning("data.pairs: %s: %s", source, _another_encoding(facts["skipped"], facts["read"]))
-    return Prepared(directory, sum(facts["shard_lengths"]), facts)
+    return Prepared(directory, sum(facts["shard_lengths"]), facts, facts["digest"])
 
 
 def _another_encoding(skipped: Mapping[str, int], read: int) -> str:
@@ -159,11 +160,12 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
             if number % MESSAGE_PAIRS == 0:
                 example, side_a, side_b = message()
             side_a[0], side_b[0] = a.encode(), b.encode()
+            digest.update(_joined((a, b)) + b"\n")
             yield example.SerializeToString()
             if counts.kept % SHARD_PAIRS == 0:
                 logging.info("data: %s: %d kept of %d", source, counts.kept, counts.read)
 
-    counts = Counts()
+    counts, digest = Counts(), hashlib.sha256()
     shard_lengths, num_bytes = _write_shards(records(), work)
     if 2 * counts.skipped["not_utf8"] > counts.read:
         raise UserError(f"data.pairs: {source}: {_another_encoding(counts.skipped, counts.read)}")
@@ -193,7 +195,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
         description=f"Text, a in {source.languages[0]} and b in {source.languages[-1]}.",
         check_data=False,  # its check reads through tf.data
     )
-    facts = {"shard_lengths": shard_lengths, **vars(counts)}
+    facts = {"shard_lengths": shard_lengths, "digest": digest.hexdigest()[:16], **vars(counts)}
     (work / "prepared.json").write_text(json.dumps(facts, indent=1))
 
 

@@ -11,6 +11,7 @@ came along. Copies that transformers makes again by itself (a tied decoder, posi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from ppa_jax.interop.config_json import config_from_hf, config_to_hf
 from ppa_jax.interop.names import ARCHITECTURES, TreePath, tensor_names, torch_shape, tree_shape
 from ppa_jax.interop.weight_files import WeightFiles
 from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.training.identity import file_digest
 
 __all__ = [
     "Pretrained",
     "config_from_hf",
     "config_to_hf",
+    "digest",
     "load_base",
     "read",
     "save_base",
@@ -38,6 +41,8 @@ __all__ = [
     "write_task",
     "write_truncated",
 ]
+
+PROJECTION = "projection.safetensors"
 
 
 @dataclasses.dataclass
@@ -101,9 +106,17 @@ def read(source: str | Path, *, seed: int = 0) -> Pretrained:
     unused = [original for name, original in spelled.items() if name not in table]
     if unused:
         logging.info("%s: weights left unused, carried along: %s", directory, ", ".join(unused))
-    if (directory / "projection.safetensors").is_file():
-        params["projection"] = _read_projection(directory / "projection.safetensors")
+    if (directory / PROJECTION).is_file():
+        params["projection"] = _read_projection(directory / PROJECTION)
     return Pretrained(config, params, untouched, hf_config, initialised, unused)
+
+
+def digest(directory: Path) -> str:
+    """Identifies a model by the bytes of all files that `read` reads: every tensor counts. 16 hexadecimal digits."""
+    files = [directory / "config.json", *weight_files.weight_paths(directory)]
+    if (directory / PROJECTION).is_file():
+        files.append(directory / PROJECTION)
+    return hashlib.sha256("\n".join(map(file_digest, files)).encode()).hexdigest()[:16]
 
 
 def _canonical_names(files: WeightFiles, config: EncoderConfig) -> dict[str, str]:
@@ -235,7 +248,7 @@ def write(directory: str | Path, pretrained: Pretrained, *, files_from: str | Pa
     directory = Path(directory)
     _write_weights(directory / "model.safetensors", pretrained, tensor_names(pretrained.config))
     if "projection" in pretrained.params:
-        _write_projection(directory / "projection.safetensors", pretrained.params["projection"])
+        _write_projection(directory / PROJECTION, pretrained.params["projection"])
     _write_side_files(directory, config_to_hf(pretrained.config, pretrained.hf_config), files_from)
 
 

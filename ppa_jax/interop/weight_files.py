@@ -86,15 +86,22 @@ def open_weights(directory: Path) -> WeightFiles:
     Raises UserError when there is none, a shard is missing, or a file is truncated or holds more than plain weights.
     """
     files = WeightFiles()
-    for whole, add in (("model.safetensors", files.add_safetensors), ("pytorch_model.bin", files.add_torch)):
+    for path in weight_paths(directory):
+        if path.suffix == ".bin":
+            files.add_torch(path)
+        else:
+            files.add_safetensors(path)
+    return files
+
+
+def weight_paths(directory: Path) -> list[Path]:
+    """The files that `open_weights` reads. Raises UserError when there is none, or a shard is missing."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
         if (directory / whole).is_file():
-            add(directory / whole)
-            return files
+            return [directory / whole]
         index = directory / f"{whole}.index.json"
         if index.is_file():
-            for shard in _shards(index):
-                add(shard)
-            return files
+            return _shards(index)
     raise UserError(
         f"{directory}: no weights; expected model.safetensors or pytorch_model.bin, whole or sharded with *.index.json"
     )

@@ -282,7 +282,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     _ = run.words, run.translations  # what they raise shows here
     if config.plan:
         return run
-    claim(run)
+    claim(run, directory)
     if jax.process_index() == 0:
         base = workdir / "base"
         huggingface.save_base(base, pretrained, files_from=directory)
@@ -343,18 +343,20 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     )
 
 
-def claim(run: Run) -> None:
-    """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names."""
-    config, workdir, pairs = run.config, run.workdir, run.pairs
-    words = run.pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-    lengths = {pair.name: np.ascontiguousarray(pair.lengths[:: max(1, len(pair) // 100_000)]) for pair in pairs}
+def claim(run: Run, model: Path) -> None:
+    """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names.
+
+    `model` is the directory of the pretrained model.
+    """
+    config, workdir = run.config, run.workdir
     content: dict[str, Any] = {
-        "model": zlib.crc32(np.ascontiguousarray(words).data),
-        "data": {pair.name: [len(pair), zlib.crc32(lengths[pair.name].data)] for pair in pairs},
+        "model": huggingface.digest(model),
+        "tokenizer": run.tokenizer.fingerprint,
+        "data": {pair.name: [len(pair), *pair.digests] for pair in run.pairs},
         "batches": VERSION,
     }
-    if words := run.dictionaries:
-        content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in words}
+    if given := run.dictionaries:
+        content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in given}
     described = config.to_dict() | {"content": content}
     init = Path(config.init).absolute()
     if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise

@@ -126,19 +126,13 @@ def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     if not config.mining:
         places = dataclasses.replace(places, mining=[])
     files = [
-        (str(file.relative_to(path if path.is_dir() else path.parent)), content(file))
+        (str(file.relative_to(path if path.is_dir() else path.parent)), identity.file_digest(file))
         for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]
     facts = [settings, dataclasses.astuple(places), max_length, files]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def content(file: Path) -> str:
-    """A digest of a file's bytes."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def facts(config: Config, max_length: int) -> dict[str, str]:

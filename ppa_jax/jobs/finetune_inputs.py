@@ -289,12 +289,14 @@ def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
     sets = {"train": examples.train, "dev": examples.dev}
     data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
     described = config.to_dict()
-    runs: list[tuple[Path, Any, tuple[str, ...]]] = [
-        (model.workdir, described | {"content": {"model": weights_checksum(model.directory), "data": data}}, MAY_CHANGE)
-        for model, _ in opened
-    ]
+    runs: list[tuple[Path, Any, tuple[str, ...]]] = []
+    for model, setup in opened:
+        content = {
+            "model": huggingface.digest(model.directory), "tokenizer": setup.tokenizer.fingerprint, "data": data
+        }  # fmt: skip
+        runs.append((model.workdir, described | {"content": content}, MAY_CHANGE))
     if opened[0][0].name:  # one without a name may have been there first; the data count by their content alone
-        may_change = (*MAY_CHANGE, "content.model", "data.train", "data.dev")
+        may_change = (*MAY_CHANGE, "content.model", "content.tokenizer", "data.train", "data.dev")
         runs.insert(0, (workdir, described | {"content": {"data": data}}, may_change))
     free = [(x, run) for x, run, may_change in runs if not identity.check_identity(x, run, may_change=may_change)]
     for directory, run in free:  # all or none
@@ -304,13 +306,6 @@ def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
 def checksum(examples: Sequence[Any]) -> int:
     """Of all of them: a set that has grown is another one."""
     return functools.reduce(lambda so_far, example: zlib.crc32(repr(example).encode(), so_far), examples, len(examples))
-
-
-def weights_checksum(directory: Path) -> int:
-    """Of all biases and LayerNorms in the files: little to read, and any training changes them."""
-    files = weight_files.open_weights(directory)
-    small = (files.read(name) for name in sorted(files.shapes) if len(files.shapes[name]) == 1)
-    return functools.reduce(lambda checksum, array: zlib.crc32(array.tobytes(), checksum), small, 0)
 
 
 def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], seed: int) -> list[Any]:

@@ -1,9 +1,12 @@
 """What a workdir holds: `config.json`, so that a run is never continued as another one."""
 
+import functools
+import hashlib
 import json
 import os
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,6 +101,18 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
         whose = f"a run of the job {other}, and this is {job}" if other else f"a {CONFIG} that is not a run's"
         raise UserError(f"workdir: {_shown(workdir)} holds {whose}; give another --workdir")
     return held
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, which a process reads once as long as size and time of change stay the same."""
+    facts = path.stat()
+    return _file_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shown(path: str | os.PathLike) -> str:

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import itertools
 import json
 import multiprocessing
@@ -172,6 +173,24 @@ def test_prepared_once_reported_alike_and_again_after_a_change(tmp_path, opened,
     assert everything(opened(f"en-de={path}")[0]) == [("three", "drei")]
     write(path, [("three", "drei"), ("four", "vier")])
     assert everything(opened(f"en-de={path}", max_characters=4)[0]) == [("four", "vier")]
+
+
+def test_text_is_identified_by_its_content(tmp_path, opened):
+    """Texts of equal lengths in pieces differ; a copy, and lines that are skipped, make no difference."""
+
+    def digests(name, pairs):
+        return opened(f"en-de={write(tmp_path / name, pairs)}")[0].digests
+
+    pairs = [("one two", "eins zwei"), ("three", "drei")]
+    first = digests("a.tsv", pairs)
+    assert digests("b.tsv", [*pairs, ("", "")]) == first
+    changed = [
+        digests("c.tsv", [("one one", "eins zwei"), ("three", "drei")]),
+        digests("d.tsv", pairs[::-1]),
+        digests("e.tsv", [("one", "two eins zwei"), ("three", "drei")]),
+    ]
+    assert len({*map(tuple, [first, *changed])}) == 4
+    assert first == [hashlib.sha256(b"one two\teins zwei\nthree\tdrei\n").hexdigest()[:16]]
 
 
 def test_report_names_sources_as_written_this_time(tmp_path, opened, monkeypatch):

@@ -346,3 +346,21 @@ def test_base_and_trained_parameters_join(tiny: Any, tmp_path: Path, add_tokeniz
     again = huggingface.read(tmp_path / "export")
     np.testing.assert_array_equal(at(again.params, ("projection", "output", "kernel")), dense["kernel"])
     assert again.initialised == [] and again.unused == ["cls.seq_relationship.bias", "cls.seq_relationship.weight"]
+
+
+@pytest.mark.parametrize("save", [whole, sharded, pytorch_bin])
+def test_the_digest_sees_every_tensor(tiny, tmp_path, save):
+    model = tiny("BertForMaskedLM")
+    save(model, tmp_path / "a")
+    save(model, tmp_path / "b")
+    digest = huggingface.digest(tmp_path / "a")
+    assert huggingface.digest(tmp_path / "b") == digest
+    for number, parameter in enumerate(model.parameters()):
+        with torch.no_grad():
+            old = parameter.view(-1)[-1].clone()
+            parameter.view(-1)[-1] += 1
+            save(model, tmp_path / f"c{number}")
+            parameter.view(-1)[-1] = old
+        assert huggingface.digest(tmp_path / f"c{number}") != digest
+    save_file({"input.bias": torch.zeros(1)}, tmp_path / "a" / "projection.safetensors")
+    assert huggingface.digest(tmp_path / "a") != digest

@@ -1,11 +1,13 @@
 """Runs of the main job on a tiny model: what they share."""
 
 import re
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from safetensors.numpy import load_file, save_file
 
 from ppa_jax import config as configs
 from ppa_jax.evaluation import report
@@ -37,6 +39,20 @@ def shelf(tmp_path_factory):
     config.model.update(vocab_size=400, hidden_size=32, num_layers=1, num_heads=2)
     new_model.write_random(config, folder / "model")
     return folder
+
+
+@pytest.fixture(scope="session")
+def other_matrix():
+    """other_matrix(model, target): a copy of a model's directory in which one number of one matrix differs."""
+
+    def copy(model, target):
+        shutil.copytree(model, target)
+        tensors = load_file(target / "model.safetensors")
+        tensors["bert.encoder.layer.0.output.dense.weight"][0, 0] += 1
+        save_file(tensors, target / "model.safetensors", {"format": "pt"})
+        return target
+
+    return copy
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,14 @@ def test_mistakes(whole, models, error_line, fields, said):
     assert said in error_line()
 
 
+def test_models_that_differ_in_matrices_alone_are_refused(whole, models, tmp_path, other_matrix, error_line):
+    """Untrained ones, of which all biases and LayerNorms are equal, and one of which a single matrix is changed."""
+    other = other_matrix(models / "a", tmp_path / "other")
+    for init in (f"a={models}/b", f"a={other}"):
+        assert main(arguments(whole[0], models, init=init, **SIMILARITY)) == 2
+        assert "holds another run (content.model: " in error_line()
+
+
 def test_parsing_is_ablated_too(models, tmp_path):
     given = {"task": "parsing", "init": f"{models}/a", "seeds": "0", "ablations": "1", "train.steps": 2}
     assert main(arguments(tmp_path, models, **given)) == 0

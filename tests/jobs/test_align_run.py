@@ -381,6 +381,25 @@ def test_another_run_is_refused(whole, command, error_line):
     assert "data.pairs: en-de=world:0-300 -> en-de=world:0-290" in error_line()
 
 
+def test_another_model_or_other_text_under_the_same_names_is_refused(
+    command, shelf, tmp_path, other_matrix, error_line
+):
+    text = tmp_path / "text.tsv"
+    text.write_text("".join(f"the cat {i}\tdie Katze {i}\n" for i in range(100, 200)))
+    model = shutil.copytree(shelf / "model", tmp_path / "model")
+    fields = {"data.pairs": f"en-de={text}", "data.cache": tmp_path / "cache", "init": model, "train.steps": 1}
+    assert main(command(tmp_path / "run", fields)) == 0
+    os.utime(text)
+    assert main(command(tmp_path / "run", fields)) == 0, "the same text, prepared again"
+    other_matrix(model, tmp_path / "other").joinpath("model.safetensors").rename(model / "model.safetensors")
+    assert main(command(tmp_path / "run", fields)) == 2
+    assert "content.model" in error_line()
+    shutil.copytree(shelf / "model", model, dirs_exist_ok=True)
+    text.write_text(text.read_text().replace("cat 100", "cat 101"))
+    assert main(command(tmp_path / "run", fields)) == 2
+    assert "content.data.en-de: [100, " in error_line()
+
+
 def test_a_wrong_workdir(whole, command, tmp_path, error_line):
     (tmp_path / "file").touch()
     assert main(command(tmp_path / "file")) == 2

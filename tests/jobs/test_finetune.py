@@ -319,6 +319,14 @@ def test_another_run_is_refused(whole, shelf, files, error_line):
     assert "train.learning_rate: 0.001 -> 0.0001" in error_line()
 
 
+def test_a_model_that_differs_in_one_matrix_is_refused(whole, shelf, files, tmp_path, other_matrix, error_line):
+    """It would be shown the scores of the first, as what is trained is not trained again; a copy may go on."""
+    copy = shutil.copytree(shelf / "model", tmp_path / "copy")
+    assert main(arguments(whole, shelf, files, init=copy)) == 0
+    assert main(arguments(whole, shelf, files, init=other_matrix(copy, tmp_path / "other"))) == 2
+    assert re.search(r"holds another run \(content\.model: \w{16} -> \w{16}\)", error_line())
+
+
 def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path, monkeypatch):
     whole = shutil.copytree(whole, tmp_path / "whole")
     monkeypatch.setattr(finetune, "make_step", None)

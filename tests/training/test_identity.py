@@ -1,10 +1,13 @@
 """A workdir belongs to one run."""
 
+import hashlib
 import json
+import os
 
 import pytest
 
 from ppa_jax.errors import UserError
+from ppa_jax.training import identity
 from ppa_jax.training.identity import check_identity, check_job, write_identity
 
 CONFIG = {"seed": 0, "data": {"pairs": ["en-de=x"], "max_length": 64}, "eval": {"every": 0}, "evaluate": {"k": 1}}
@@ -45,6 +48,16 @@ def test_what_may_change_is_a_group_not_a_prefix_of_letters(tmp_path):
     assert check_identity(tmp_path, changed(eval__every=5), may_change=("eval.every",))
     with pytest.raises(UserError, match=r"evaluate\.k: 1 -> 2"):
         check_identity(tmp_path, changed(evaluate__k=2), may_change=("eval",))
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    path, hashed, file_digest = tmp_path / "weights", [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: hashed.append(args) or file_digest(*args))
+    for content, times in ((b"abc", 1), (b"abd", 2)):
+        path.write_bytes(content)
+        os.utime(path, ns=(times, times))
+        assert identity.file_digest(path) == identity.file_digest(path) == hashlib.sha256(content).hexdigest()
+        assert len(hashed) == times
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", ""])
