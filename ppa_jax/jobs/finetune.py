@@ -62,7 +62,7 @@ class Network:
             dropout_seed=seed,
             at=jnp.zeros_like(batch["ids"][:, :1]) if self._first_alone else None,
         )
-        seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments, positions), HEAD_SITE)
+        seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments), HEAD_SITE)
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)
 
 

@@ -1,7 +1,7 @@
 """Dropout whose bits depend on the step, the sequence and the place in it: on nothing else.
 
 A mask drawn by position in an array changes when the batch is packed, sharded or accumulated in another way. Here every
-element's bits are a hash of (seed, sequence, position, site, feature), so one device and eight, one pass and four
+element's bits are a hash of (seed, sequence, place in it, site, feature), so one device and eight, one pass and four
 accumulated ones, padded rows and packed rows all drop the same elements. The hash is the 32-bit finaliser of Wang's and
 Mueller's family (two multiplications, three shifts): it fuses into the multiplication that uses it, and measured 30 to
 40 times faster than threefry on a CPU. It is no cryptographic generator and need not be.
@@ -23,13 +23,18 @@ def mix(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-def token_seeds(seed: UInt[Array, ""], segments: Int[Array, "B L"], positions: Int[Array, "B L"]) -> UInt[Array, "B L"]:
-    """One word per token from the step's `seed`, the sequence it belongs to and its position there.
+def token_seeds(seed: UInt[Array, ""], segments: Int[Array, "B L"]) -> UInt[Array, "B L"]:
+    """One word per token from the step's `seed`, the sequence it belongs to and its index there.
 
-    `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks.
+    `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks; the
+    tokens of a sequence are neighbours. The index is counted here because position ids may repeat within a sequence:
+    XLM's restart in the second sentence of a pair, and the two would drop the same elements.
     """
+    column = jax.lax.broadcasted_iota(jnp.int32, segments.shape, 1)
+    begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+    index = column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
     sequence = mix(segments.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + seed)
-    return mix(sequence + positions.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
+    return mix(sequence + index.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
 
 
 def at_site(seeds: UInt[Array, "B L"], site: int | Array) -> UInt[Array, "B L"]:
