@@ -6,6 +6,7 @@ al. 2019) and of XTREME (Hu et al. 2020).
 
 from __future__ import annotations
 
+import csv
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,6 +48,9 @@ _COLUMNS = {  # in small letters; the first that a file has counts
     "id": ("pairid", "pair_id"),
     "language": ("language",),
 }
+# The first columns of TaxiNLI's files and of counterfactual SNLI's (CAD), which are CSV with tabs: a field may stand in
+# quotes, with those inside it doubled. XNLI, MultiNLI, SNLI and SICK quote nothing.
+_CSV_HEADERS = (["prem", "hyp", "label"], ["sentence1", "sentence2", "gold_label"])
 _EXPECTED = (
     "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL that name "
     "sentence1, sentence2, gold_label (or premise, hypothesis, label); labels: " + ", ".join(LABELS)
@@ -142,16 +146,22 @@ def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str
                 values = None
             yield number, _columns(values, language) if isinstance(values, dict) else "not a JSON object"
         return
-    rows = [(number, line.split("\t")) for number, line in lines]
-    columns = _find_columns(rows[0][1]) if rows else {}
+    header = lines[0][1].split("\t") if lines else []
+    columns = _find_columns(header)
+    is_csv = [name.strip().lower() for name in header[:3]] in _CSV_HEADERS
     if "premise" in columns and "hypothesis" in columns:
-        rows = rows[1:]
-    elif rows and len(rows[0][1]) == 3:
+        lines = lines[1:]
+    elif len(header) == 3:
         columns = {"premise": 0, "hypothesis": 1, "label": 2}
     else:
         raise UserError(f"{field}: {path}:1: no header and not three columns; {_EXPECTED}")
     last = max(columns.values())
-    for number, row in rows:
+    for number, line in lines:
+        try:
+            row = next(csv.reader([line], delimiter="\t", strict=True)) if is_csv else line.split("\t")
+        except csv.Error as error:
+            yield number, f"not CSV ({error})"
+            continue
         if len(row) <= last:
             yield number, f"fewer than {last + 1} columns"
         else:

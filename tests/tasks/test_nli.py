@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 
@@ -37,7 +38,7 @@ def read(tmp_path):
     return read_text
 
 
-A, B = 'A man, "old".', "It's 5 o'clock"  # quotes are text: these files know no quoting
+A, B = 'A man, "old".', "It's 5 o'clock"  # quotes inside are text in every layout
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,46 @@ def test_layouts(read, text):
     for name in ("n.txt", "n.gz"):
         (example,) = read(text, language="de", name=name)
         assert example[:4] == (A, B, "contradiction", "de")
+
+
+QUOTED = '"""He said ""yes"", and went."'
+
+
+@pytest.mark.parametrize(
+    "header, row, premise",
+    [
+        ("prem\thyp\tlabel\tannotated_label", "{}\tb\tneutral\tneutral", '"He said "yes", and went.'),  # TaxiNLI
+        ("sentence1\tsentence2\tgold_label", "{}\tb\tneutral", '"He said "yes", and went.'),  # CAD
+        ("premise\thypo\tlabel", "{}\tb\tneutral", QUOTED),  # XNLI's machine translations
+        ("gold_label\tsentence1\tsentence2", "neutral\t{}\tb", QUOTED),  # SNLI, MultiNLI
+        ("sentence_A\tsentence_B\tentailment_judgment", "{}\tb\tNEUTRAL", QUOTED),  # SICK
+        ("x\ty\tneutral", "{}\tb\tneutral", QUOTED),  # no header
+    ],
+)
+def test_quotes_are_those_of_csv_where_the_layout_has_them(read, header, row, premise):
+    assert read(f"{header}\n{row.format(QUOTED)}\n")[-1] == pair(premise, id="2")
+
+
+def test_rows_whose_csv_quotes_do_not_match_are_skipped_and_told(read, caplog):
+    good = "a\tb\tneutral\n" * 3
+    found = read("sentence1\tsentence2\tgold_label\n" + good + '"No," he said.\tb\tneutral\n"a\tb\tneutral\n' + good)
+    assert [example.id for example in found] == ["2", "3", "4", "7", "8", "9"], "an open quote takes no other row along"
+    (line,) = caplog.messages
+    assert "2 of 8 skipped" in line and "not CSV" in line and "at line 5" in line and "at line 6" in line
+
+
+@pytest.mark.parametrize(
+    "name, sides, quoted",
+    [("taxinli10k", ("prem", "hyp"), 207), ("cad_all_combined_train", ("sentence1", "sentence2"), 43)],
+)
+def test_real_csv_files_are_read_as_csv(shared, name, sides, quoted):
+    path = shared / f"data/nli_train/{name}.tsv"
+    with path.open(encoding="utf-8", newline="") as file:
+        expected = [tuple(row[side] for side in sides) for row in csv.DictReader(file, delimiter="\t")]
+    found = [(example.premise, example.hypothesis) for example in nli.read(path, language="en", field="data.train")]
+    assert found == expected
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    assert sum("\t".join(pair) not in line for pair, line in zip(found, lines, strict=True)) == quoted
 
 
 def test_language_column_chooses_and_ids_are_kept(read):
@@ -164,7 +205,7 @@ def test_head_and_loss_equal_transformers(tiny):
 def test_dropout_hits_the_pooled_state_and_goes_by_the_seeds():
     head = nli.Head(TINY, LABELS, jnp.float32)
     hidden = jnp.ones((2, 5, 24))
-    seeds = drop.token_seeds(jnp.uint32(3), *reversed(rows_from_mask(jnp.ones((2, 5), jnp.int32))))
+    seeds = drop.token_seeds(jnp.uint32(3), rows_from_mask(jnp.ones((2, 5), jnp.int32))[1])
     params = head.init(jax.random.key(0), hidden, {}, None)
     params["params"]["classifier"]["kernel"] = jnp.ones((24, 3))
     params["params"]["pooler"]["kernel"] = jnp.ones((24, 24))  # tanh(24) is 1: the logits count what is kept
