@@ -48,7 +48,7 @@ for task in "${TASKS[@]}"; do
       done
       # Half of the text is English in the second and third, and the sides of half of the rows differ in the third alone.
       SPLIT=(--config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv")
-      run translate_train xnli "${SPLIT[@]}"
+      run translate_train xnli "${SPLIT[@]}" --config.data.code_switch=
       run translate_train_half_english xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0
       run translate_train_code_switched xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;
     code_switching_sample)
@@ -63,7 +63,7 @@ for task in "${TASKS[@]}"; do
           --config.init="after=$W/sample_model/export" --config.seeds="$SEEDS" --config.train.steps=1200 \
           --config.data.train="${train#,}" --config.data.test="${test#,}" "${@:2}"
       }
-      sample translate_train
+      sample translate_train --config.data.code_switch=
       sample half_english --config.data.code_switch=pivot=en --config.data.switch_rate=0
       sample code_switched --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;
     *) echo "unknown task: $task" >&2; exit 2 ;;

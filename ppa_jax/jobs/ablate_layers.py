@@ -107,8 +107,6 @@ def validate(config: Config) -> str:
         raise UserError(f"config.data.train={config.data.train}: give one language, the source, as en=FILE")
     if not config.data.test:
         raise UserError("config.data.test is empty: give the source language and the targets")
-    if config.data.code_switch:
-        raise UserError("config.data.code_switch: a model of one source language has nothing to switch to")
     one_of(config, "similarity.measure", similarity.MEASURES)
     require(config, "similarity.batch", lambda n: n >= 4, "at least 4")
     require(

@@ -25,7 +25,7 @@ def defaults(task: str) -> Any:
             test="",  # likewise: every language is tested
             test_examples=0,  # of each test set, its first so many; 0: all
             max_length=128,  # tokens of a row, special ones included
-            code_switch="",  # languages of the two sides: pivot=en (PPA), uniform, or en=0.5,de=0.5; empty: off
+            code_switch="",  # languages of the two sides: pivot=en (PPA's), uniform, en=0.5,de=0.5; empty: off
             switch_rate=0.5,  # of code_switch: how often the two sides differ in language (the paper's is not known)
         ),
         train=dict(

@@ -109,7 +109,7 @@ class Setup:
 
     def training_features(self, seed: int) -> list[Feature]:
         """Of all languages; or code-switched, as many."""
-        if not self.config.data.code_switch:
+        if not self.config.data.code_switch or len(self.examples.train) < 2:
             return self._training_features
         return self.features(code_switched(self.config, self.task, self.examples.train, seed))
 
@@ -311,15 +311,23 @@ def checksum(examples: Sequence[Any]) -> int:
 def code_switched(config: Config, task: Any, train: Mapping[str, list[Any]], seed: int) -> list[Any]:
     """Each row once for every language, the languages of its two sides drawn anew each time; the same for every epoch.
 
+    With a pivot, which is PPA's recipe, a single language has nothing to switch to: its rows stay as they are.
+
     Raises:
       UserError: the task has no two sides; config.data.code_switch is not of its form; the languages do not fit.
     """
-    if not hasattr(task, "mix"):
-        raise UserError(f"config.data.code_switch: an example of {config.task} has no two sides")
-    if len(train) < 2:
-        raise UserError("config.data.code_switch: give config.data.train in two languages or more, row by row alike")
     given = config.data.code_switch
     pivot = given.removeprefix("pivot=") if given.startswith("pivot=") else ""
+    if len(train) < 2:
+        if not pivot:
+            raise UserError(
+                "config.data.code_switch: give config.data.train in two languages or more, row by row alike"
+            )
+        return [row for examples in train.values() for row in examples]
+    if not hasattr(task, "mix"):
+        raise UserError(
+            f"config.data.code_switch={given}: an example of {config.task} has no two sides; leave it empty"
+        )
     try:
         entries = [entry.split("=") for entry in given.split(",")] if given != "uniform" and not pivot else []
         probabilities = {name.strip(): float(share) for name, share in entries}

@@ -330,7 +330,9 @@ def facts(opened: Sequence[tuple[Model, Setup]]) -> dict[str, str]:
         "trained on": train,
         "training": f"{length} of {c.train.batch_size}, learning rate {c.train.learning_rate:g}, "
         f"warm-up {c.train.warmup:g}, dropout {setup.sizes.hidden_dropout:g}",
-        "code-switched": f"{c.data.code_switch}, {c.data.switch_rate:.0%} of the rows" if c.data.code_switch else "no",
+        "code-switched": f"{c.data.code_switch}, {c.data.switch_rate:.0%} of the rows"
+        if c.data.code_switch and len(setup.examples.train) > 1
+        else "no",
         "longest row": f"{c.data.max_length} tokens",
         "seeds": str(c.seeds),
         "devices": f"{setup.mesh.size} x {setup.mesh.devices.flat[0].device_kind}, {c.dtype}",

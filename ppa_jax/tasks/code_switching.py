@@ -2,7 +2,8 @@
 
 Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
 language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here it is set: how often the sides differ
-(`rate`), and their languages: English and one other that is drawn for each row (`pivot`), or all by probabilities.
+(`rate`), and their languages: English and one other that is drawn for each row (`pivot`: PPA's), or all by
+probabilities.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def code_switch(
     if pivot:
         if pivot not in names or len(names) < 2:
             raise UserError(
-                f"code-switching: the pivot {pivot} and another language are needed, got {', '.join(names)}"
+                f"code-switching: the pivot {pivot} and another language are needed, got {', '.join(names)}; "
+                "give the pivot's data, too, or set config.data.code_switch= (empty) to train without"
             )
         center = np.arange(len(names)) == names.index(pivot)
         other = rng.choice(len(names), size=len(rows), p=_normalised(np.where(center, 0, weights)))
@@ -102,4 +104,7 @@ def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
     if len({len(examples) for examples in parallel.values()}) == 1:
         return list(zip(*parallel.values(), strict=True))
     sizes = ", ".join(f"{name} {len(examples)}" for name, examples in parallel.items())
-    raise UserError(f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files")
+    raise UserError(
+        f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files, "
+        "or set config.data.code_switch= (empty) to train without"
+    )

@@ -234,19 +234,20 @@ def test_stops_early_and_takes_the_best(shelf, files, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     "code_switch, rate, kinds",
     [
-        ("pivot=en", 0.5, {"en-en", "en-de", "de-en", "de-de", "en-es", "es-en", "es-es"}),
+        (None, 0.5, {"en-en", "en-de", "de-en", "de-de", "en-es", "es-en", "es-es"}),  # the recipe: PPA's pivot=en
         ("pivot=en", 0.0, {"en-en", "de-de", "es-es"}),
         ("uniform", 1.0, {"en-de", "de-en", "en-es", "es-en", "de-es", "es-de"}),
         ("en=0.5,de=0.5,es=0", 1.0, {"en-de", "de-en"}),
     ],
 )
 def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path, code_switch, rate, kinds):
-    """By content, down to the pieces: each side in the language that is told, rows and labels as they were."""
+    """By content, down to the pieces: each side in a language of the setting, rows and labels as they were."""
     parts = [line.split("\t") for line in rows("town", 60)]
     for language in ("en", "de", "es"):
         lines = [f"{language} {premise}\t{hypothesis} {language}\t{label}" for premise, hypothesis, label in parts]
         (tmp_path / f"train.{language}.tsv").write_text("\n".join(lines) + "\n")
-    fields = {"data.train": f"{tmp_path}/train.{{lang}}.tsv", "data.code_switch": code_switch, "data.switch_rate": rate}
+    fields = {"data.train": f"{tmp_path}/train.{{lang}}.tsv", "data.switch_rate": rate}
+    fields |= {} if code_switch is None else {"data.code_switch": code_switch}
     ((_, setup),) = finetune_inputs.open_run(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path / "run")
     examples = finetune_inputs.code_switched(setup.config, setup.task, setup.examples.train, 0)
     assert len(examples) == 3 * 60
