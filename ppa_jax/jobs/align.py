@@ -56,6 +56,8 @@ class Method:
     max_tlm_length: int = 131  # of a TLM sequence
     dict_mlm: str = ""  # DICT-MLM with a dictionary: "input" or "label" (see masking.py)
     mask_id: int = 103
+    vocab_size: int | None = None  # of the tokenizer; None: as many as the word embeddings
+    special_ids: tuple[int, ...] = ()  # of the tokenizer
     remat: bool = False  # keep less for the backward pass and compute it again
     scan: bool = False  # compile one block, and loop over the layers
     dtype: Any = jnp.float32  # of the matmuls
@@ -216,7 +218,8 @@ def make_step(
                     slots,
                     longest=method.max_tlm_length,
                     mask_id=method.mask_id,
-                    vocab_size=config.vocab_size,
+                    vocab_size=method.vocab_size or config.vocab_size,
+                    special_ids=method.special_ids,
                     translations=jnp.asarray(translations) if method.dict_mlm else None,
                     form=method.dict_mlm,
                 )

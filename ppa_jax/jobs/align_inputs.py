@@ -337,6 +337,8 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         key_dropout=settings.key_dropout,
         max_tlm_length=longest_sequence(config),
         mask_id=tokenizer.mask_id,
+        vocab_size=tokenizer.vocab_size,
+        special_ids=tokenizer.special_ids,
         remat=config.train.remat,
         scan=config.train.scan,
         dtype=jnp.dtype(config.dtype),

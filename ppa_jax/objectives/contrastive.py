@@ -77,7 +77,8 @@ def info_nce(
       mask_duplicates: leave out negatives whose sentence equals the positive's (equal hashes).
 
     Returns:
-      The loss of every pair, and 1.0 where the positive beats every negative. No gradient flows to queue or key.
+      The loss of every pair, and 1.0 where the positive beats every negative; NaN while nothing is `filled`: there is
+      nothing to beat. No gradient flows to queue or key.
     """
     body = functools.partial(_info_nce_on_shard, temperature=temperature, mask_duplicates=mask_duplicates)
     rows = P(DATA)
@@ -115,7 +116,8 @@ def _info_nce_on_shard(query, key, hashes, queue, filled, own, *, temperature, m
     reference = jnp.maximum(jax.lax.stop_gradient(positive), largest)
     share = jnp.exp(positive - reference) + total * jnp.exp(largest - reference)
     loss = reference + jnp.log(share) - positive
-    return loss, (positive > largest).astype(jnp.float32)
+    wins = (positive > largest).astype(jnp.float32)
+    return loss, jnp.where(filled > 0, wins, jnp.nan)
 
 
 def ema(key_params: Any, query_params: Any, momentum: float) -> Any:

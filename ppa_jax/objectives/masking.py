@@ -1,9 +1,9 @@
 """Which tokens are masked, and what stands in their place (BERT section 3.1; TLM in XLM section 3.3).
 
 Exactly round(rate x tokens) of every sequence, never a special token; of those 80% become [MASK], 10% a random piece of
-the whole vocabulary, 10% stay. The count is known from the lengths alone, so the host lays out the slots with static
-shapes; which tokens fill them is drawn here, on the device, from a key folded with the sequence's number in the global
-batch: the same on any number of devices and for any packing.
+the vocabulary (special tokens left out), 10% stay. The count is known from the lengths alone, so the host lays out the
+slots with static shapes; which tokens fill them is drawn here, on the device, from a key folded with the sequence's
+number in the global batch: the same on any number of devices and for any packing.
 
 With a table of translations it is DICT-MLM: half of the masked tokens that have a translation are not masked in the
 usual way. In the form of ALIGN-MLM's authors ("input") their translation stands in their place, and the token itself is
@@ -14,6 +14,7 @@ Axes: T sequences, X longest sequence, M slots of masked positions, N tokens of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +62,7 @@ def mask_tokens(
     longest: int,
     mask_id: int,
     vocab_size: int,
+    special_ids: Sequence[int] = (),
     translations: Int[Array, "V"] | None = None,
     form: str = "input",
 ) -> Masked:
@@ -73,11 +75,13 @@ def mask_tokens(
       slots: how many of each are masked.
       longest: the static bound X on lengths.
       mask_id: of [MASK].
-      vocab_size: random pieces are below it.
+      vocab_size: of the tokenizer; a padded embedding table has more rows. Random pieces are below it.
+      special_ids: never drawn as random pieces.
       translations: of each piece, -1 where there is none: DICT-MLM. None: masked LM.
       form: of DICT-MLM, "input" or "label".
     """
 
+    pieces = jnp.asarray(np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_ids))
     ids, sequences, slots = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), (ids, sequences, slots))
 
     def draw(number: Array) -> tuple[Array, Array, Array]:
@@ -85,7 +89,7 @@ def mask_tokens(
         return (
             jax.random.uniform(order, (longest,)),
             jax.random.uniform(action, (longest,)),
-            jax.random.randint(replacement, (longest,), 0, vocab_size, jnp.int32),
+            jax.random.choice(replacement, pieces, (longest,)),
         )
 
     score_TxX, action_TxX, random_TxX = jax.vmap(draw)(sequences.number)

@@ -158,7 +158,8 @@ class Progress:
 
     On a terminal it rewrites itself in place; elsewhere a plain line comes every `interval` seconds, and for the last
     step. Values it knows, each optional: loss, tlm, contrastive, accuracy (against the queue, 0..1),
-    tokens_per_second (real tokens, without padding), padding (share, 0..1). Prints on process 0 alone.
+    tokens_per_second (real tokens, without padding), padding (share, 0..1); NaN is unknown and not shown. Prints on
+    process 0 alone.
     """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, interval: float = 20.0) -> None:
@@ -216,7 +217,8 @@ _FORMATS = {
 def progress_line(step: int, total: int, values: Mapping[str, Any], left: float | None) -> str:
     """One line of text; `left` in seconds, None while it is unknown."""
     parts = [f"step {step}/{total}"]
-    parts += [form.format(float(values[name])) for name, form in _FORMATS.items() if name in values]
+    known = {name: float(values[name]) for name in _FORMATS if name in values}
+    parts += [_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value)]
     if left is not None:
         minutes, seconds = divmod(round(left), 60)
         hours, minutes = divmod(minutes, 60)

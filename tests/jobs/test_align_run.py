@@ -91,6 +91,9 @@ def test_what_a_run_leaves(whole):
     assert [record["step"] for record in records] == list(range(STEPS))
     assert all({"loss", "tlm", "contrastive"} <= record.keys() for record in records)
     np.testing.assert_allclose([r["loss"] for r in records], [r["tlm"] + r["contrastive"] for r in records], rtol=1e-5)
+    accuracy = [record["contrastive_accuracy"] for record in records]
+    assert accuracy[0] is None, "the queue is empty"
+    assert all(0 <= value <= 1 for value in accuracy[1:])
     assert json.loads((whole.workdir / "config.json").read_text())["contrastive"]["queue_size"] == 16
     assert moments(whole.workdir) == ["before", "step 4", "step 8", "after"]
     report = (whole.workdir / "report.md").read_text()

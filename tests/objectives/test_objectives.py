@@ -81,7 +81,7 @@ def test_masks_exactly_the_rounded_share_of_each_sequence_and_never_special_toke
         chosen.append(np.stack([at, np.asarray(masked.ids)[at]], 1))
     at, became = np.concatenate(chosen).T
     n = len(at)
-    # 80% [MASK], 10% kept, 10% from the whole vocabulary (special and unused ids included), within 4 deviations
+    # 80% [MASK], 10% kept, 10% from the whole vocabulary, within 4 deviations
     for share, hits in ((0.8, became == 4), (0.1, became == ids[at])):
         assert abs(hits.mean() - share) < 4 * np.sqrt(share * (1 - share) / n)
     random = became[(became != 4) & (became != ids[at])]
@@ -89,6 +89,22 @@ def test_masks_exactly_the_rounded_share_of_each_sequence_and_never_special_toke
     # every ordinary token is drawn about as often as any other of its sequence
     often = np.bincount(at, minlength=len(ids))[1:11]
     assert often.min() > 0.4 * often.mean()
+
+
+def test_random_pieces_are_the_tokenizers_and_never_special_tokens():
+    """20 ids of which 4 are special: the 16 others as often as each other, no row that pads an embedding table."""
+    lengths, special = [200] * 50, (0, 4, 7, 19)
+    sequences, slots, _ = sequences_and_slots(lengths, [0] * 50, 0.5)
+    ids = np.full(sum(lengths), 1000)  # no id below 20: what is drawn differs from what stays
+    masked = masking.mask_tokens(
+        jax.random.key(0), ids, sequences, slots, longest=200, mask_id=4, vocab_size=20, special_ids=special
+    )
+    became = np.asarray(masked.ids)[np.asarray(masked.at)[np.asarray(masked.weights) == 1]]
+    counts = np.bincount(became[(became != 4) & (became != 1000)], minlength=20)
+    assert len(counts) == 20 and not counts[list(special)].any()
+    counts = np.delete(counts, special)
+    chi_square = np.sum((counts - counts.mean()) ** 2) / counts.mean()
+    assert counts.sum() > 400 and chi_square < 44.3  # 15 degrees of freedom: once in 10,000 above
 
 
 def test_a_sequence_is_masked_alike_wherever_it_lies():
@@ -184,7 +200,7 @@ def info_nce_by_hand(query, key, hashes, queue, filled, temperature, mask_duplic
         ]
         positive = float(q @ k) / temperature
         losses.append(np.logaddexp.reduce([positive, *negatives]) - positive)
-        wins.append(all(positive > n for n in negatives))
+        wins.append(all(positive > n for n in negatives) if filled else np.nan)
     return np.array(losses), np.array(wins, float)
 
 
@@ -207,7 +223,7 @@ def test_info_nce_equals_the_formula(devices, filled, duplicates):
     )
     expected, expected_wins = info_nce_by_hand(query, key, hashes, queue, filled, 0.05, duplicates)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
-    assert np.array_equal(wins, expected_wins)
+    assert np.array_equal(wins, expected_wins, equal_nan=True)
 
 
 @pytest.mark.parametrize("devices, accumulate", [(1, 1), (2, 1), (2, 4)])

@@ -142,6 +142,7 @@ def test_the_line_says_it_all():
         "step 120/400  loss 7.213  tlm 5.900  contrastive 1.313  queue acc 41.2%  12,345 tok/s  padding 8.2%  left 2:05"
     )
     assert progress_line(1, 400, {"loss": 1}, None) == "step 1/400  loss 1.000"
+    assert progress_line(1, 400, {"loss": 1, "accuracy": float("nan")}, None) == "step 1/400  loss 1.000", "not known"
     assert progress_line(1, 2, {}, 3725).endswith("left 1:02:05")
 
 
