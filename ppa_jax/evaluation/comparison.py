@@ -219,16 +219,22 @@ def _shown(score: Score, view: View) -> str:
 
 
 def _gain(view: View, baseline: str, score: Score | None, model: str) -> str | None:
-    """`+1.50 (+0.60…+2.40)`, bold where zero is outside."""
+    """`+1.50 (+0.60…+2.40)`, bold where zero is outside.
+
+    With the baseline's value and place where its column does not show them: see `_differences`.
+    """
     record = None if score is None else view.differences.get((baseline, model, score.language, score.direction))
     if record is None or score is None:
         return None
     digits = 2 if score.scale == 100 else 3
     text = f"{record['value']:+.{digits}f}"
-    if record["low"] is None:
-        return text
-    text += f" ({record['low']:+.{digits}f}…{record['high']:+.{digits}f})"
-    return f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
+    if record["low"] is not None:
+        text += f" ({record['low']:+.{digits}f}…{record['high']:+.{digits}f})"
+        text = f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
+    place = score.layer, score.pooling
+    if view.role == "own" and place not in {(other.layer, other.pooling) for other in view.scores.get(baseline, [])}:
+        text += f", {baseline} there: {score.value - record['value']:.{digits}f}"
+    return text
 
 
 def model_panels(shown: Sequence[View]) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:

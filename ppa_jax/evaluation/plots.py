@@ -67,7 +67,8 @@ def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *
     figure, axes = _figure(len(panels), 1, (wide, 0.9 + 3.1 * len(panels)))
     for axis, (name, values, intervals) in zip(axes, panels, strict=True):
         thickness = 0.8 / len(values)
-        highest = max([1e-9, *(v for numbers in values.values() for v in numbers if np.isfinite(v))])
+        highs = [high for pairs in (intervals or {}).values() for _, high in pairs]
+        highest = np.nanmax([1e-9, *highs, *(v for numbers in values.values() for v in numbers)])
         for i, (label, numbers) in enumerate(values.items()):
             at = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
             bars = axis.bar(at, numbers, thickness * 0.94, label=label, color=COLOURS[i % len(COLOURS)], zorder=2)

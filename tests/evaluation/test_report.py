@@ -12,7 +12,7 @@ import pytest
 
 from ppa_jax import markdown
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation import comparison, plots
 from ppa_jax.evaluation.comparison import Measured
 from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
 from ppa_jax.evaluation.report import write_training
@@ -112,6 +112,22 @@ def test_what_was_trained_is_compared_at_its_own_place():
     assert "[layer 4, mean]" in comparison.language_table(own, "plain")
 
 
+def test_a_difference_says_what_it_was_taken_from():
+    """As trained: the baseline's column has its own place, the difference the other's, where it has 25."""
+    half, quarter, most = [0, 1] * 100, [0, 0, 0, 1] * 50, [0, 1, 1, 1] * 50
+    base = measured(score("mean", half), score("mean", quarter, layer=4, pooling="mean"))
+    other = measured(score("mean", quarter), score("mean", most, layer=4, pooling="mean"), own=(4, "mean"))
+    shown = comparison.views({"base": base, "other": other, "same": base}, ["base"])
+    (own,) = (view for view in shown if view.role == "own")
+    assert own.title == "tatoeba: accuracy, as trained"
+    header, _, mean = cells(comparison.language_table(own, "base"))
+    assert header[2:] == ["base", "other", "difference", "same", "difference", "items"]
+    assert mean[2].startswith("50.00 ") and mean[3].startswith("75.00 ") and mean[5].startswith("50.00 ")
+    assert mean[4].startswith("**+50.00 (") and mean[4].endswith(")**, base there: 25.00")
+    assert mean[6] == "+0.00 (+0.00…+0.00)", "the columns' own difference"
+    assert "**, base there: 25.00" in comparison.differences_table([own], ["base", "other", "same"], "base")
+
+
 def test_every_baseline_has_its_differences():
     shown = comparison.views(MODELS, ["before", "step 5"])
     table = cells(comparison.differences_table(shown, list(MODELS), "step 5"))
@@ -195,6 +211,15 @@ def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):
         plot_bars(path, [f"l{i}" for i in range(n)], [Bars("layer 6", values)], title="t " * 90, ylabel="accuracy (%)")
         widths.append(pixels(path)[0])
     assert widths[1] > 2 * widths[0]
+
+
+def test_bars_have_room_for_their_whiskers(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+    values, nothing = {"a": [50.0, float("nan")], "b": [40.0, 20.0]}, (float("nan"), float("nan"))
+    intervals = {"a": [(30.0, 91.0), nothing], "b": [(30.0, 50.0), (10.0, 30.0)]}
+    plot_bars(tmp_path / "x.png", ["de", "sw"], [Bars("", values, intervals)], title="", ylabel="")
+    assert figures[0].axes[0].get_ylim()[1] > 91
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
