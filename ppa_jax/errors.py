@@ -1,10 +1,16 @@
 """The exceptions a user is meant to see."""
 
 import errno
+import textwrap
 
 # What a disk says of a path where no directory can be, and one that takes no more, or not from this user.
 NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def reason(error: BaseException) -> str:
+    """What a library's exception says, on one line; a long one ends at a word, with "..."."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 class UserError(Exception):

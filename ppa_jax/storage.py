@@ -17,7 +17,7 @@ import fsspec
 from absl import logging
 from fsspec.config import conf as filesystems
 
-from ppa_jax.errors import NO_ROOM, NotYet, UserError
+from ppa_jax.errors import NO_ROOM, NotYet, UserError, reason
 
 SCHEME = "gs://"
 AT_ONCE = 8  # files copied at one time
@@ -175,13 +175,12 @@ def one_line(address: str | os.PathLike) -> Iterator[None]:
                 f"{address}: a bucket wants another package ({error}); "
                 "python -m pip install --constraint constraints.txt gcsfs"
             ) from error
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         if _is_refusal(error):
             raise UserError(
-                f"{address}: the bucket is not there, or may not be read and written ({reason}); "
+                f"{address}: the bucket is not there, or may not be read and written ({reason(error)}); "
                 "make it, or give this account the role Storage Object Admin"
             ) from error
-        raise NotYet(f"{address}: the bucket was not reached ({reason}); start again in a moment") from error
+        raise NotYet(f"{address}: the bucket was not reached ({reason(error)}); start again in a moment") from error
 
 
 def _is_of_the_way(error: Exception) -> bool:

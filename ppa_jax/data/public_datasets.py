@@ -18,7 +18,7 @@ import numpy as np
 from ppa_jax import storage
 from ppa_jax.data import text_files
 from ppa_jax.data.sources import Raw, Source, file_identity
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 
 _READ_AT_ONCE = 1024  # rows
 _VALIDATION = {"validation", "valid", "val", "dev", "eval"}
@@ -181,10 +181,9 @@ def _open_tfds(name: str, where: str, wanted: str) -> Dataset:
             'prepare it again with tfds.builder(NAME, file_format="array_record").download_and_prepare()'
         ) from error
     except Exception as error:  # unknown names, failed downloads, builders that need TensorFlow: each its own type
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{where}: not a directory here, and tensorflow-datasets cannot prepare it "
-            f"({type(error).__name__}: {reason}); prepare it elsewhere as array_record and give tfds:DIRECTORY"
+            f"({type(error).__name__}: {reason(error)}); prepare it elsewhere as array_record and give tfds:DIRECTORY"
         ) from error
 
     def stream(limit: int) -> Iterator[Any]:
@@ -367,7 +366,7 @@ def _open_hub(name: str, where: str, wanted: str) -> Dataset:
         except UserError:
             raise
         except Exception as error:  # the hub, its cache and the builders each have their own
-            reasons.append(f"{type(error).__name__}: {' '.join(str(error).split())[:150]}")
+            reasons.append(f"{type(error).__name__}: {reason(error)}")
     else:
         raise UserError(f"{where}: no such directory, and the hub gave none ({'; '.join(reasons)})")
     identity = {"dataset": name, "version": str(rows.info.version), "rows": len(rows)}

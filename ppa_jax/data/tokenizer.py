@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppa_jax import storage
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 
 # One of these holds the vocabulary; without one, transformers silently builds a tokenizer of five special tokens.
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -105,8 +105,7 @@ def _load_fast(name: str, shown: str, *, local: bool) -> Any:
     try:
         loaded = AutoTokenizer.from_pretrained(name, use_fast=True, local_files_only=local)
     except Exception as error:  # transformers lets through errors of json, tokenizers (bare Exception) and the hub
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{shown}: the tokenizer cannot be read ({type(error).__name__}: {reason})") from error
+        raise UserError(f"{shown}: the tokenizer cannot be read ({type(error).__name__}: {reason(error)})") from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         raise UserError(f"{shown}: {type(loaded).__name__} has no fast backend; save the model with a tokenizer.json")
     return loaded

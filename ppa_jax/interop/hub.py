@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ppa_jax import storage
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 from ppa_jax.interop import weight_files
 
 # Besides the weights: what is known of a model of the Hub, or of the export of a run.
@@ -47,9 +47,8 @@ def resolve(source: str | Path) -> Path:
         if not any(directory.glob("model*.safetensors*")):
             directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _BIN))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0][:160]
         raise UserError(
-            f"{source}: no such directory here, and the Hugging Face Hub did not give it ({reason}); "
+            f"{source}: no such directory here, and the Hugging Face Hub did not give it ({reason(error)}); "
             "check the name, or download it and give its directory"
         ) from None
     return directory

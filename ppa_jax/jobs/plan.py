@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ppa_jax import markdown
 from ppa_jax.data.pairs import Batch, PairBatches
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import EncoderConfig
@@ -43,10 +43,9 @@ def devices(plan: str) -> list[Any] | None:
     try:
         return list(topologies.get_topology_desc(plan, "tpu").devices)
     except Exception as error:  # of the compiler, of many kinds
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"config.plan={plan}: the TPU compiler does not take it ({reason}); it needs a slice such as v5e:4x4, and "
-            "libtpu, installed (pip install libtpu) or in TPU_LIBRARY_PATH"
+            f"config.plan={plan}: the TPU compiler does not take it ({reason(error)}); it needs a slice such as "
+            "v5e:4x4, and libtpu, installed (pip install libtpu) or in TPU_LIBRARY_PATH"
         ) from error
 
 
