@@ -55,8 +55,8 @@ for task in "${TASKS[@]}"; do
       $PYTHON -m ppa_jax.main --config=configs/ppa.py:demo_words --workdir="$W/sample_model"
       train="" test=""
       for lang in en de es ru zh; do
-        train+=",$lang=world:0-36000:describe" test+=",$lang=world:36000-40000:describe"
-        [[ $lang == en ]] || test+=",$lang/en=world:36000-40000:describe,en/$lang=world:36000-40000:describe"
+        train+=",$lang=sample:0-6006" test+=",$lang=sample:6006-6667"
+        [[ $lang == en ]] || test+=",$lang/en=sample:6006-6667,en/$lang=sample:6006-6667"
       done
       sample() { # name, settings...
         $PYTHON -m ppa_jax.main --config=configs/xnli.py:demo --workdir="$W/sample_$1" --config.align_first= \

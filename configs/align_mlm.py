@@ -51,8 +51,8 @@ def get_config(mode: str = "") -> Any:
     if mode == "demo":
         c.dtype = "float32"
         c.transformations, c.seeds = "trans+inv", "0"
-        c.data.text = "world:0-20000"
-        c.tasks.pos.update(train="world:20000-22000", test="world:30000-30500", epochs=3.0)
+        c.data.text = "sample:0-20000"
+        c.tasks.pos.update(train="sample:20000-22000", test="sample:30000-30500", epochs=3.0)
         small(c, vocab_size=600, width=128, layers=2, steps=200)
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there is: demo")

@@ -26,7 +26,7 @@ def get_config(mode: str = "") -> Any:
     c.job = "ablate_layers"
     c.ablations = "pairs"  # and singles, upwards (from each block to the last), or sets of blocks from 1: 3, 1-2, 1+4
     c.keep_layer_norm = False  # of re-initialised blocks; the paper draws them anew, too
-    c.parallel = ""  # n-way text as in configs/evaluate.py (a directory, or PUD), or world:A-B; empty: no similarity
+    c.parallel = ""  # n-way text as in configs/evaluate.py (a directory, or PUD), or sample:A-B; empty: no similarity
     c.similarity = config_dict.create(
         measure="cka_linear_debiased",  # is shown, of cka_linear, cka_rbf (the paper's), both _debiased, retrieval
         batch=256,  # sentences; values depend on it
@@ -34,9 +34,9 @@ def get_config(mode: str = "") -> Any:
     )
     c.train.update(epochs=3.0, batch_size=32, learning_rate=5e-5)
     if mode == "demo":
-        demo(c, ALIGN, test="world:30000-30500")
-        c.ablations, c.parallel, c.similarity.sentences = "singles", "world:31000-31256", 256
-        c.data.update(train="en=world:20000-22000", max_length=64)
+        demo(c, ALIGN, test="sample:30000-30500")
+        c.ablations, c.parallel, c.similarity.sentences = "singles", "sample:31000-31256", 256
+        c.data.update(train="en=sample:20000-22000", max_length=64)
         c.seeds = "0,1"
         c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:

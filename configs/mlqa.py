@@ -22,8 +22,8 @@ def get_config(mode: str = "") -> Any:
     c.train.update(epochs=3.0, batch_size=32, learning_rate=3e-5, warmup=500.0, weight_decay=1e-4)
     if mode == "demo":
         # The words of questions do not stand in the text that is aligned, so these are in English everywhere.
-        demo(c, ALIGN, test="world:30000-30600", second="en")
-        c.data.update(train="en=world:0-12000", max_length=64)
+        demo(c, ALIGN, test="sample:12000-12600", second="en")
+        c.data.update(train="en=sample:0-12000", max_length=64)
         c.train.update(steps=450, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1)
         c.train.update(weight_decay=0.01, dropout=0.0)
     elif mode:

@@ -27,7 +27,7 @@ def get_config(mode: str = "") -> Any:
         seed=0,
         dtype="bfloat16",  # of the matmuls; parameters, optimizer, EMA, softmax and losses are float32
         data=dict(
-            pairs="",  # lang1-lang2=SOURCE,...: file.tsv[.gz], prefix, a.txt|b.txt, tfds:NAME, hf:NAME, world[:A-B]
+            pairs="",  # lang1-lang2=SOURCE,...: file.tsv[.gz], prefix, a.txt|b.txt, tfds:NAME, hf:NAME, sample[:A-B]
             max_length=128,  # word pieces of one sentence with special tokens; longer ones are cut (recalled)
             min_pieces=10,  # a pair is dropped when either side has fewer (recalled)
             max_pair_pieces=128,  # or both together more (recalled)
@@ -75,7 +75,7 @@ def get_config(mode: str = "") -> Any:
         ),
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
-            dictionaries="",  # directory with en-xx.tsv (MUSE), files with commas between, or world: the sample's
+            dictionaries="",  # directory with en-xx.tsv (MUSE), files with commas between, or sample: the sample's
             max_words=5000,  # English words from the top of each; 0: all. Lexicon induction tests later ones
             capitalised=True,  # every word of the files with a capital, too: MUSE's have none
         ),
@@ -117,7 +117,7 @@ def get_config(mode: str = "") -> Any:
     )
     if mode in ("demo", "demo_words"):
         languages = ("de", "es", "ru", "zh")
-        c.data.pairs = ",".join(f"en-{language}=world:0-20000" for language in languages)
+        c.data.pairs = ",".join(f"en-{language}=sample:0-20000" for language in languages)
         c.data.update(max_length=32, min_pieces=1, max_pair_pieces=60)
         c.model.update(vocab_size=1500, hidden_size=64, num_layers=2, num_heads=2)
         c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
@@ -134,7 +134,7 @@ def get_config(mode: str = "") -> Any:
             # contrast is below the last block, and the sample's dictionary helps (docs/results/demo.md).
             c.model.vocab_size, c.train.steps = 4000, 350
             c.contrastive.layer = 1
-            c.word_alignment.update(weight=10.0, dictionaries="world")
+            c.word_alignment.update(weight=10.0, dictionaries="sample")
     elif mode:
         raise ValueError(f"unknown mode {mode!r}; there are: demo, demo_words")
     return c

@@ -22,8 +22,8 @@ def get_config(mode: str = "") -> Any:
     c = defaults("tagging")
     c.train.update(epochs=10.0, batch_size=32, learning_rate=2e-5, warmup=0.0, weight_decay=0.0)
     if mode == "demo":
-        demo(c, ALIGN, test="world:30000-30500")
-        c.data.update(train="en=world:20000-24000", max_length=64)
+        demo(c, ALIGN, test="sample:30000-30500")
+        c.data.update(train="en=sample:20000-24000", max_length=64)
         c.seeds = "0,1,2"
         c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, weight_decay=0.01, dropout=0.0)
     elif mode:

@@ -25,9 +25,8 @@ def get_config(mode: str = "") -> Any:
     c.data.code_switch = "pivot=en"  # of train sets in several languages; one alone stays as it is
     c.train.update(epochs=2.0, batch_size=32, learning_rate=5e-5, warmup=1000.0)
     if mode == "demo":
-        # One kind of pairs, without negation: the others take so small a model longer than a demo has.
-        demo(c, ALIGN, test="world:36000-44640:describe")
-        c.data.update(train="en=world:0-36000:describe", max_length=64)
+        demo(c, ALIGN, test="sample:6006-7443")
+        c.data.update(train="en=sample:0-6006", max_length=64)
         c.seeds = "0,1"
         c.train.update(steps=400, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:

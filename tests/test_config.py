@@ -96,7 +96,7 @@ def test_every_recipe_passes_its_own_check():
     from ppa_jax.jobs import align_inputs
 
     align_inputs.validate(configs.load(f"{RECIPE}:demo"))
-    recipe = configs.load(str(RECIPE), [("init", "x"), ("data.pairs", "en-de=world")])
+    recipe = configs.load(str(RECIPE), [("init", "x"), ("data.pairs", "en-de=sample")])
     align_inputs.validate(recipe)
     assert recipe.train.epochs == 10 and recipe.contrastive.queue_size == 32_000
 

@@ -83,7 +83,7 @@ def test_help(capsys):
     assert "--config.field=value" in capsys.readouterr().out
 
 
-COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--config.data.pairs=en-de=world"]
+COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--config.data.pairs=en-de=sample"]
 
 
 def run_instead(monkeypatch, job):

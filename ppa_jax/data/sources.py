@@ -7,18 +7,19 @@ SOURCE is one of
     a.txt|b.txt               two line-aligned files, a in lang1 and b in lang2; `.gz` too
     tfds:NAME[/CONFIG]        a dataset of tensorflow-datasets, or the directory of a prepared one
     hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
-    world[:START-STOP]        the built-in sample, all of it or the sentences START to STOP - 1
+    sample[:START-STOP]       the built-in sample, all of it or the sentences START to STOP - 1
 
 Text of one language, `lang=SOURCE`, is for masked LM alone. It is read as pairs of neighbouring lines, so that it goes
 the same way as parallel text; SOURCE is then
 
     file.txt, a.txt|b.txt     one text a line, `.gz` too; a line that is too long is split at spaces
     tfds:..., hf:...          as above; the column `text`, the one named by the language, or the only one with text
-    world[:START-STOP]        the built-in sample
+    sample[:START-STOP]       the built-in sample
 
 What cannot be used is skipped and counted by reason, never guessed at.
 """
 
+import hashlib
 import itertools
 import re
 import textwrap
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ppa_jax import storage
-from ppa_jax.data import text_files
+from ppa_jax.data import sample, text_files
 from ppa_jax.errors import UserError
 
 FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
@@ -56,7 +57,7 @@ class Source:
     """One corpus of one language pair, or of one language, as written in `data.pairs`."""
 
     languages: tuple[str, ...]  # two, or one
-    kind: str  # tsv, lines, tfds, hf, world, text
+    kind: str  # tsv, lines, tfds, hf, sample, text
     location: str  # what follows the "=", trimmed
     paths: tuple[Path, ...] = ()  # tsv: one, lines: two, text: one or more
 
@@ -104,7 +105,9 @@ def languages_of(spec: str) -> tuple[str, ...]:
 
 
 def _source(languages: tuple[str, ...], location: str) -> Source:
-    scheme = re.match(r"(tfds|hf|world)(:|$)", location)
+    if sample.is_source(location):
+        return Source(languages, "sample", location)
+    scheme = re.match(r"(tfds|hf)(:|$)", location)
     if scheme:
         return Source(languages, scheme[1], location)
     if len(languages) == 1:
@@ -157,8 +160,8 @@ def check(source: Source) -> None:
             text_files.open_text(path).close()
         if source.kind == "lines":
             _check_aligned(source.paths, *(text_files.count_lines(path) for path in source.paths))
-    elif source.kind == "world":
-        _world_range(source)
+    elif source.kind == "sample":
+        _sample_range(source)
     else:
         _open_dataset(source)
 
@@ -172,9 +175,10 @@ def _open_dataset(source: Source) -> Any:
 
 def identity(source: Source) -> dict[str, Any]:
     """What makes a prepared copy of `source` stale when it changes: places, sizes and times of files, versions."""
-    if source.kind == "world":
-        start, stop = _world_range(source)
-        return {"kind": "world", "start": start, "stop": stop, "text": _world_fingerprint()}
+    if source.kind == "sample":
+        start, stop = _sample_range(source)
+        texts = "\n".join(text for language in source.languages for text in sample.sentences(language, start, stop))
+        return {"kind": "sample", "start": start, "stop": stop, "text": hashlib.sha256(texts.encode()).hexdigest()[:16]}
     if source.kind in ("tfds", "hf"):
         return {"kind": source.kind, **_open_dataset(source).identity}
     return {"kind": source.kind, "files": [file_identity(path) for path in source.paths]}
@@ -253,11 +257,8 @@ def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[
 
 def _raw_lines(source: Source) -> Iterator[bytes | str]:
     """Lines, or the reason why there is none."""
-    if source.kind == "world":
-        from ppa_jax.data import world
-
-        language, (start, stop) = source.languages[0], _world_range(source)
-        yield from (world.sentence(index)[language].text.encode() for index in range(start, stop))
+    if source.kind == "sample":
+        yield from (text.encode() for text in sample.sentences(source.languages[0], *_sample_range(source)))
     if source.kind in ("tfds", "hf"):
         yield from _open_dataset(source).read(text_files.LONGEST_LINE)
     for path in source.paths:
@@ -273,8 +274,8 @@ def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[R
         return _read_tsv(source.paths[0], limit, counts)
     if source.kind == "lines":
         return _read_lines(source.paths, limit)
-    if source.kind == "world":
-        return _read_world(source)
+    if source.kind == "sample":
+        return ((a.encode(), b.encode()) for a, b in sample.pairs(*source.languages, *_sample_range(source)))
     return _open_dataset(source).read(limit)
 
 
@@ -312,36 +313,10 @@ def _check_aligned(paths: tuple[Path, ...], first: int, second: int) -> None:
         )
 
 
-def _world_range(source: Source) -> tuple[int, int]:
-    from ppa_jax.data import world
-
-    unknown = [language for language in source.languages if language not in world.LANGUAGES]
-    if unknown:
-        raise UserError(f"data.pairs: {source}: the built-in sample has {', '.join(world.LANGUAGES)}, not {unknown[0]}")
-    size = world.size()
-    match = re.fullmatch(r"world(?::(\d+)-(\d+))?", source.location)
-    start, stop = (int(match[1]), int(match[2])) if match and match[1] else (0, size)
-    if match is None or not 0 <= start < stop <= size:
-        raise UserError(f"data.pairs: {source}: write world or world:START-STOP with 0 <= START < STOP <= {size}")
-    return start, stop
-
-
-def _world_fingerprint() -> str:
-    """Digest of the files the sample is made from: it may differ from one version of the project to the next."""
-    import hashlib
-
-    from ppa_jax.data import world
-
-    folder = Path(world.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".tsv")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _read_world(source: Source) -> Iterator[Raw]:
-    from ppa_jax.data import world
-
-    first, second = source.languages
-    for a, b in world.pairs(first, second, *_world_range(source)):
-        yield a.encode(), b.encode()
+def _sample_range(source: Source) -> tuple[int, int]:
+    for language in source.languages:
+        if language not in sample.LANGUAGES:
+            raise UserError(
+                f"data.pairs: {source}: the built-in sample has {', '.join(sample.LANGUAGES)}, not {language}"
+            )
+    return sample.parse_range(source.location, sample.size(), where=f"data.pairs: {source}")

@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.data import text_files, world
+from ppa_jax.data import sample, text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered, Request, Vectors
 from ppa_jax.evaluation.neighbours import distinct, nearest
@@ -77,12 +77,9 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
 
 def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
     """Sentences from the end of the built-in sample, which training ranges do not reach: language -> (en, language)."""
-    stop = world.size()
-    sets = {}
-    for language in world.LANGUAGES[1:]:
-        english, foreign = zip(*world.pairs("en", language, stop - count, stop), strict=True)
-        sets[language] = (list(english), list(foreign))
-    return sets
+    start = sample.size() - count
+    english = sample.sentences("en", start)
+    return {language: (english, sample.sentences(language, start)) for language in sample.LANGUAGES[1:]}
 
 
 def _read(path: Path, field: str) -> list[str]:

@@ -23,7 +23,7 @@ import numpy as np
 from absl import logging
 
 from ppa_jax.config import Config, one_of, require
-from ppa_jax.data import world
+from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import ablation_report, report, similarity
 from ppa_jax.evaluation.embed import Remembered
@@ -166,12 +166,9 @@ def read_parallel(config: Config, source: str) -> similarity.Texts:
     given, count = config.parallel, config.similarity.sentences
     if not given:
         return {}
-    if match := re.fullmatch(r"world:(\d+)-(\d+)", given):
-        numbers = range(int(match[1]), int(match[2]))
-        if not 0 <= numbers.start < numbers.stop <= world.size():
-            raise UserError(f"config.parallel={given}: write world:A-B, with numbers up to {world.size()}")
-        said = [world.sentence(number) for number in numbers]
-        texts = {language: [sentence[language].text for sentence in said] for language in world.LANGUAGES}
+    if sample.is_source(given):
+        start, stop = sample.parse_range(given, sample.size(), where=f"config.parallel={given}")
+        texts = {language: sample.sentences(language, start, stop) for language in sample.LANGUAGES}
     else:
         texts = similarity.read_parallel(given, field="config.parallel")
     if source != similarity.PIVOT or source not in texts:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from ppa_jax import storage
 from ppa_jax.config import Config, fields, one_of, require, training_steps
-from ppa_jax.data import corpora, sources, world
+from ppa_jax.data import corpora, sample, sources
 from ppa_jax.data.dictionaries import (
     ENGLISH,
     Dictionary,
@@ -80,7 +80,7 @@ def validate(config: Config) -> None:
     require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
     require(config, "train.accumulate", lambda n: n <= 2**10, "at most 2**10")
     require(config, "contrastive.queue_size", lambda n: n < 2**31, "below 2**31")
-    require(config, "eval.sample", lambda n: n <= world.size(), f"at most {world.size()}, all of the built-in sample")
+    require(config, "eval.sample", lambda n: n <= sample.size(), f"at most {sample.size()}, all of the built-in sample")
     require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     one_of(config, "contrastive.pooling", ("cls", "mean"))
     if not config.data.pairs:
@@ -192,12 +192,12 @@ def read_test_sets(config: Config) -> retrieval.Sets:
     """
     if config.eval.tatoeba:
         return retrieval.read_tatoeba(config.eval.tatoeba)
-    first = world.size() - config.eval.sample
+    first = sample.size() - config.eval.sample
     for source in sources.parse_pairs(config.data.pairs) if config.eval.sample else []:
-        if source.kind == "world" and sources.identity(source)["stop"] > first:
+        if source.kind == "sample" and sources.identity(source)["stop"] > first:
             raise UserError(
                 f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
-                f"write {'-'.join(source.languages)}=world:0-{first}"
+                f"write {'-'.join(source.languages)}=sample:0-{first}"
             )
     return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
 
@@ -207,11 +207,13 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
     given = config.word_alignment
     if not given.weight and not config.tlm.dict_mlm:
         return []
-    if given.dictionaries == "world":
-        others = [language for language in world.LANGUAGES if language != ENGLISH]
-        tables = {language: world.dictionary(ENGLISH, language) for language in others}
+    if given.dictionaries == "sample":
+        others = [language for language in sample.LANGUAGES if language != ENGLISH]
+        tables = {language: sample.dictionary(ENGLISH, language) for language in others}
         return [from_pairs(ENGLISH, language, pairs) for language, pairs in tables.items()]
     field = "config.word_alignment.dictionaries"
+    if given.dictionaries == "world":
+        raise UserError(f"{field}=world: the built-in sample is named sample, not world; write sample")
     dictionaries = read_dictionaries(given.dictionaries, field=field, max_words=given.max_words or None, pivot="")
     return list(map(capitalised, dictionaries)) if given.capitalised else dictionaries
 

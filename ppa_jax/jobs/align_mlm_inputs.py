@@ -79,7 +79,7 @@ def validate(config: Config) -> dict[str, Any]:
     one_of(config, "dtype", ("float32", "bfloat16"))
     require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
     if not config.data.text:
-        raise UserError("config.data.text is empty: give files of English text, or world:0-20000")
+        raise UserError("config.data.text is empty: give files of English text, or sample:0-20000")
     require(config, "data.seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     tasks = {name: task for name, task in config.tasks.items() if task.train or task.test}
     for name, task in tasks.items():
@@ -97,10 +97,10 @@ def validate(config: Config) -> dict[str, Any]:
 
 def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
     """Checks the settings of both groups as their jobs will, before anything is trained."""
-    some = {ENGLISH: "world:0-9", DERIVED: "world:0-9", f"{ENGLISH}-{DERIVED}": "world:0-9"}
+    some = {ENGLISH: "sample:0-9", DERIVED: "sample:0-9", f"{ENGLISH}-{DERIVED}": "sample:0-9"}
     for objective in names(config.objectives):
         with _told("pretraining"):
-            given = pretrain.by_objective(pretraining(config, objective, 0, some, "world", "random"))
+            given = pretrain.by_objective(pretraining(config, objective, 0, some, "sample", "random"))
             given.init = "random"  # as pretrain.run does
             align_inputs.validate(given)
             new_model.validate(given)

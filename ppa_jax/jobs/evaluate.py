@@ -17,7 +17,7 @@ from absl import logging
 
 from ppa_jax import storage
 from ppa_jax.config import Config, one_of, require
-from ppa_jax.data import world
+from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder
@@ -177,7 +177,9 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
         raise UserError(f"no data: give one or more of {', '.join('config.' + field for field in DATA_FIELDS)}")
     require(config, "layer", lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1")
     require(config, "max_length", lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3")
-    require(config, "sample", lambda n: 0 <= n <= world.size(), f"from 0 to {world.size()}, all of the built-in sample")
+    require(
+        config, "sample", lambda n: 0 <= n <= sample.size(), f"from 0 to {sample.size()}, all of the built-in sample"
+    )
     require(config, "cka_batch", lambda n: n >= 4, "at least 4")
     require(config, "batch_size", lambda n: n >= 1, "at least 1")
     require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")

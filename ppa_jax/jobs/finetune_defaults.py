@@ -19,7 +19,7 @@ def defaults(task: str) -> Any:
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
             # LANGUAGE=FILE,... or LANGUAGE=FILE|FILE, or a path with {lang} in it (and {question} for MLQA's grid);
-            # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT], or world:A-B, the sample
+            # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT], or sample:A-B, the sample
             train="",
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested
@@ -58,7 +58,7 @@ def demo(config: Any, align: Path, *, test: str, second: str = "") -> None:
     Args:
       config: of `defaults`.
       align: file of the main job's configuration, whose mode `demo_words` makes the two models.
-      test: the range of the sample that is tested, as `world:30000-30600`; none of it is trained on.
+      test: the range of the sample that is tested, as `sample:30000-30600`; none of it is trained on.
       second: language of the second side of what is tested; empty: that of the first.
     """
     config.align_first = f"{align}:demo_words"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.data import text_files, world
+from ppa_jax.data import sample, text_files
 from ppa_jax.data.derived import Derivation, Tree, is_punctuation, moved_heads, moved_tags
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -55,13 +55,13 @@ def splitter(tokenizer: Tokenizer) -> Split:
 def read_text(spec: str, *, field: str) -> list[Sentence]:
     """The sentences of files with commas between: CoNLL-U with its trees, tagged words, or one text a line.
 
-    `world:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and for none.
+    `sample:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and for none.
     """
     found: list[Sentence] = []
     for name in filter(None, map(str.strip, spec.split(","))):
         path = storage.local(name)
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        if name.startswith("world:") or kind == ".conllu":
+        if sample.is_source(name) or kind == ".conllu":
             found += [Sentence(x.words, _tree(x)) for x in _read_trees(name, field)]
         elif kind in _TAGGED:
             found += [Sentence(x.words) for x in files.read(TASKS["tagging"], f"en={name}", field=field)[ENGLISH]]
@@ -69,7 +69,7 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
             lines = text_files.read_lines(path, field=field)
             found += [Sentence(words_of(line)) for line in lines if line.strip()]
     if not found:
-        raise UserError(f"{field}: no text; give files with commas between, or world:A-B (of {world.size()})")
+        raise UserError(f"{field}: no text; give files with commas between, or sample:A-B (of {sample.size()})")
     return found
 
 
@@ -89,9 +89,7 @@ def words_of(text: str) -> list[str]:
 def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
     """The English examples of a task, of CoNLL-U and of the sample with their trees. Raises as `files.read`."""
     sources = [name.strip() for name in spec.split("|")]
-    if task == "nli" or not all(
-        name.startswith("world:") or name.endswith((".conllu", ".conllu.gz")) for name in sources
-    ):
+    if task == "nli" or not all(sample.is_source(name) or name.endswith((".conllu", ".conllu.gz")) for name in sources):
         found = [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
         if task == "nli" and (unlabelled := sum(not x.example.label for x in found)):
             raise UserError(

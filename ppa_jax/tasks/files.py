@@ -9,6 +9,7 @@ from typing import Any
 
 from ppa_jax import storage
 from ppa_jax.data import public_datasets
+from ppa_jax.data.sample import is_source
 from ppa_jax.errors import UserError
 from ppa_jax.tasks import sample
 from ppa_jax.tasks.task import Task
@@ -25,7 +26,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
     Args:
       task: reads the files.
       spec: entries with commas between: `de=FILE`, `de=FILE|FILE`, `de=hf:NAME[/CONFIG][@SPLIT]`, `de=tfds:...`,
-        `de=world:0-1000` (the built-in sample), or `dir/dev.{lang}.tsv` for every language that has such a file;
+        `de=sample:0-1000` (the built-in sample), or `dir/dev.{lang}.tsv` for every language that has such a file;
         in MLQA's grid `de/en=FILE` (context/question), or a path with {lang} and {question}.
       field: the setting, for messages. A dataset's split is its last part's, unless it is given: train, dev
         (validation), test.
@@ -35,7 +36,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
     """
     examples: dict[str, list[Any]] = {}
     for language, path in entries(spec, field):
-        if path.partition(":")[0] == "world":
+        if is_source(path):
             found = sample.read(task, path, language=language, field=field)
         elif dataset := _DATASET.fullmatch(path):
             found = _from_dataset(task, dataset[1], dataset[2], language=language, field=field)

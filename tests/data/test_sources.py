@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppa_jax.data import sample
 from ppa_jax.data.sources import Cleaning, Counts, check, identity, parse_pairs, read_pairs
 from ppa_jax.errors import UserError
 
@@ -41,9 +42,9 @@ def test_parse_keeps_order_and_kinds(tmp_path):
     write(tmp_path / "a.tsv", "a\tb\n")
     write(tmp_path / "m.en", "a\n")
     write(tmp_path / "m.zh_Hans", "b\n")
-    spec = f"en-de={tmp_path}/a.tsv, en-zh_Hans={tmp_path}/m,\nde-fr={tmp_path}/a.tsv|{tmp_path}/m.en,es-ru=world:3-9,"
+    spec = f"en-de={tmp_path}/a.tsv, en-zh_Hans={tmp_path}/m,\nde-fr={tmp_path}/a.tsv|{tmp_path}/m.en,es-ru=sample:3-9,"
     sources = parse_pairs(spec)
-    assert [source.kind for source in sources] == ["tsv", "lines", "lines", "world"]
+    assert [source.kind for source in sources] == ["tsv", "lines", "lines", "sample"]
     assert [source.languages for source in sources] == [("en", "de"), ("en", "zh_Hans"), ("de", "fr"), ("es", "ru")]
     assert sources[1].paths == (tmp_path / "m.en", tmp_path / "m.zh_Hans")
 
@@ -60,10 +61,8 @@ def test_text_of_one_language_is_read_as_neighbours(tmp_path):
     assert counts.read == counts.kept + 2
     pairs, counts = read(f"en={tmp_path}/a.txt")
     assert pairs == [("one", "two"), ("three four five six",) * 2] and counts.noted["odd_line"] == 1
-    from ppa_jax.data import world
-
-    said = [world.sentence(i)["de"].text for i in range(5, 9)]
-    assert read("de=world:5-9")[0] == [(said[0], said[1]), (said[2], said[3])]
+    said = sample.sentences("de", 5, 9)
+    assert read("de=sample:5-9")[0] == [(said[0], said[1]), (said[2], said[3])]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +76,8 @@ def test_text_of_one_language_is_read_as_neighbours(tmp_path):
         ("en-de=a.txt|b", "no such file: a.txt"),
         ("en-de=a|b|c", "one bar"),
         ("en-de=|b", "one bar"),
-        ("en-en=world", "one language twice"),
-        ("en-de=world,en-de=world", "given 2 times"),
+        ("en-en=sample", "one language twice"),
+        ("en-de=sample,en-de=sample", "given 2 times"),
         ("en-de=nowhere.tsv", "no such file: nowhere.tsv"),
         ("en-de=nowhere", "no such file: nowhere, nor nowhere.en with nowhere.de"),
         ("", "no source given"),
@@ -225,21 +224,21 @@ def test_identity_follows_the_file(tmp_path):
 # The built-in sample
 
 
-def test_world():
-    pairs, _ = read("de-en=world:5-8")
-    assert len(pairs) == 3 and pairs == [(b, a) for a, b in read("en-de=world:5-8")[0]]
-    assert read("de-en=world:6-7")[0] == [pairs[1]]
+def test_sample():
+    pairs, _ = read("de-en=sample:5-8")
+    assert len(pairs) == 3 and pairs == [(b, a) for a, b in read("en-de=sample:5-8")[0]]
+    assert read("de-en=sample:6-7")[0] == [pairs[1]]
 
 
-@pytest.mark.parametrize("location", ["world:8-5", "world:0-99999999", "world:all", "world:1"])
-def test_world_out_of_range(location):
-    with pytest.raises(UserError, match="write world or world:START-STOP with 0 <= START < STOP <= "):
+@pytest.mark.parametrize("location", ["sample:8-5", "sample:0-99999999", "sample:all", "world:0-9", "sample:1"])
+def test_sample_out_of_range(location):
+    with pytest.raises(UserError, match="write sample or sample:A-B with 0 <= A < B <= "):
         read(f"en-de={location}")
 
 
-def test_world_language():
+def test_sample_language():
     with pytest.raises(UserError, match=r"the built-in sample has .*, not xx"):
-        read("en-xx=world")
+        read("en-xx=sample")
 
 
 # Datasets on disk

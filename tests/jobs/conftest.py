@@ -16,7 +16,7 @@ from ppa_jax.jobs import new_model
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = {
     "dtype": "float32",
-    "data.pairs": "en-de=world:0-300",
+    "data.pairs": "en-de=sample:0-300",
     "data.max_length": 24,
     "data.min_pieces": 1,
     "data.max_pair_pieces": 40,
@@ -35,7 +35,7 @@ def shelf(tmp_path_factory):
     """What the runs share: the tiny model, the prepared corpora, compiled programs."""
     folder = tmp_path_factory.mktemp("shelf")
     config = configs.load(str(ROOT / "configs/ppa.py"))
-    config.data.update(pairs="en-de=world:0-300", cache=str(folder / "corpora"))
+    config.data.update(pairs="en-de=sample:0-300", cache=str(folder / "corpora"))
     config.model.update(vocab_size=400, hidden_size=32, num_layers=1, num_heads=2)
     new_model.write_random(config, folder / "model")
     return folder

@@ -27,7 +27,7 @@ def models(tmp_path_factory):
     """Two of one size, with other weights."""
     folder = tmp_path_factory.mktemp("models")
     config = configs.load(str(ROOT / "configs/ppa.py"))
-    config.data.update(pairs="en-de=world:0-300", cache=str(folder / "corpora"))
+    config.data.update(pairs="en-de=sample:0-300", cache=str(folder / "corpora"))
     config.model.update(vocab_size=300, hidden_size=16, num_layers=3, num_heads=2)
     for seed, name in enumerate("ab"):
         config.seed = seed
@@ -37,8 +37,8 @@ def models(tmp_path_factory):
 
 def arguments(workdir, models, config=CONFIG, **fields):
     given = {
-        "init": f"a={models}/a,b={models}/b", "dtype": "float32", "seeds": "0,1", "data.train": "en=world:300-340",
-        "data.test": "en=world:340-350,de=world:340-350,es=world:340-350", "data.max_length": 32, "train.epochs": 0,
+        "init": f"a={models}/a,b={models}/b", "dtype": "float32", "seeds": "0,1", "data.train": "en=sample:300-340",
+        "data.test": "en=sample:340-350,de=sample:340-350,es=sample:340-350", "data.max_length": 32, "train.epochs": 0,
         "train.steps": 3, "train.batch_size": 8, "train.learning_rate": 1e-3, "test_batch_size": 8,
         "mesh.data": 1, "log.tensorboard": False,
     } | fields  # fmt: skip
@@ -47,7 +47,7 @@ def arguments(workdir, models, config=CONFIG, **fields):
 
 SIMILARITY = {
     "ablations": "1,2-3",
-    "parallel": "world:400-416",
+    "parallel": "sample:400-416",
     "similarity.batch": 8,
     "similarity.sentences": 16,
 }
@@ -179,15 +179,21 @@ def test_sets_that_are_none(spec):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"data.train": "en=world:0-9,de=world:0-9"}, "config.data.train=en=world:0-9,de=world:0-9: give one language"),
+        (
+            {"data.train": "en=sample:0-9,de=sample:0-9"},
+            "config.data.train=en=sample:0-9,de=sample:0-9: give one language",
+        ),
         ({"data.test": ""}, "config.data.test is empty"),
-        ({"parallel": "world:5-3"}, "config.parallel=world:5-3: write world:A-B"),
-        ({"parallel": "world:0-300", "similarity.measure": "cca"}, "config.similarity.measure=cca: must be one of cka"),
+        ({"parallel": "sample:5-3"}, "config.parallel=sample:5-3: write sample or sample:A-B"),
+        (
+            {"parallel": "sample:0-300", "similarity.measure": "cca"},
+            "similarity.measure=cca: must be one of cka",
+        ),
         ({"similarity.sentences": 5}, "config.similarity.sentences=5: must be"),
         ({"ablations": "0-2"}, "config.ablations: '0-2': the model numbers its blocks from 1 upwards"),
         ({"ablations": "7"}, "config.ablations: '7': the model has blocks 1 to 3"),
-        ({"data.test": "en=world:340-350"}, "config.data.test: give the source language, en, and targets"),
-        ({"data.test": "en=world:340-350,ru=world:340-350"}, "was tested on other sets"),
+        ({"data.test": "en=sample:340-350"}, "config.data.test: give the source language, en, and targets"),
+        ({"data.test": "en=sample:340-350,ru=sample:340-350"}, "was tested on other sets"),
     ],
 )
 def test_mistakes(whole, models, error_line, fields, said):

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 def arguments(workdir, **fields):
     given = {
         "dtype": "float32", "objectives": "xlm,align_mlm", "transformations": "trans+inv", "seeds": "0",
-        "data.text": "world:0-300", "data.dictionary_share": 0.5,
-        "tasks.pos.train": "world:300-340", "tasks.pos.test": "world:340-350",
+        "data.text": "sample:0-300", "data.dictionary_share": 0.5,
+        "tasks.pos.train": "sample:300-340", "tasks.pos.test": "sample:340-350",
         "tasks.pos.epochs": 1, "finetuning.train.batch_size": 8, "finetuning.data.max_length": 32,
         "pretraining.model.vocab_size": 120, "pretraining.model.hidden_size": 16, "pretraining.model.num_layers": 1,
         "pretraining.model.num_heads": 2, "pretraining.data.max_length": 48, "pretraining.data.max_pair_pieces": 90,
@@ -150,13 +150,13 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
     assert main(arguments(tmp_path)) == 0
     first = [("trans+inv", x, 0, task) for task in ("", "pos") for x in ("xlm", "align_mlm")]
     assert sorted(scores()) == sorted(first)
-    more = {"transformations": "trans+syn", "objectives": "mlm", "seeds": "1", "data.order_from": "world:0-50",
-            "tasks.ner.train": "world:300-340", "tasks.ner.test": "world:340-350"}  # fmt: skip
+    more = {"transformations": "trans+syn", "objectives": "mlm", "seeds": "1", "data.order_from": "sample:0-50",
+            "tasks.ner.train": "sample:300-340", "tasks.ner.test": "sample:340-350"}  # fmt: skip
     assert main(arguments(tmp_path, **more)) == 0
     assert sorted(scores()) == sorted([*first, *(("trans+syn", "mlm", 1, task) for task in ("", "pos", "ner"))])
     models = {"trans+inv": ["xlm-0", "align_mlm-0"], "trans+syn": ["mlm-1"]}
     assert {name: [run.name for run in runs.values()] for name, runs in drawn.items()} == models
-    assert main(arguments(tmp_path, **more | {"data.order_from": "world:0-60"})) == 2
+    assert main(arguments(tmp_path, **more | {"data.order_from": "sample:0-60"})) == 2
     assert "holds another run (content.order_from" in error_line()
 
 
@@ -178,7 +178,7 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         ({"data.seed": -1}, "config.data.seed=-1"),
         ({"tasks.pos.epochs": 0}, "config.tasks.pos.epochs=0"),
         (
-            {"transformations": "trans+syn", "data.order_from": "world:0-2"},
+            {"transformations": "trans+syn", "data.order_from": "sample:0-2"},
             "2 trees are too few",
         ),
         ({"data.dictionary_share": 0}, "config.data.dictionary_share"),
@@ -190,7 +190,7 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         ({"pretraining.train.epochs": 2}, "config.pretraining.train.steps and config.pretraining.train.epochs"),
         ({"pretraining.model.hidden_size": 33}, "config.pretraining.model.hidden_size=33: must divide"),
         ({"pretraining.model.vocabulary": "bpe"}, "config.pretraining.model.vocabulary"),
-        ({"data.text": "world:0-299"}, "holds another run"),
+        ({"data.text": "sample:0-299"}, "holds another run"),
         ({"pretraining.train.steps": 4}, "holds another run"),
     ],
 )
@@ -230,7 +230,7 @@ def test_a_task_without_trees_is_left_out_where_order_comes_from_trees(tmp_path,
     nli = tmp_path / "nli.tsv"
     nli.write_text("A cat sleeps.\tA cat rests.\tentailment\n")
     given = {
-        "transformations": "trans+syn,trans", "data.order_from": "world:0-50", "tasks.nli.train": nli,
+        "transformations": "trans+syn,trans", "data.order_from": "sample:0-50", "tasks.nli.train": nli,
         "tasks.nli.test": nli,
     }  # fmt: skip
     assert main(arguments(tmp_path / "run", **given)) == 0 and asked == ["pos", "nli", "pos"]

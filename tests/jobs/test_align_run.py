@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from ppa_jax import config as configs
-from ppa_jax.data import world
+from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import Dictionary, from_pairs, read_dictionaries
 from ppa_jax.jobs import align, align_inputs, align_run
 from ppa_jax.main import main
@@ -97,7 +97,7 @@ def test_what_a_run_leaves(whole):
     assert json.loads((whole.workdir / "config.json").read_text())["contrastive"]["queue_size"] == 16
     assert moments(whole.workdir) == ["before", "step 4", "step 8", "after"]
     report = (whole.workdir / "report.md").read_text()
-    assert "| **mean** |" in report and "world:0-300 | 300 |" in report
+    assert "| **mean** |" in report and "sample:0-300 | 300 |" in report
     for picture in ("curves.png", "bars.png"):
         assert picture in report and (whole.workdir / picture).stat().st_size > 1000
     assert list((whole.workdir / "profile").rglob("*.xplane.pb")), "no trace"
@@ -106,7 +106,7 @@ def test_what_a_run_leaves(whole):
 
 def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
     """word_alignment of the sample's own dictionary: the words come together, the other losses stay in the sum."""
-    fields = {"word_alignment.weight": 10, "word_alignment.dictionaries": "world", "train.steps": 4}
+    fields = {"word_alignment.weight": 10, "word_alignment.dictionaries": "sample", "train.steps": 4}
     assert main(command(tmp_path, fields)) == 0
     records = read_metrics(tmp_path)
     total = [r["tlm"] + r["contrastive"] - 10 * r["word_alignment"] for r in records]
@@ -118,7 +118,7 @@ def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
         [records[0]["tlm"], records[0]["contrastive"]], [first["tlm"], first["contrastive"]], rtol=1e-4
     )
     saved = {(d.source, d.target): d for d in read_dictionaries(tmp_path / "export/dictionaries")}
-    assert saved == {("en", x): from_pairs("en", x, world.dictionary("en", x)) for x in ("de", "es", "ru", "zh")}
+    assert saved == {("en", x): from_pairs("en", x, sample.dictionary("en", x)) for x in ("de", "es", "ru", "zh")}
     assert "+ alignment of word embeddings x 10" in (tmp_path / "report.md").read_text()
 
 
@@ -380,8 +380,8 @@ def test_another_run_is_refused(whole, command, error_line):
     line = error_line()
     assert "contrastive.temperature: 0.05 -> 0.1" in line and "seed: 0 -> 1" in line and "--workdir" in line
     assert "train" not in line, "fields that agree are named"
-    assert main(command(whole.workdir, {"data.pairs": "en-de=world:0-290"})) == 2
-    assert "data.pairs: en-de=world:0-300 -> en-de=world:0-290" in error_line()
+    assert main(command(whole.workdir, {"data.pairs": "en-de=sample:0-290"})) == 2
+    assert "data.pairs: en-de=sample:0-300 -> en-de=sample:0-290" in error_line()
 
 
 def test_another_model_or_other_text_under_the_same_names_is_refused(
@@ -430,7 +430,7 @@ ODD = [
     },
     {"tlm.weight": 0, "data.shuffle_sides": "no", "contrastive.key_dropout": "no"},
     {
-        "data.pairs": "en-de=world:0-1,en-ru=world:0-300,zh-en=world:7-9", "data.temperature": 100,
+        "data.pairs": "en-de=sample:0-1,en-ru=sample:0-300,zh-en=sample:7-9", "data.temperature": 100,
         "train.batch_size": 64, "dtype": "bfloat16", "tlm.mask_rate": 0.99, "data.max_pair_pieces": 60,
         "contrastive.weight": 0,
     },

@@ -303,8 +303,8 @@ def loaded(args):
         ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
         ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
         (
-            {"data.test": "fr=world:0-10"},
-            "config.data.test: world:0-10: the built-in sample has en, de, es, ru, zh, not fr",
+            {"data.test": "fr=sample:0-10"},
+            "config.data.test: sample:0-10: the built-in sample has en, de, es, ru, zh, not fr",
         ),
     ],
 )
@@ -359,7 +359,7 @@ def test_every_configuration(shelf, tmp_path, name, metrics, written):
         question = {"id": "q", "question": "Кто спит?"}
         raw.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Он спит.", "qas": [question]}]}]}))
     german = "de/en" if name == "mlqa" else "de"
-    fields = {"data.train": "en=world:0-40", "data.test": f"{german}=world:90-99,ru={raw}", "seeds": "0",
+    fields = {"data.train": "en=sample:0-40", "data.test": f"{german}=sample:90-99,ru={raw}", "seeds": "0",
               "data.max_length": 96, "train.steps": 2}  # fmt: skip
     config = CONFIG.with_name(f"{name}.py")
     assert main(arguments(tmp_path / "run", shelf, None, config, **fields)) == 0

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ppa_jax.data import world
+from ppa_jax.data import sample
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import new_model
@@ -15,13 +15,13 @@ from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs/pretrain.py"
-TEXT = "en=world:0-400,de=world:400-800"
+TEXT = "en=sample:0-400,de=sample:400-800"
 
 pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 
 
 def arguments(workdir, shelf, **fields):
-    words = "world" if fields.get("objective") in ("dict_mlm", "align_mlm") else ""
+    words = "sample" if fields.get("objective") in ("dict_mlm", "align_mlm") else ""
     given = {
         "dtype": "float32", "data.pairs": TEXT, "data.cache": shelf / "corpora", "data.max_length": 32,
         "data.max_pair_pieces": 60, "word_alignment.dictionaries": words, "train.steps": 3, "train.batch_size": 8,
@@ -33,7 +33,7 @@ def arguments(workdir, shelf, **fields):
 
 @pytest.mark.parametrize("objective", ["mlm", "xlm", "dict_mlm", "align_mlm"])
 def test_every_objective_from_nothing_to_an_export(shelf, tmp_path, objective):
-    pairs = TEXT + (",en-de=world:800-1200,en-ru=world:0-400" if objective == "xlm" else "")
+    pairs = TEXT + (",en-de=sample:800-1200,en-ru=sample:0-400" if objective == "xlm" else "")
     assert main(arguments(tmp_path, shelf, objective=objective, **{"data.pairs": pairs})) == 0
     records = read_metrics(tmp_path)
     assert [r["step"] for r in records] == [0, 1, 2]
@@ -91,7 +91,7 @@ def test_a_workdir_may_be_moved_and_spelled_otherwise(shelf, tmp_path, monkeypat
 @pytest.mark.parametrize("train", new_model.VOCABULARIES.values())
 def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
     """Ties among merges included, which come with small texts."""
-    texts = [world.sentence(i)[language].text for i in range(400) for language in ("en", "ru", "zh")]
+    texts = [text for language in ("en", "ru", "zh") for text in sample.sentences(language, 0, 400)]
     found = []
     for name in "abc":
         (tmp_path / name).mkdir()
@@ -106,10 +106,10 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
         ({"objective": "bert"}, "config.objective=bert: must be one of mlm, xlm, dict_mlm, align_mlm"),
         ({"objective": "xlm"}, "config.data.pairs: xlm needs translations"),
         ({"objective": "align_mlm", "word_alignment.weight": 0}, "align_mlm is masked LM then"),
-        ({"word_alignment.dictionaries": "world"}, "word_alignment.dictionaries: mlm has no use for them"),
+        ({"word_alignment.dictionaries": "sample"}, "word_alignment.dictionaries: mlm has no use for them"),
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "dictionaries is empty: dict_mlm needs them"),
         (
-            {"objective": "xlm", "init": "model", "data.pairs": "en-de=world:0-9,en-ru=world:0-9"},
+            {"objective": "xlm", "init": "model", "data.pairs": "en-de=sample:0-9,en-ru=sample:0-9"},
             "config.data.pairs: 3 languages (en, de, ru), and the model has 2 token types for objective=xlm",
         ),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),

@@ -159,8 +159,8 @@ def test_two_processes_are_as_one(start, alone, tmp_path, rules, model, fsdp):
 def test_fine_tuning_by_two_processes_is_as_by_one(start, shelf, tmp_path):
     """With a dev set, whose best parameters are taken, and test sets; given again, nothing is left to do."""
     given = {
-        "init": shelf / "model", "dtype": "float32", "seeds": "0", "data.train": "en=world:0-60",
-        "data.dev": "en=world:60-80", "data.test": "en=world:80-100,de=world:80-100", "data.max_length": 32,
+        "init": shelf / "model", "dtype": "float32", "seeds": "0", "data.train": "en=sample:0-60",
+        "data.dev": "en=sample:60-80", "data.test": "en=sample:80-100,de=sample:80-100", "data.max_length": 32,
         "train.batch_size": 8, "train.epochs": 0, "train.steps": 12, "train.learning_rate": 1e-2, "test_batch_size": 8,
         "checkpoint.every": 2, "eval.every": 3, "eval.patience": 9, "mesh.rules": "fsdp", "log.tensorboard": False,
     }  # fmt: skip

@@ -45,7 +45,7 @@ def conllu(tmp_path):
 def test_text_of_every_kind(tmp_path, conllu):
     (tmp_path / "a.txt").write_text("Go on, Ann!\n\nYes.\n")
     (tmp_path / "b.tsv").write_text("en:Ann\tB-PER\nen:sees\tO\n\n")
-    spec = f"{tmp_path}/a.txt,{tmp_path}/b.tsv,{conllu},world:0-3"
+    spec = f"{tmp_path}/a.txt,{tmp_path}/b.tsv,{conllu},sample:0-3"
     sentences = derive.read_text(spec, field="f")
     assert [len(x.words) for x in sentences[:4]] == [5, 2, 2, 5] and len(sentences) == 7
     assert [x.tree is not None for x in sentences] == [False] * 3 + [True] * 4

@@ -1,8 +1,8 @@
 """Chinese sentences: measure words, aspect (了, 在, 会), localisers; time and place before the verb."""
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.words import Realisation, Word, finish, times
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.words import Realisation, Word, finish, times
 
 TIME = times("zh")
 DETERMINERS = {"a": ("一", "NUM", "det"), "this": ("这", "DET", "det"), "two": ("两", "NUM", "num"),

@@ -7,8 +7,8 @@ way than English does.
 
 from typing import NamedTuple
 
-from ppa_jax.data.world.meaning import Meaning
-from ppa_jax.data.world.words import Realisation
+from tools.sample.meaning import Meaning
+from tools.sample.words import Realisation
 
 
 class Tree(NamedTuple):

@@ -12,12 +12,12 @@ from itertools import count
 from random import Random
 from typing import NamedTuple
 
-from ppa_jax.data.world import chinese, english, german, russian, spanish
-from ppa_jax.data.world.grammars import LANGUAGES, join, realise
-from ppa_jax.data.world.lexicon import ACTIONS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.space import EVENT_TIMES, PERSONS, groups, objects
-from ppa_jax.data.world.words import Realisation, Word, finish
+from tools.sample import chinese, english, german, russian, spanish
+from tools.sample.grammars import LANGUAGES, join, realise
+from tools.sample.lexicon import ACTIONS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.space import EVENT_TIMES, PERSONS, groups, objects
+from tools.sample.words import Realisation, Word, finish
 
 SIZE = 60_000
 KINDS = ("agent", "object", "place", "time")  # who, what, where, when

@@ -1,8 +1,8 @@
 """The languages there are, and saying a meaning in one of them."""
 
-from ppa_jax.data.world import chinese, english, german, russian, spanish
-from ppa_jax.data.world.meaning import Meaning
-from ppa_jax.data.world.words import Realisation
+from tools.sample import chinese, english, german, russian, spanish
+from tools.sample.meaning import Meaning
+from tools.sample.words import Realisation
 
 GRAMMARS = {"en": english, "de": german, "es": spanish, "ru": russian, "zh": chinese}
 LANGUAGES = ("en", "de", "es", "ru", "zh")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, LANDMARKS, MASS, NOUNS, PLACES, TIMES, adjectives, nouns
-from ppa_jax.data.world.meaning import Meaning, Phrase
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, LANDMARKS, MASS, NOUNS, PLACES, TIMES, adjectives, nouns
+from tools.sample.meaning import Meaning, Phrase
 
 PER_SLOT = 6000  # meanings of one slot; at most the capacity of the smallest block over its weight
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread most evenly

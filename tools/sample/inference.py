@@ -21,9 +21,9 @@ from dataclasses import replace
 from random import Random
 from typing import NamedTuple
 
-from ppa_jax.data.world.lexicon import ACTIONS, LANDMARKS, MASS, NOUNS, adjectives, nouns
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.space import (
+from tools.sample.lexicon import ACTIONS, LANDMARKS, MASS, NOUNS, adjectives, nouns
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.space import (
     LIVING,
     OWNERS,
     PERSONS,
@@ -35,7 +35,7 @@ from ppa_jax.data.world.space import (
     groups,
     meaning,
 )
-from ppa_jax.data.world.space import SIZE as WORLD
+from tools.sample.space import SIZE as WORLD
 
 LABELS = ("entailment", "neutral", "contradiction")  # in the order of XNLI's numbers
 OPPOSITE = {"clean": "dirty", "dirty": "clean", "happy": "sad", "sad": "happy", "hot": "cold", "cold": "hot"}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ppa_jax.data.world.lexicon import TENSE
+from tools.sample.lexicon import TENSE
 
 
 @dataclass(frozen=True, slots=True)

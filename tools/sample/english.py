@@ -1,8 +1,8 @@
 """English sentences."""
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.words import Realisation, Word, finish, times
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.words import Realisation, Word, finish, times
 
 TIME = times("en")
 AT = {

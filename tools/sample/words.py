@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ppa_jax.data.world.lexicon import TIMES
+from tools.sample.lexicon import TIMES
 
 
 class Word(NamedTuple):

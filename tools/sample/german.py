@@ -1,8 +1,8 @@
 """German sentences: verb second, verb final after `weil`, separable prefixes, case, gender and adjective endings."""
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.words import Realisation, Word, finish, times
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.words import Realisation, Word, finish, times
 
 TIME = times("de")
 # By case and gender; the possessives and `kein` inflect like `ein`.

@@ -1,8 +1,8 @@
 """Spanish sentences: gender and number agreement, del and al, personal a, clitic le, gustar with its inverted roles."""
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.words import Realisation, Word, finish, times
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, LANDMARKS, MASS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.words import Realisation, Word, finish, times
 
 TIME = times("es")
 DETERMINERS = {  # by gender; `fel` is a feminine that begins with a stressed a

@@ -12,13 +12,13 @@ trees of the sentences (`tree`), in all five languages alike.
 from collections.abc import Iterator
 from functools import cache
 
-from ppa_jax.data.world import inference, questions, trees
-from ppa_jax.data.world.grammars import LANGUAGES, join, realise
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.questions import Question, question
-from ppa_jax.data.world.space import SIZE, meaning
-from ppa_jax.data.world.trees import Tree
-from ppa_jax.data.world.words import Realisation
+from tools.sample import inference, questions, trees
+from tools.sample.grammars import LANGUAGES, join, realise
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.questions import Question, question
+from tools.sample.space import SIZE, meaning
+from tools.sample.trees import Tree
+from tools.sample.words import Realisation
 
 __all__ = [
     "LANGUAGES",

@@ -1,8 +1,8 @@
 """Russian sentences: six cases in use, animacy, past tense by gender, numerals with their cases, no present copula."""
 
-from ppa_jax.data.world.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, ANIMATE, LANDMARKS, MASS, NOUNS, PLACES
-from ppa_jax.data.world.meaning import Meaning, Phrase
-from ppa_jax.data.world.words import Realisation, Word, finish, times
+from tools.sample.lexicon import ACTIONS, ACTIVITIES, ADJECTIVES, ANIMATE, LANDMARKS, MASS, NOUNS, PLACES
+from tools.sample.meaning import Meaning, Phrase
+from tools.sample.words import Realisation, Word, finish, times
 
 TIME = times("ru")
 AT = {
