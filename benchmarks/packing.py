@@ -48,7 +48,7 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     real, room, shapes = 0, 0, []
-    for step in range(0, a.windows * batches.plan.window, a.stride):
+    for step in range(0, a.windows * WINDOW, a.stride):
         plan = batches.plan.batch(step)
         shape, _ = batches.packed(plan)
         shapes.append(shape)

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,13 @@ _SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 
 def training_steps(config: Config, examples: int) -> int:
-    """`train.steps`, or those of `train.epochs` over `examples`. Raises UserError for more than can be counted."""
+    """`train.steps`, or those of `train.epochs` over `examples`, the last batch completed from the epoch after.
+
+    Raises UserError for more than can be counted.
+    """
     train = config.train
-    steps = train.steps or max(1, round(train.epochs * examples / train.batch_size))
+    # Fraction: 1.1 epochs of 100 examples are 110, not 110.00000000000001 and one batch more.
+    steps = train.steps or math.ceil(Fraction(str(train.epochs)) * examples / train.batch_size)
     if steps >= 2**31:
         raise UserError(f"config.train.epochs={train.epochs}: {steps:.2g} steps; must be below 2**31 steps")
     return steps

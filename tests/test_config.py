@@ -85,6 +85,15 @@ def test_steps_and_epochs_exclude_each_other(load):
         load(("train.steps", "5"), ("train.epochs", "1"))
 
 
+@pytest.mark.parametrize(
+    ("epochs", "examples", "steps"),
+    [(1.0, 29_000, 454), (10.0, 640, 100), (1.1, 640, 11), (0.001, 640, 1)],  # 453.1, 100, 11 and 0.01 batches of 64
+)
+def test_epochs_end_with_a_whole_batch(epochs, examples, steps):
+    train = {"steps": 0, "epochs": epochs, "batch_size": 64}
+    assert configs.training_steps(ml_collections.ConfigDict({"train": train}), examples) == steps
+
+
 def test_modes(load):
     assert load(mode=":fast").size == 3
     with pytest.raises(UserError, match="unknown mode 'slow'; there is: fast"):

@@ -119,7 +119,8 @@ class PairBatches:
         self.own_shards = self.own_shards or range(self.shards)
         widths = packing.widths_for(self.row_length)
         key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
-        steps = range(0, self.plan.window, max(1, self.plan.window * self.plan.batch_size // TRIED))
+        window = self.plan.window_of(0)
+        steps = window[:: max(1, len(window) * self.plan.batch_size // TRIED)]
         tried = [self._needs(self.plan.batch(step)) for step in steps]
         base = Shape(
             query=packing.find_layout([list(needs.encoded) for needs in tried], widths),

@@ -1,24 +1,27 @@
-"""What is in every batch: a pure function of (seed, step, indexed lengths).
+"""What is in every batch: a pure function of (seed, step, lengths).
 
-Every process computes the same plan, for any number of devices; the position in the data is one integer, the step.
+Every process computes the same schedule, for any number of devices; the position in the data is one integer, the step.
 
-- A language pair is drawn with probability proportional to n**(1/T). Its share is kept exactly, window by window (a
-  window is `WINDOW` batches, or what is nearest to one pass over all pairs where those are fewer), so the place in each
-  pair's walk follows from the step alone.
-- Each pair list is walked without replacement, in the order of a keyed permutation, new in every pass.
-- Within a window the pairs are sorted by length and dealt out like cards, one of each length stratum to every share of
-  a batch (16 pairs where that divides it), the longest to the share that has the fewest tokens so far. Shares hold all
-  lengths (nothing to learn from length) and yet nearly the same number of tokens, which is what lets packed rows of one
-  static shape be full. Devices and accumulation steps get contiguous parts of a batch: whole shares as a rule, or parts
-  of one, in which the order spreads the lengths.
-- Which sentence comes first is a fair coin for every pair; the coins of a share are tossed together, so that its first
-  sentences have about as many tokens as its second.
+- Draws form one endless sequence, of which batch t takes draws t * B to (t + 1) * B - 1. An epoch is as many draws as
+  there are pairs. Source s gets the same whole number of them in every epoch: in proportion to n**(1/T), and exactly
+  its n pairs with T = 1.
+- Each source is walked without replacement, in the order of a keyed permutation, new in every pass.
+- The batches of an epoch form windows of up to `WINDOW` batches. Which of a window's pairs come in which of its batches
+  is open; as no window reaches past the batch that completes an epoch, epochs do not mix beyond that batch's surplus.
+- Within a window the pairs are sorted by length. Every block of a batch (16 pairs where that divides it) gets one pair
+  of each length stratum, the longest going to the block that has the fewest tokens so far. Blocks hold all lengths
+  (nothing to learn from length) and yet nearly the same number of tokens, which lets packed rows of one static shape be
+  full. Devices and accumulation steps get contiguous parts of a batch: whole blocks as a rule, or parts of one, whose
+  order spreads the lengths.
+- Which sentence comes first is random and fair for every pair; the sides of a block are sampled together, so that its
+  first sentences have about as many tokens as its second.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -26,8 +29,8 @@ import numpy as np
 
 from ppa_jax.data.mapped import from_name, to_name
 
-WINDOW = 256  # batches
-VERSION = 4  # of what a batch of a step holds: a run does not go on with another one
+WINDOW = 256  # batches at most that are balanced together
+VERSION = 5  # of what the batch of a step holds: no run is resumed with another one
 
 
 class BatchPlan(NamedTuple):
@@ -61,8 +64,41 @@ def permute(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def spread(n: int) -> np.ndarray:
-    """The order of ranks 0..n-1 by bit reversal: every contiguous share holds ranks from the whole range."""
+def draws_per_epoch(sizes: Sequence[int], temperature: float) -> list[int]:
+    """How many of an epoch's sum(sizes) draws each source gets: in proportion to n**(1/T), by largest remainders.
+
+    With T = 1 these are the sizes themselves. No source gets none: the one that has most gives a draw away.
+    """
+    total, largest = sum(sizes), max(sizes)
+    weights = [round(2**64 * (n / largest) ** (1 / temperature)) for n in sizes]
+    shares = [divmod(total * weight, sum(weights)) for weight in weights]
+    draws = [whole for whole, _ in shares]
+    by_remainder = sorted(range(len(sizes)), key=lambda s: -shares[s][1])
+    for s in by_remainder[: total - sum(draws)]:
+        draws[s] += 1
+    for s, n in enumerate(draws):
+        if n == 0:
+            draws[draws.index(max(draws))] -= 1
+            draws[s] = 1
+    return draws
+
+
+def draws_before(position: int, per_epoch: Sequence[int]) -> list[int]:
+    """How many of the first `position` draws of an epoch come from each source, evenly spread over the epoch.
+
+    Each source in turn takes its rounded share of what those before it have left. So the counts add up to `position`;
+    from one position to the next a single one of them rises, by one; and a whole epoch has `per_epoch`.
+    """
+    drawn = []
+    left, total = position, sum(per_epoch)
+    for n in per_epoch:
+        drawn.append((2 * left * n + total) // (2 * total))
+        left, total = left - drawn[-1], total - n
+    return drawn
+
+
+def bit_reversal_order(n: int) -> np.ndarray:
+    """Ranks 0..n-1 in the order of their reversed bits: every contiguous part holds ranks from the whole range."""
     bits = max(1, (n - 1).bit_length())
     ranks = np.arange(1 << bits)
     reversed_bits = np.zeros_like(ranks)
@@ -71,11 +107,11 @@ def spread(n: int) -> np.ndarray:
     return reversed_bits[reversed_bits < n]
 
 
-def share_of(batch_size: int) -> int:
-    """Pairs of a share: the divisor next to 16, from 16 to 32 or else from 8; without one, or up to 32, all of them.
+def block_size(batch_size: int) -> int:
+    """Pairs of a block: the divisor of the batch next to 16, from 16 to 32 or else from 8; failing that, all of them.
 
-    A device gets whole shares, of even size, so small ones keep many devices full; with fewer than 16 pairs the dealing
-    leaves larger differences between them.
+    A batch of up to 32 pairs is one block. Devices get whole blocks where they can, so small blocks keep many devices
+    equally full; below 16 pairs, blocks differ more in their number of tokens.
     """
     if batch_size > 32:
         for n in (*range(16, 33), *range(15, 7, -1)):
@@ -84,49 +120,49 @@ def share_of(batch_size: int) -> int:
     return batch_size
 
 
-def deal(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """One of every stratum to each share, [shares, strata], so that the shares have nearly the same total size.
+def balance_blocks(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Assigns one item of every stratum to each block, [blocks, strata], so that blocks have nearly equal total sizes.
 
     Args:
-      strata: [strata, shares] of indices into `sizes`, by rising size.
+      strata: [strata, blocks] of indices into `sizes`, by rising size.
       sizes: of every item.
     """
-    dealt = np.empty(strata.shape, strata.dtype)
+    blocks = np.empty(strata.shape, strata.dtype)
     total = np.zeros(strata.shape[1], sizes.dtype)
     for row, stratum in reversed(list(enumerate(strata))):
-        fullest = np.argsort(-total, kind="stable")  # gets the smallest of the stratum
-        dealt[row, fullest] = stratum
-        total[fullest] += sizes[stratum]
-    return dealt.T
+        fullest_first = np.argsort(-total, kind="stable")  # the fullest block gets the smallest of the stratum
+        blocks[row, fullest_first] = stratum
+        total[fullest_first] += sizes[stratum]
+    return blocks.T
 
 
-def toss(difference: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Fair coins, [shares, n] bool, such that in each share sum(where(coin, difference, -difference)) is near zero.
+def sample_sides(difference: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Random signs, [blocks, n] bool, such that in each block sum(where(sign, difference, -difference)) is near zero.
 
-    Every share has one coin for its largest difference; each of the rest, by falling size, goes against the sum so
-    far, or has a coin of its own where it makes none. A coin alone is fair: turned over, all of them are as likely.
+    The largest difference of a block gets a random sign. Each of the rest, by falling size, gets the sign opposite to
+    the sum so far, or a random one where the sum or the difference is zero. By symmetry every sign alone is fair.
     """
     order = np.argsort(-np.abs(difference), axis=1, kind="stable")
-    coins = np.empty(difference.shape, bool)
+    signs = np.empty(difference.shape, bool)
     total = np.zeros(len(difference))
-    own = random.random(difference.shape) < 0.5
-    for column, tossed in zip(order.T, own.T, strict=True):
+    fair = random.random(difference.shape) < 0.5
+    for column, fair_sign in zip(order.T, fair.T, strict=True):
         size = np.take_along_axis(difference, column[:, None], axis=1)[:, 0]
-        coin = np.where((size == 0) | (total == 0), tossed, (total > 0) == (size < 0))
-        np.put_along_axis(coins, column[:, None], coin[:, None], axis=1)
-        total += np.where(coin, size, -size)
-    return coins
+        sign = np.where((size == 0) | (total == 0), fair_sign, (total > 0) == (size < 0))
+        np.put_along_axis(signs, column[:, None], sign[:, None], axis=1)
+        total += np.where(sign, size, -size)
+    return signs
 
 
 @dataclasses.dataclass
 class Plan:
-    """The plan of a run.
+    """Which pairs make up each batch of a run.
 
     Attributes:
-      lengths: for every language pair, [n, 2] word pieces of its pairs (memory-mapped arrays serve).
+      lengths: for every source, [n, 2] word pieces of its n > 0 pairs (memory-mapped arrays serve).
       batch_size: pairs in a global batch.
-      seed: of the order, the dealing and the sides.
-      temperature: T of p ~ n**(1/T); 1 keeps the proportions of the corpora, larger values raise the small ones.
+      seed: of the order, the balancing and the sides.
+      temperature: T of n**(1/T); 1 keeps the proportions of the sources, larger values raise the small ones.
       shuffle_sides: random input shuffling; otherwise the first language always comes first.
     """
 
@@ -137,17 +173,13 @@ class Plan:
     shuffle_sides: bool = True
 
     def __post_init__(self) -> None:
-        sizes = np.array([len(x) for x in self.lengths], np.float64)
-        weights = sizes ** (1.0 / self.temperature)
-        self.probabilities = weights / weights.sum()
-        # Which pairs of a window come in which of its batches is open, so it must not hold several passes.
-        self.window = min(WINDOW, max(1, round(self.pairs / self.batch_size)))  # batches
-        self._windows: dict[int, Future[BatchPlan]] = {}
-        self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="plan")
+        self.draws_per_epoch = draws_per_epoch([len(x) for x in self.lengths], self.temperature)
+        self._windows: dict[range, Future[BatchPlan]] = {}
+        self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="schedule")
 
     def __reduce__(self) -> tuple:
-        # A worker process makes its own windows: what is here does not travel.
-        return _plan_of, (
+        # A worker process computes windows of its own: those here are not pickled.
+        return _unpickle, (
             [*map(to_name, self.lengths)],
             self.batch_size,
             self.seed,
@@ -157,67 +189,89 @@ class Plan:
 
     @property
     def pairs(self) -> int:
-        """Number of pairs in all sources: the length of an epoch."""
+        """Number of pairs in all sources: the draws of an epoch."""
         return sum(len(x) for x in self.lengths)
 
-    def drawn_before(self, window: int) -> np.ndarray:
-        """How many pairs of each source the windows before `window` have used, exactly; the largest rounds."""
-        slots = window * self.window * self.batch_size
-        drawn = np.floor(slots * self.probabilities).astype(np.int64)
-        largest = int(np.argmax(self.probabilities))
-        drawn[largest] += slots - drawn.sum()
-        return drawn
+    def drawn_before(self, step: int) -> np.ndarray:
+        """[S] how many pairs of each source the draws before the batch of `step` take, repetitions included.
+
+        Exact where `step` begins a window; within one, its pairs come in any order.
+        """
+        epoch, position = divmod(step * self.batch_size, self.pairs)
+        within = draws_before(position, self.draws_per_epoch)
+        return np.array([epoch * n + k for n, k in zip(self.draws_per_epoch, within, strict=True)])
+
+    def window_of(self, step: int) -> range:
+        """The batches that are balanced together with that of `step`: one of the nearly equal parts of its epoch.
+
+        A batch belongs to the epoch of its first draw.
+        """
+        epoch = step * self.batch_size // self.pairs
+        first, stop = (-(-n * self.pairs // self.batch_size) for n in (epoch, epoch + 1))
+        batches = stop - first
+        parts = -(-batches // WINDOW)
+        part = ((step - first + 1) * parts - 1) // batches
+        return range(first + part * batches // parts, first + (part + 1) * batches // parts)
 
     def batch(self, step: int) -> BatchPlan:
         """The batch of `step` (from 0)."""
-        window, place = divmod(step, self.window)
-        made = self._window(window, ahead=place >= self.window // 2).result()
-        return BatchPlan(*(x[place] for x in made))
+        window = self.window_of(step)
+        place = step - window.start
+        batches = self._batches(window, ahead=place >= len(window) // 2).result()
+        return BatchPlan(*(x[place] for x in batches))
 
-    def _window(self, number: int, *, ahead: bool) -> Future[BatchPlan]:
-        """A window, made once whatever the threads that ask for it; and the next one ahead of time, as one of large
-        batches takes a second, which their step would wait for."""
+    def _batches(self, window: range, *, ahead: bool) -> Future[BatchPlan]:
+        """The batches of a window, computed once however many threads ask; `ahead`: and then those of the next one.
+
+        A window of large batches takes a second, which its first step would otherwise wait for.
+        """
         with self._lock:
-            for n in (number, number + 1)[: 1 + ahead]:
-                if n not in self._windows:
-                    self._windows[n] = self._thread.submit(self._make_window, n)
-            for n in [n for n in self._windows if abs(n - number) > 1]:
-                del self._windows[n]
-            return self._windows[number]
+            for w in (window, self.window_of(window.stop))[: 1 + ahead]:
+                if w not in self._windows:
+                    self._windows[w] = self._thread.submit(self._compute, w)
+            for w in [w for w in self._windows if w.stop < window.start or window.stop < w.start]:
+                del self._windows[w]
+            return self._windows[window]
 
-    def _make_window(self, window: int) -> BatchPlan:
-        source, index = [], []
-        for s, (first, last) in enumerate(zip(self.drawn_before(window), self.drawn_before(window + 1), strict=True)):
-            size = len(self.lengths[s])
-            walk = np.arange(first, last)
-            for number in range(first // size, -(-last // size)):
-                place = walk[walk // size == number] % size
-                index.append(permute(place, size, (self.seed, s, number)))
-                source.append(np.full(len(place), s))
-        source, index = np.concatenate(source), np.concatenate(index)
+    def _compute(self, window: range) -> BatchPlan:
+        """All batches of a window: fields as in BatchPlan, with an axis of batches before them."""
+        source, index = self._draw(window)
         lengths = np.empty((len(index), 2), np.int64)
         for s, table in enumerate(self.lengths):
             own = source == s
             lengths[own] = table[index[own]]
 
-        random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window)))
-        # Ties in length are broken at random, or a window of equal lengths would be dealt out by language.
+        random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window.start)))
+        # Ties in length are broken at random: otherwise a window of equal lengths would be sorted by source.
         by_length = np.lexsort((random.random(len(index)), lengths.sum(axis=1)))
-        share = share_of(self.batch_size)
-        dealt = deal(by_length.reshape(share, -1), lengths.sum(axis=1))[random.permutation(len(index) // share)]
-        dealt = dealt[:, spread(share)].reshape(-1, share)
-        swap = toss(lengths[dealt, 1] - lengths[dealt, 0], random)
+        size = block_size(self.batch_size)
+        blocks = balance_blocks(by_length.reshape(size, -1), lengths.sum(axis=1))
+        blocks = blocks[random.permutation(len(blocks))][:, bit_reversal_order(size)]
+        swap = sample_sides(lengths[blocks, 1] - lengths[blocks, 0], random)
         if not self.shuffle_sides:
             swap = np.zeros_like(swap)
-        dealt, swap = dealt.reshape(self.window, -1), swap.reshape(self.window, -1)
-        pieces = lengths[dealt]
+        order, swap = blocks.reshape(-1, self.batch_size), swap.reshape(-1, self.batch_size)
+        pieces = lengths[order]
         return BatchPlan(
-            source=source[dealt],
-            index=index[dealt],
+            source=source[order],
+            index=index[order],
             swap=swap,
             lengths=np.where(swap[..., None], pieces[..., ::-1], pieces),
         )
 
+    def _draw(self, window: range) -> tuple[np.ndarray, np.ndarray]:
+        """The draws of a window: source and index of each, [draws], ordered by source."""
+        source, index = [], []
+        for s, (first, last) in enumerate(
+            zip(self.drawn_before(window.start), self.drawn_before(window.stop), strict=True)
+        ):
+            size = len(self.lengths[s])
+            for number in range(first // size, -(-last // size)):  # passes over the source
+                walk = np.arange(max(first, number * size), min(last, (number + 1) * size)) - number * size
+                index.append(permute(walk, size, (self.seed, s, number)))
+                source.append(np.full(len(walk), s))
+        return np.concatenate(source), np.concatenate(index)
 
-def _plan_of(lengths: list[np.ndarray | str], *settings: Any) -> Plan:
+
+def _unpickle(lengths: list[np.ndarray | str], *settings: Any) -> Plan:
     return Plan([*map(from_name, lengths)], *settings)
