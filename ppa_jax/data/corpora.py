@@ -203,9 +203,12 @@ def _choose(
         skipped = {**facts["skipped"], **dropped}
         if not kept:
             counts = prepare.describe_counts(facts["read"], skipped)
+            first = prepare.decode(next(part.prepared.blocks())[:1])[0]
+            a, b = prepare.piece_lengths(part.prepared, tokenizer)[0]
             raise UserError(
                 f"data.pairs: {part.source}: no usable pair; {counts} "
-                f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces})"
+                f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces}); "
+                f"the first has {a} and {b} pieces: {first[0][:80]!r} | {first[1][:80]!r}"
             )
         passing.append(keep)
         noted = {**facts["noted"], "cut": cut}

@@ -172,8 +172,11 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
     if not counts.kept:
         is_lines = source.kind == "tsv" and source.paths[0].suffix.strip(".") in source.languages
         way_out = "; of two line-aligned files give the prefix, or a.txt|b.txt" if is_lines else ""
+        first = ""
+        if source.kind in ("tsv", "lines"):  # nothing was kept: the first line has the first reason
+            first = f"; the first is {next(iter(counts.skipped))}: {sources.begins_with(source)}"
         raise UserError(
-            f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}{way_out}"
+            f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}{first}{way_out}"
         )
     text = tfds.features.Text()
     tfds.folder_dataset.write_metadata(

@@ -17,7 +17,6 @@ import numpy as np
 
 from ppa_jax import storage
 from ppa_jax.data import text_files
-from ppa_jax.data.sources import Raw, Source, file_identity
 from ppa_jax.errors import UserError, reason
 
 _READ_AT_ONCE = 1024  # rows
@@ -44,8 +43,8 @@ class Rows:
     column: str | None  # the dictionary column; None: the row itself
     stream: Stream
 
-    def read(self, limit: int) -> Iterator[Raw]:
-        """Yields the raw sides of every row; `limit` bounds a line of a text format, in bytes."""
+    def read(self, limit: int) -> Iterator[tuple[bytes, bytes] | str]:
+        """Yields both sides of every row, or the reason why it has none; `limit` bounds a line of a text format."""
         for row in self.stream(limit):
             if isinstance(row, str):
                 yield row
@@ -60,18 +59,19 @@ class Rows:
                 yield sides  # pyright: ignore[reportReturnType]
 
 
-def open_rows(source: Source) -> Rows:
-    """Finds the dataset of `source`. Raises UserError if it is not there, cannot be read or lacks a language."""
-    where = f"data.pairs: {source}"
-    dataset, first = _open_with_row(source, where)
+def open_rows(location: str, languages: tuple[str, ...], *, where: str) -> Rows:
+    """Finds a dataset of two languages; `location` and `where` as for `open_dataset`.
+
+    Raises UserError if it is not there, cannot be read or lacks a language.
+    """
+    dataset, first = _open_with_row(location, where)
     tables = {None: first, **{key: value for key, value in first.items() if isinstance(value, Mapping)}}
     for column, table in tables.items():
-        if {"language", "translation"} <= table.keys() or all(code in table for code in source.languages):
-            return Rows(dataset.identity, source.languages, column, dataset.stream)
+        if {"language", "translation"} <= table.keys() or all(code in table for code in languages):
+            return Rows(dataset.identity, languages, column, dataset.stream)
     found = "; ".join(f"{column or 'columns'}: {', '.join(map(str, table))}" for column, table in tables.items())
     raise UserError(
-        f"{where}: no columns named {source.languages[0]} and {source.languages[1]} ({found}); "
-        "use the dataset's own language codes"
+        f"{where}: no columns named {languages[0]} and {languages[1]} ({found}); use the dataset's own language codes"
     )
 
 
@@ -96,23 +96,25 @@ class Texts:
                 yield "empty" if text is None else "not_text"
 
 
-def open_texts(source: Source) -> Texts:
-    """Finds the dataset of a source of one language. Raises UserError if it cannot be read or has no column of text."""
-    where = f"data.pairs: {source}"
-    dataset, first = _open_with_row(source, where)
+def open_texts(location: str, language: str, *, where: str) -> Texts:
+    """Finds a dataset of one language; `location` and `where` as for `open_dataset`.
+
+    Raises UserError if it cannot be read or has no column of text.
+    """
+    dataset, first = _open_with_row(location, where)
     of_text = [name for name, value in first.items() if isinstance(value, (str, bytes))]
-    named = [name for name in ("text", source.languages[0]) if name in first]  # whatever the first row has there
+    named = [name for name in ("text", language) if name in first]  # whatever the first row has there
     if not named and len(of_text) != 1:
         raise UserError(
-            f"{where}: no column text or {source.languages[0]}, and not one column of text alone "
+            f"{where}: no column text or {language}, and not one column of text alone "
             f"(there are {', '.join(map(str, first))}); rename one"
         )
     return Texts(dataset.identity, (named or of_text)[0], dataset.stream)
 
 
-def _open_with_row(source: Source, where: str) -> tuple[Dataset, Mapping[Any, Any]]:
+def _open_with_row(location: str, where: str) -> tuple[Dataset, Mapping[Any, Any]]:
     """The dataset, and the first row that can be read, whose columns say what there is."""
-    dataset = open_dataset(source.location, where=where)
+    dataset = open_dataset(location, where=where)
     first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
     if not isinstance(first, Mapping):
         raise UserError(f"{where}: no row that can be read; check the dataset")
@@ -218,7 +220,9 @@ def _open_hf(name: str, where: str, wanted: str) -> Dataset:
             reader = readers.get(file.suffix)
             yield from _read_json_lines(file, limit) if reader is None else reader(file, where)
 
-    return Dataset({"files": [file_identity(file) for file in files]}, _named(stream, _features(files[0], where)))
+    return Dataset(
+        {"files": [text_files.file_identity(file) for file in files]}, _named(stream, _features(files[0], where))
+    )
 
 
 def _features(path: Path, where: str) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 SOURCE is one of
 
-    file.tsv, file.tsv.gz     text of lang1, a tab, text of lang2; further columns (scores, origins) are left out, noted
+    file.tsv, file.tsv.gz     text of lang1, a tab, text of lang2
     prefix                    the line-aligned files `prefix.lang1` and `prefix.lang2` (Moses), with or without `.gz`
     a.txt|b.txt               two line-aligned files, a in lang1 and b in lang2; `.gz` too
     tfds:NAME[/CONFIG]        a dataset of tensorflow-datasets, or the directory of a prepared one
@@ -24,13 +24,13 @@ import itertools
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ppa_jax import storage
-from ppa_jax.data import sample, text_files
+from ppa_jax.data import public_datasets, sample, text_files
 from ppa_jax.errors import UserError
 
 FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
@@ -39,6 +39,8 @@ _SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:-([A-Za-z][A-Za-z0-9_]*))?=(.+)",
 # longer UTF-8 sequences are all above 0x7F.)
 _TO_SPACES = bytes(32 if code < 32 or code == 127 else code for code in range(256))
 
+LAYOUT_LINES = 1000  # of a file, from which its layout is told
+LAYOUT_BYTES = 1 << 16  # of such a line; longer ones count as blank
 _ENDED = object()  # for the shorter of two files
 
 Raw = tuple[bytes, bytes] | str  # two sides, or the reason why there are none
@@ -160,17 +162,74 @@ def check(source: Source) -> None:
             text_files.open_text(path).close()
         if source.kind == "lines":
             _check_aligned(source.paths, *(text_files.count_lines(path) for path in source.paths))
+        if len(source.languages) == 2:
+            _check_layout(source)
     elif source.kind == "sample":
         _sample_range(source)
     else:
         _open_dataset(source)
 
 
+def _check_layout(source: Source) -> None:
+    """Refuses files that do not begin with two columns of text.
+
+    The layouts it looks for could be read without an error: row numbers as sentences, text as a column left out.
+    """
+    rows = _first_rows(source)
+    begins = f"data.pairs: {source}: begins with {begins_with(source)}"
+    name = source.paths[0].name
+    if source.kind == "tsv" and _nearly_all(len(row) == 1 and b"," in row[0] for row in rows):
+        program = "import csv, sys; [print(*row[:2], sep='\\t') for row in csv.reader(sys.stdin)]"
+        raise UserError(
+            f"{begins}: comma-separated, where a tab is expected between the two sides; "
+            f'convert it: python -c "{program}" < {name} > pairs.tsv'
+        )
+    body = rows[1:] or rows  # the first row may be a header
+    numbers = [_nearly_all(len(row) > side and row[side].strip().isdigit() for row in body) for side in (0, 1)]
+    if _nearly_all(any(row[2:]) for row in rows):
+        if numbers[0]:
+            raise UserError(
+                f"{begins}: the first column holds row numbers; leave them out: cut -f2,3 {name} > pairs.tsv, "
+                "or to_csv(..., index=False, header=False) in pandas"
+            )
+        raise UserError(
+            f"{begins}: more than two columns in nearly every line; keep those of the two sides: "
+            f"cut -f1,2 {name} > pairs.tsv"
+        )
+    if any(numbers):
+        language = source.languages[numbers.index(True)]
+        raise UserError(f"{begins}: the {language} side is a number in nearly every line; give the text of both sides")
+
+
+def _first_rows(source: Source) -> list[list[bytes]]:
+    """The columns of the first lines, blank ones of a TSV file left out."""
+    heads = [_first_lines(path, LAYOUT_LINES) for path in source.paths]
+    if source.kind == "tsv":
+        return [line.split(b"\t") for line in heads[0] if line.strip()]
+    return [list(row) for row in zip(*heads, strict=True)]
+
+
+def _first_lines(path: Path, number: int) -> list[bytes]:
+    return [line or b"" for line in itertools.islice(text_files.lines(path, LAYOUT_BYTES), number)]
+
+
+def _nearly_all(flags: Iterable[bool]) -> bool:
+    flags = list(flags)
+    return 10 * sum(flags) >= 9 * len(flags) > 0
+
+
+def begins_with(source: Source) -> str:
+    """The first line of each file of a source, for messages."""
+    firsts = [line for path in source.paths for line in _first_lines(path, 1)]
+    return " | ".join(repr(line.decode(errors="replace")[:80]) for line in firsts)
+
+
 def _open_dataset(source: Source) -> Any:
     """Its rows of two languages, or its texts of one."""
-    from ppa_jax.data import public_datasets
-
-    return (public_datasets.open_texts if len(source.languages) == 1 else public_datasets.open_rows)(source)
+    where = f"data.pairs: {source}"
+    if len(source.languages) == 1:
+        return public_datasets.open_texts(source.location, source.languages[0], where=where)
+    return public_datasets.open_rows(source.location, source.languages, where=where)
 
 
 def identity(source: Source) -> dict[str, Any]:
@@ -181,13 +240,7 @@ def identity(source: Source) -> dict[str, Any]:
         return {"kind": "sample", "start": start, "stop": stop, "text": hashlib.sha256(texts.encode()).hexdigest()[:16]}
     if source.kind in ("tfds", "hf"):
         return {"kind": source.kind, **_open_dataset(source).identity}
-    return {"kind": source.kind, "files": [file_identity(path) for path in source.paths]}
-
-
-def file_identity(path: Path) -> list[Any]:
-    """Path, size in bytes and time of change in nanoseconds."""
-    facts = path.stat()
-    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+    return {"kind": source.kind, "files": [text_files.file_identity(path) for path in source.paths]}
 
 
 def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, str]]:

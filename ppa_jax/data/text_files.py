@@ -92,6 +92,12 @@ def read_lines(path: Path, *, field: str) -> list[str]:
         raise UserError(f"{field}: {error}") from None
 
 
+def file_identity(path: Path) -> list[Any]:
+    """Path, size in bytes and time of change in nanoseconds."""
+    facts = path.stat()
+    return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
+
+
 class Problem(NamedTuple):
     """A row, or a sentence of several, that cannot be used."""
 

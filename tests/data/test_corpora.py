@@ -217,11 +217,19 @@ def test_another_tokenizer_counts_anew(tmp_path, opened, tokenizer):
 
 def test_no_usable_pair_says_why(tmp_path, opened):
     (tmp_path / "a.tsv").write_text("no tab\nnone here\n\tempty\n")
-    with pytest.raises(UserError, match=r"a\.tsv: no usable pair; 3 read, skipped: no_tab 2, empty 1"):
+    with pytest.raises(
+        UserError, match=r"a\.tsv: no usable pair; 3 read, .*no_tab 2, empty 1; the first is no_tab: 'no tab'"
+    ):
         opened(f"en-de={tmp_path}/a.tsv")
     write(tmp_path / "b.tsv", [("a", "b"), ("a", "z")])
-    with pytest.raises(UserError, match=r"b\.tsv: no usable pair; 2 read, .*no_pieces 1.* \(data\.min_pieces=3"):
+    message = (
+        r"b\.tsv: no usable pair; 2 read, .*no_pieces 1.* \(data\.min_pieces=3.*first has 1 and 1 pieces: 'a' \| 'b'"
+    )
+    with pytest.raises(UserError, match=message):
         opened(f"en-de={tmp_path}/b.tsv", min_pieces=3)
+    (tmp_path / "blank.txt").write_text("\n\n")
+    with pytest.raises(UserError, match=r"blank\.txt: no usable pair; 0 read, skipped: none$"):
+        opened(f"en={tmp_path}/blank.txt")
     assert not unfinished(tmp_path / "cache")
 
 

@@ -1,5 +1,7 @@
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import pyarrow as pa
@@ -134,6 +136,49 @@ def test_tsv_skips_and_counts(tmp_path):
     assert counts.noted == {"extra_columns": 1, "control_characters": 1}
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["\ten\tde", "0\tone\teins", "1\ttwo\tzwei"], r"begins with '\\ten\\tde': the first column holds row numbers"),
+        (
+            ["0\tone\teins", "1\ttwo\tzwei"],
+            r"begins with '0\\tone\\teins': .*cut -f2,3 x\.tsv > pairs\.tsv, .*index=False",
+        ),
+        (["one\teins\t0.9", "two\tzwei\t0.8"], r"begins with 'one\\teins\\t0\.9': more than two columns .*cut -f1,2"),
+        (["id\ten", "17\tone", "18\ttwo"], r"begins with 'id\\ten': the en side is a number in nearly every line"),
+        (["one\t1", "two\t2"], r"begins with 'one\\t1': the de side is a number"),
+        (
+            ["en,de", 'one,"eins, zwei"', "", "two,zwei"],
+            r"begins with 'en,de': comma-separated, .* < x\.tsv > pairs\.tsv",
+        ),
+    ],
+)
+def test_other_layouts_are_refused_with_their_first_line(tmp_path, rows, message):
+    with pytest.raises(UserError, match=rf"data\.pairs: en-de=.*x\.tsv: {message}"):
+        read_tsv(tmp_path, "\n".join(rows) + "\n")
+
+
+def test_a_file_of_numbers_is_no_side(tmp_path):
+    a, b = write(tmp_path / "a.txt", "1\n2\n"), write(tmp_path / "b.txt", "one\ntwo\n")
+    with pytest.raises(UserError, match=r"begins with '1' \| 'one': the en side is a number"):
+        read(f"en-de={a}|{b}")
+
+
+def test_the_command_for_a_comma_separated_file_works(tmp_path):
+    with pytest.raises(UserError) as error:
+        read_tsv(tmp_path, 'one,"eins, zwei"\n"""two""",drei\n', "x.csv")
+    command = str(error.value).partition("convert it: python")[2]
+    subprocess.run(f"{sys.executable}{command}", shell=True, check=True, cwd=tmp_path)
+    assert read(f"en-de={tmp_path}/pairs.tsv")[0] == [("one", "eins, zwei"), ('"two"', "drei")]
+
+
+def test_some_numbers_and_further_columns_are_no_other_layout(tmp_path):
+    rows = [*["one\teins"] * 80, *["1\t1"] * 10, *["two\tzwei\tx"] * 10, *["three\tdrei\t"] * 100]
+    assert len(read_tsv(tmp_path, "\n".join(rows))[0]) == 200
+    _, counts = read_tsv(tmp_path, "one, two\teins\n" + "one, two\n" * 5)
+    assert counts.skipped == {"no_tab": 5}
+
+
 def test_byte_order_mark_and_crlf(tmp_path):
     pairs, counts = read_tsv(tmp_path, b"\xef\xbb\xbfa\tb\r\nc\td\r\n")
     assert pairs == [("a", "b"), ("c", "d")] and not counts.skipped and not counts.noted
@@ -142,9 +187,9 @@ def test_byte_order_mark_and_crlf(tmp_path):
 def test_only_a_line_feed_ends_a_line(tmp_path):
     left = "one\u2028still one\ntwo\u0085\x0cstill two\r\nthree\rstill three\n"
     write(tmp_path / "m.en", left)
-    write(tmp_path / "m.de", "1\n2\n3\n")
+    write(tmp_path / "m.de", "eins\nzwei\ndrei\n")
     pairs, _ = read(f"en-de={tmp_path}/m")
-    assert [b for _, b in pairs] == ["1", "2", "3"]
+    assert [b for _, b in pairs] == ["eins", "zwei", "drei"]
     assert pairs[0][0] == "one\u2028still one" and pairs[2][0] == "three still three"
 
 
@@ -202,8 +247,8 @@ def test_long_lines_are_counted_and_never_held(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 10_000_000  # the content itself, twice, and a little more
     tracemalloc.stop()
     assert [b for _, b in pairs] == ["kept", "Ende"] and counts.skipped == {"too_long_text": 2}
-    a, b = write(tmp_path / "a", f"{endless}\nend\n"), write(tmp_path / "b", "1\n2\n")
-    assert read(f"en-de={a}|{b}")[0] == [("end", "2")]
+    a, b = write(tmp_path / "a", f"{endless}\nend\n"), write(tmp_path / "b", "eins\nEnde\n")
+    assert read(f"en-de={a}|{b}")[0] == [("end", "Ende")]
 
 
 def test_settings_of_the_reader(tmp_path):
