@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import Plan
+from ppa_jax.data.schedule import Schedule
 from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import batch_flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
@@ -136,7 +136,7 @@ def main() -> None:
     devices = mesh.make_mesh(-1, 1)
     batches = PairBatches(
         [pairs],
-        Plan([lengths], a.batch, a.seed),
+        Schedule([lengths], a.batch, a.seed),
         pairs,
         max_length=a.maxlen,
         row_length=a.row_length or -(-longest // 64) * 64,

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.align_step import RandomPairs
 from ppa_jax.data import packing
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import WINDOW, Plan
+from ppa_jax.data.schedule import WINDOW, Schedule
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     start = time.perf_counter()
     batches = PairBatches(
         [pairs],
-        Plan([lengths], a.batch, a.seed),
+        Schedule([lengths], a.batch, a.seed),
         pairs,
         max_length=a.maxlen,
         row_length=-(-(int(lengths.sum(axis=1).max()) + 3) // 64) * 64,
@@ -49,7 +49,7 @@ def main() -> None:
     seconds = time.perf_counter() - start
     real, room, shapes = 0, 0, []
     for step in range(0, a.windows * WINDOW, a.stride):
-        plan = batches.plan.batch(step)
+        plan = batches.schedule.batch(step)
         shape, _ = batches.packed(plan)
         shapes.append(shape)
         first, second = plan.lengths.sum(axis=0)

@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.align_step import RandomPairs
 from ppa_jax import markdown
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import Plan
+from ppa_jax.data.schedule import Schedule
 from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
@@ -70,7 +70,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     lengths = np.clip(np.random.default_rng(1).lognormal(3.3, 0.45, (200_000, 2)), 10, 64).astype(int)
     pairs = RandomPairs(lengths, config.vocab_size)
     batches = PairBatches(
-        [pairs], Plan([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
+        [pairs], Schedule([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
         shards=meshes.data_shards(mesh), accumulate=a.accumulate,
     )  # fmt: skip
     method = align.Method(

@@ -21,7 +21,7 @@ import numpy as np
 
 from ppa_jax.data import packing
 from ppa_jax.data.packing import Ladder, Rows, Shape
-from ppa_jax.data.plan import BatchPlan, Plan
+from ppa_jax.data.schedule import BatchPlan, Schedule
 from ppa_jax.errors import UserError
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
@@ -87,7 +87,7 @@ class PairBatches:
 
     Attributes:
       sources: the language pairs, each with `languages` and `read(indices) -> [(text, text)]`.
-      plan: says which pairs make up a step.
+      schedule: says which pairs make up a step.
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
       max_length: word pieces of one sentence with its special tokens; longer ones are cut.
       row_length: of the widest rows, at least the longest sequence.
@@ -102,7 +102,7 @@ class PairBatches:
     """
 
     sources: list[Any]
-    plan: Plan
+    schedule: Schedule
     tokenizer: Any
     max_length: int
     row_length: int
@@ -119,9 +119,9 @@ class PairBatches:
         self.own_shards = self.own_shards or range(self.shards)
         widths = packing.widths_for(self.row_length)
         key_widths = widths[: bisect.bisect_left(widths, min(self.max_length, self.row_length)) + 1]
-        window = self.plan.window_of(0)
-        steps = window[:: max(1, len(window) * self.plan.batch_size // TRIED)]
-        tried = [self._needs(self.plan.batch(step)) for step in steps]
+        window = self.schedule.window_of(0)
+        steps = window[:: max(1, len(window) * self.schedule.batch_size // TRIED)]
+        tried = [self._needs(self.schedule.batch(step)) for step in steps]
         base = Shape(
             query=packing.find_layout([list(needs.encoded) for needs in tried], widths),
             key=packing.find_layout([list(needs.key) for needs in tried], key_widths),
@@ -150,7 +150,7 @@ class PairBatches:
 
     def order(self) -> np.ndarray:
         """[A, S, b]: the number in the global batch of every block's pairs."""
-        numbers = np.arange(self.plan.batch_size)
+        numbers = np.arange(self.schedule.batch_size)
         return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
 
     def _needs(self, plan: BatchPlan) -> Needs:
@@ -172,7 +172,7 @@ class PairBatches:
 
     def make(self, step: int) -> Batch:
         """The batch of `step`: this process's shards, in arrays of the ladder's shape."""
-        plan = self.plan.batch(step)
+        plan = self.schedule.batch(step)
         # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
         shape, blocks = self.packed(plan)
         own = self.order()[:, self.own_shards]  # [A, own shards, b]
@@ -210,7 +210,7 @@ class PairBatches:
 
     def _lay_out(self, block: Block, shape: Shape, numbers: np.ndarray, plan: BatchPlan, tokens: dict) -> Batch:
         cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
-        B = self.plan.batch_size
+        B = self.schedule.batch_size
         sides = [tokens[int(n)] for n in numbers]
         queries = [[cls, *a, sep] for a, _ in sides] if self.contrast else []
         tlm: list[list[int]] = []

@@ -31,7 +31,7 @@ from ppa_jax.data.dictionaries import (
     word_pairs,
 )
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import VERSION, Plan
+from ppa_jax.data.schedule import VERSION, Schedule
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
@@ -256,18 +256,18 @@ def open_run(config: Config, workdir: Path) -> Run:
 
     pairs = open_pairs(config, tokenizer)
     logging.info("corpora:\n%s", corpora.describe(pairs))
-    order = Plan(
+    schedule = Schedule(
         [pair.lengths for pair in pairs],
         config.train.batch_size,
         config.seed,
         config.data.temperature,
         config.data.shuffle_sides,
     )
-    steps = training_steps(config, order.pairs)
+    steps = training_steps(config, schedule.pairs)
     shards = mesh.data_shards(devices)
     batches = PairBatches(
         pairs,
-        order,
+        schedule,
         tokenizer,
         max_length=config.data.max_length,
         row_length=config.data.row_length or -(-longest_sequence(config) // 64) * 64,

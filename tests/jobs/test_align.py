@@ -12,7 +12,7 @@ import pytest
 from ppa_jax.data import packing
 from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.pairs import PairBatches
-from ppa_jax.data.plan import Plan
+from ppa_jax.data.schedule import Schedule
 from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
@@ -73,7 +73,7 @@ def make(params, number_pairs, number_tokenizer):
         sources=two, languages=None, optimize=None, words=None, translations=None, sized=None, fsdp=-1,
     ):  # fmt: skip
         mesh = meshes.make_mesh(devices, model, jax.devices()[: devices * model], fsdp=fsdp)
-        plan = Plan([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
+        plan = Schedule([s.lengths for s in sources], BATCH, seed=3, temperature=2.0)
         batches = PairBatches(
             sources,
             plan,
@@ -562,7 +562,7 @@ def test_batches_say_what_the_plan_says(make, number_pairs):
     """Content, not shape: every query, key and TLM sequence stands in the rows, in the plan's order of sides."""
     sources = [number_pairs(300, seed=0), number_pairs(80, seed=1)]
     setting = make(2, accumulate=2)
-    batch, plan = setting.batches.make(5), setting.batches.plan.batch(5)
+    batch, plan = setting.batches.make(5), setting.batches.schedule.batch(5)
     assert 0 < plan.swap.sum() < BATCH
     for a in range(2):
         for s in range(2):
@@ -588,7 +588,7 @@ def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_to
     pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
     text.languages = ("en",)
     setting = make(2, method=dataclasses.replace(METHOD, contrastive_weight=0.0), sources=[pairs, text])
-    batch, plan = setting.batches.make(3), setting.batches.plan.batch(3)
+    batch, plan = setting.batches.make(3), setting.batches.schedule.batch(3)
     ids, segments = batch.rows.ids.reshape(-1), batch.rows.segments.reshape(-1)
     assert 0 < plan.source.sum() < BATCH
     for n in range(BATCH):
@@ -610,7 +610,7 @@ def test_xlm_tells_the_language_and_counts_positions_anew(make, number_pairs):
     method = dataclasses.replace(METHOD, contrastive_weight=0.0)
     for sources in ([pairs, text], [pairs]):
         setting = make(2, method=method, sources=sources, languages=("a", "b"))
-        batch, plan = setting.batches.make(3), setting.batches.plan.batch(3)
+        batch, plan = setting.batches.make(3), setting.batches.schedule.batch(3)
         rows = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
         types, n = batch.types.reshape(-1), len(sources)
         for i in range(BATCH):

@@ -1,4 +1,4 @@
-"""The plan: every pair once a pass, exact shares, balanced batches, the same from any step."""
+"""The schedule: every pair once a pass, exact shares, balanced batches, the same from any step."""
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -8,41 +8,41 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppa_jax.data import plan
+from ppa_jax.data import schedule
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31))
 @settings(max_examples=40, deadline=None)
 def test_permute_is_a_permutation(size, seed):
-    assert sorted(plan.permute(np.arange(size), size, (seed,))) == list(range(size))
+    assert sorted(schedule.permute(np.arange(size), size, (seed,))) == list(range(size))
 
 
 def test_permute_depends_on_its_key_and_leaves_no_order():
-    a, b = (plan.permute(np.arange(1000), 1000, (0, 0, number)) for number in (0, 1))
+    a, b = (schedule.permute(np.arange(1000), 1000, (0, 0, number)) for number in (0, 1))
     assert np.mean(a == b) < 0.02
     assert abs(np.corrcoef(a, np.arange(1000))[0, 1]) < 0.15
 
 
 def test_bit_reversal_balances_every_contiguous_part():
-    order = plan.bit_reversal_order(64)
+    order = schedule.bit_reversal_order(64)
     assert sorted(order) == list(range(64))
     for parts in (2, 4, 8):
         means = order.reshape(parts, -1).mean(axis=1)
         assert np.ptp(means) < 64 / (64 / parts)
-    assert sorted(plan.bit_reversal_order(12)) == list(range(12))
+    assert sorted(schedule.bit_reversal_order(12)) == list(range(12))
 
 
 def test_draws_of_an_epoch():
-    assert plan.draws_per_epoch([700, 90], 1.0) == [700, 90]
-    assert plan.draws_per_epoch([49] * 49, 1.0) == [49] * 49  # 48 whole draws and 0.99... each in floating point
+    assert schedule.draws_per_epoch([700, 90], 1.0) == [700, 90]
+    assert schedule.draws_per_epoch([49] * 49, 1.0) == [49] * 49  # 48 whole draws and 0.99... each in floating point
     # Weights 20 : 10 : 1 of 501 draws: 323.2, 161.6, 16.2. The largest remainder is the second's.
-    assert plan.draws_per_epoch([400, 100, 1], 2.0) == [323, 162, 16]
-    assert plan.draws_per_epoch([1000, 10], 0.5) == [1009, 1]  # 1009.9 and 0.1: no source is left out
+    assert schedule.draws_per_epoch([400, 100, 1], 2.0) == [323, 162, 16]
+    assert schedule.draws_per_epoch([1000, 10], 0.5) == [1009, 1]  # 1009.9 and 0.1: no source is left out
 
 
 def test_sources_are_spread_evenly_over_an_epoch():
     # 4 : 2 : 1. Rounded shares of what is left: 1 x 4/7, 0 x 2/3; 2 x 4/7, 1 x 2/3; 3 x 4/7, 1 x 2/3; ...
-    assert [plan.draws_before(n, [4, 2, 1]) for n in range(8)] == [
+    assert [schedule.draws_before(n, [4, 2, 1]) for n in range(8)] == [
         [0, 0, 0], [1, 0, 0], [1, 1, 0], [2, 1, 0], [2, 1, 1], [3, 1, 1], [3, 2, 1], [4, 2, 1],
     ]  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_sources_are_spread_evenly_over_an_epoch():
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=60))
 @settings(max_examples=50, deadline=None)
 def test_no_source_gives_draws_back(per_epoch):
-    drawn = np.array([plan.draws_before(n, per_epoch) for n in range(sum(per_epoch) + 1)])
+    drawn = np.array([schedule.draws_before(n, per_epoch) for n in range(sum(per_epoch) + 1)])
     assert set(np.unique(np.diff(drawn, axis=0))) <= {0, 1}
     assert drawn.sum(axis=1).tolist() == list(range(sum(per_epoch) + 1))
     assert drawn[-1].tolist() == per_epoch
@@ -59,7 +59,7 @@ def test_no_source_gives_draws_back(per_epoch):
 def make(seed=0, batch=8, temperature=2.0, sizes=(700, 90)):
     rng = np.random.default_rng(5)
     lengths = [rng.integers(3, 40, (n, 2)) for n in sizes]
-    return plan.Plan(lengths, batch, seed, temperature)
+    return schedule.Schedule(lengths, batch, seed, temperature)
 
 
 def count_draws(p, steps):
@@ -79,7 +79,7 @@ def check_epochs(sizes, batch_size, temperature, epochs, seed=0):
     With temperature 1 that is once an epoch, but for the surplus of the epoch's last batch.
     """
     lengths = [np.random.default_rng(s).integers(3, 40, (n, 2)) for s, n in enumerate(sizes)]
-    p = plan.Plan(lengths, batch_size, seed, temperature)
+    p = schedule.Schedule(lengths, batch_size, seed, temperature)
     for epoch in range(1, epochs + 1):
         steps = -(-epoch * p.pairs // batch_size)
         surplus = steps * batch_size - epoch * p.pairs
@@ -101,7 +101,7 @@ def check_epochs(sizes, batch_size, temperature, epochs, seed=0):
 @settings(max_examples=60, deadline=None)
 def test_every_pair_is_seen_once_an_epoch(sizes, batch_size, temperature, seed):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "WINDOW", 5)  # several windows an epoch
+        patch.setattr(schedule, "WINDOW", 5)  # several windows an epoch
         check_epochs(sizes, batch_size, temperature, 2, seed)
 
 
@@ -144,7 +144,7 @@ def test_lengths_in_a_file_travel_by_its_name(tmp_path):
     np.save(tmp_path / "lengths.npy", lengths)
     mapped = np.load(tmp_path / "lengths.npy", mmap_mode="r")
     for table, small in ((mapped, True), (mapped[:4000], False)):  # a part of a file has no name
-        p = plan.Plan([table], 8, 0)
+        p = schedule.Schedule([table], 8, 0)
         packed = pickle.dumps(p)
         assert (len(packed) < 1000) == small
         assert np.array_equal(pickle.loads(packed).batch(3).index, p.batch(3).index)
@@ -168,7 +168,7 @@ def test_sides_are_swapped_at_random_with_their_lengths():
         assert list(got) == list(p.lengths[s][i][::-1] if swap else p.lengths[s][i])
     share = np.mean([p.batch(step).swap for step in range(128)])
     assert abs(share - 0.5) < 4 * 0.5 / np.sqrt(128 * 8)
-    fixed = plan.Plan(p.lengths, 8, 0, 2.0, shuffle_sides=False)
+    fixed = schedule.Schedule(p.lengths, 8, 0, 2.0, shuffle_sides=False)
     assert not any(fixed.batch(step).swap.any() for step in range(8))
 
 
@@ -176,7 +176,7 @@ def test_sides_are_swapped_at_random_with_their_lengths():
 def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens(batch):
     rng = np.random.default_rng(1)
     lengths = np.clip(rng.lognormal(3.1, 0.55, (20000, 2)), 3, 120).astype(int)
-    p = plan.Plan([lengths], batch, 0)
+    p = schedule.Schedule([lengths], batch, 0)
     totals = np.array([p.batch(step).lengths.sum() for step in p.window_of(0)])
     drawn = lengths[rng.integers(0, 20000, (len(p.window_of(0)), batch))].sum(axis=(1, 2))
     assert totals.std() < drawn.std() / 5
@@ -189,7 +189,7 @@ def test_batches_hold_all_lengths_and_about_the_same_number_of_tokens(batch):
 def test_each_block_gets_one_of_every_stratum_and_about_as_many_tokens():
     rng = np.random.default_rng(2)
     sizes = np.sort(np.minimum(rng.lognormal(3.8, 0.5, 32 * 100), 120).astype(int))
-    blocks = plan.balance_blocks(np.arange(3200).reshape(32, 100), sizes)
+    blocks = schedule.balance_blocks(np.arange(3200).reshape(32, 100), sizes)
     assert np.array_equal(np.sort(blocks.reshape(-1)), np.arange(3200))
     assert np.array_equal(blocks // 100, np.tile(np.arange(32), (100, 1)))
     assert np.ptp(sizes[blocks].sum(axis=1)) < sizes[blocks].sum(axis=1).mean() / 100
@@ -198,17 +198,17 @@ def test_each_block_gets_one_of_every_stratum_and_about_as_many_tokens():
 def test_sides_are_fair_one_by_one_and_balance_each_block():
     rng = np.random.default_rng(3)
     difference = rng.normal(0, 10, (8, 32)).astype(int)
-    sides = np.stack([plan.sample_sides(difference, np.random.default_rng(seed)) for seed in range(400)])
+    sides = np.stack([schedule.sample_sides(difference, np.random.default_rng(seed)) for seed in range(400)])
     assert np.abs(sides.mean(axis=0) - 0.5).max() < 4.5 * 0.5 / np.sqrt(400)
     total = np.where(sides, difference, -difference).sum(axis=2)
     assert np.abs(total).max() < np.abs(difference).max()
-    equal = plan.sample_sides(np.zeros((50, 32), int), rng)  # random signs: no block has all of one kind
+    equal = schedule.sample_sides(np.zeros((50, 32), int), rng)  # random signs: no block has all of one kind
     assert equal.any(axis=1).all() and not equal.all(axis=1).any()
 
 
 def test_each_window_is_computed_once_and_ahead_of_its_batches(monkeypatch):
-    computed, compute = [], plan.Plan._compute
-    monkeypatch.setattr(plan.Plan, "_compute", lambda self, w: computed.append(w) or compute(self, w))
+    computed, compute = [], schedule.Schedule._compute
+    monkeypatch.setattr(schedule.Schedule, "_compute", lambda self, w: computed.append(w) or compute(self, w))
     p = make()  # 99 batches an epoch, the last of which takes two draws of the next
     windows = [range(99), range(99, 198), range(198, 297)]
     p.batch(48)
@@ -227,4 +227,4 @@ def test_each_window_is_computed_once_and_ahead_of_its_batches(monkeypatch):
     ("batch", "size"), [(256, 16), (50, 25), (33, 11), (127, 127), (96, 16), (32, 32), (6, 6), (1, 1)]
 )
 def test_a_batch_without_a_good_divisor_is_one_block(batch, size):
-    assert plan.block_size(batch) == size
+    assert schedule.block_size(batch) == size

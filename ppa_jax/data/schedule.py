@@ -155,7 +155,7 @@ def sample_sides(difference: np.ndarray, random: np.random.Generator) -> np.ndar
 
 
 @dataclasses.dataclass
-class Plan:
+class Schedule:
     """Which pairs make up each batch of a run.
 
     Attributes:
@@ -273,5 +273,5 @@ class Plan:
         return np.concatenate(source), np.concatenate(index)
 
 
-def _unpickle(lengths: list[np.ndarray | str], *settings: Any) -> Plan:
-    return Plan([*map(from_name, lengths)], *settings)
+def _unpickle(lengths: list[np.ndarray | str], *settings: Any) -> Schedule:
+    return Schedule([*map(from_name, lengths)], *settings)
