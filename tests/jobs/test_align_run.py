@@ -22,6 +22,7 @@ import pytest
 from ppa_jax import config as configs
 from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import Dictionary, from_pairs, read_dictionaries
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.jobs import align, align_inputs, align_run
 from ppa_jax.main import main
 from ppa_jax.training import mesh
@@ -38,14 +39,18 @@ pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 def whole(command, compilation, tmp_path_factory):
     """A run from the first step to the last on 8 devices: its workdir, what was compiled, the shapes of its batches."""
     workdir = tmp_path_factory.mktemp("whole")
-    steps, shapes = [], []
+    methods, steps, shapes = [], [], []
     make_step, put_batch = align.make_step, mesh.put_batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(align, "make_step", lambda *args: steps.append(make_step(*args)) or steps[-1])
+        patch.setattr(
+            align,
+            "make_step",
+            lambda *args: methods.append(args[0]) or steps.append(make_step(*args)) or steps[-1],
+        )
         patch.setattr(mesh, "put_batch", lambda *args: shapes.append(args[0].rows.ids.shape) or put_batch(*args))
         fields = {"eval.sample": 6, "eval.every": 4}
         assert main(command(workdir, fields | {"profile": "true"})) == 0
-    return SimpleNamespace(workdir=workdir, step=steps[0], shapes=shapes, fields=fields)
+    return SimpleNamespace(workdir=workdir, method=methods[0], step=steps[0], shapes=shapes, fields=fields)
 
 
 @contextlib.contextmanager
@@ -102,6 +107,12 @@ def test_what_a_run_leaves(whole):
         assert picture in report and (whole.workdir / picture).stat().st_size > 1000
     assert list((whole.workdir / "profile").rglob("*.xplane.pb")), "no trace"
     assert list((whole.workdir / "tensorboard").iterdir())
+
+
+def test_random_pieces_are_of_the_tokenizer(whole):
+    tokenizer = load_tokenizer(whole.workdir / "base")
+    assert whole.method.vocab_size == tokenizer.vocab_size
+    assert whole.method.special_ids == tokenizer.special_ids and len(tokenizer.special_ids) == 5
 
 
 def test_words_are_aligned_beside_the_sentences(whole, command, tmp_path):
