@@ -12,7 +12,7 @@ from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.correlation import FEWEST, Correlation, spearman
 from ppa_jax.evaluation.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
-from ppa_jax.evaluation.seeds import mean_and_spread
+from ppa_jax.evaluation.scores import mean_and_spread
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
@@ -184,7 +184,8 @@ def _losses(runs: Mapping[str, Path]) -> dict[str, dict[int, float]]:
         metrics = read_metrics(run)
         if not metrics:  # the models were moved away, the scores not
             continue
-        values = running_mean(np.array([m["tlm"] for m in metrics]), max(1, len(metrics) // 20))
+        means = running_mean(np.array([m["tlm"] for m in metrics]))
+        averaged = metrics[len(metrics) - len(means) :]
         every = max(1, len(metrics) // 200)
-        curves[objective] = {int(m["step"]): float(v) for m, v in list(zip(metrics, values, strict=True))[::every]}
+        curves[objective] = {int(m["step"]): float(v) for m, v in list(zip(averaged, means, strict=True))[::every]}
     return curves

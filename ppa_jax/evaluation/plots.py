@@ -13,6 +13,8 @@ import numpy as np
 COLOURS = ("#a9b4c2", "#1f5fa8", "#d9822b", "#3d8f6b", "#8c5a9e", "#b8432f")
 INK, GRID = "#2b2f36", "#d9dde3"
 
+WINDOW = 20  # steps of the running mean of a training curve
+
 
 class Panel(NamedTuple):
     """One curve of metrics.jsonl."""
@@ -94,7 +96,7 @@ def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *
 
 
 def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str) -> bool:
-    """Metrics against the step: every step in a light line, a running mean over 5% of the steps in a strong one.
+    """Metrics against the step: every step in a light line, the mean over the last 20 steps in a strong one.
 
     Returns False, and writes nothing, when no panel has a value.
     """
@@ -109,11 +111,11 @@ def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: 
     rows = -(-len(curves) // columns)
     figure, axes = _figure(rows, columns, (5.2 * columns, 0.6 + 3.0 * rows))
     for axis, (panel, steps, values) in zip(axes, curves, strict=False):
-        window = max(1, len(values) // 20)
         axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
-        if window > 1:
-            axis.plot(steps, running_mean(values, window), color=COLOURS[1], linewidth=1.8,
-                      label=f"mean of {window} steps")  # fmt: skip
+        means = running_mean(values)
+        if len(means) > 1:
+            label = f"mean of {WINDOW} steps"
+            axis.plot(steps[WINDOW - 1 :], means, color=COLOURS[1], linewidth=1.8, label=label)
             axis.legend(frameon=False, fontsize=8)
         axis.set_title(panel.title, loc="left", fontsize=10.5)
         axis.set_ylabel(panel.unit)
@@ -284,12 +286,10 @@ def plot_heat_maps(
     _save(figure, path, title, max(6.0, wide))
 
 
-def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of the `window` values around each, of fewer at the ends."""
+def running_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and the WINDOW - 1 before it, from the first full window on: [max(0, N - WINDOW + 1)]."""
     total = np.concatenate([[0.0], np.cumsum(values)])
-    start = np.maximum(np.arange(len(values)) - window // 2, 0)
-    end = np.minimum(np.arange(len(values)) - window // 2 + window, len(values))
-    return (total[end] - total[start]) / (end - start)
+    return (total[WINDOW:] - total[:-WINDOW]) / WINDOW
 
 
 def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:

@@ -1,9 +1,9 @@
-"""Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line to watch."""
+"""Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line."""
 
+import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +12,8 @@ from typing import Any, TextIO
 
 import jax
 from absl import logging
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ppa_jax.errors import NO_PLACE, NO_ROOM, NotYet, UserError
 
@@ -19,10 +21,10 @@ METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Appends to workdir/metrics.jsonl (and workdir/tensorboard/); on other processes than 0 it does nothing.
+    """Appends to workdir/metrics.jsonl (and workdir/tensorboard/); does nothing on processes other than 0.
 
-    A line is one write to the operating system: once `write` returns, killing the process cannot lose it. A kill in the
-    middle of a write can tear the last line only; readers skip it and `truncate_after` removes it.
+    Each line is one unbuffered write: once `write` returns, killing the process cannot lose it. A kill during a write
+    can only leave the last line incomplete; readers skip such a line and `truncate_after` removes it.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class MetricWriter:
         """Args:
         workdir: a local directory, created if absent.
         tensorboard: also write TensorBoard events.
-        wandb: name of a Weights & Biases project to log to as well; empty: none. Needs `pip install wandb`.
+        wandb: a Weights & Biases project to log to as well; empty: none. Needs `pip install wandb`.
         config: shown in Weights & Biases.
         """
         self._active = jax.process_index() == 0
@@ -47,14 +49,14 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
-        package = import_wandb() if wandb else None  # by all processes, or they would wait for the one that lacks it
+        package = import_wandb() if wandb else None  # on all processes: if one lacks it, all must fail
         self._wandb: Any = _start(package, wandb, self._workdir, config) if package and self._active else None
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and torn lines.
+        """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and incomplete lines.
 
-        To be called once before the first `write`: the dropped steps are about to be computed again, and so every step
-        stands in the file exactly once. TensorBoard is told to hide its events of those steps.
+        To be called once before the first `write`: the dropped steps are about to be computed again, so every step
+        appears exactly once. TensorBoard hides its earlier events of those steps (`purge_step`).
         """
         if not self._active:
             return
@@ -74,9 +76,9 @@ class MetricWriter:
             raise _unwritable(beside, error) from error
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Appends `{"step": step, **values}`; numbers that are not finite become null, which any JSON reader takes.
+        """Appends `{"step": step, **values}`; numbers that are not finite become null, which is valid JSON.
 
-        Steps must increase: all that there is to say of one step goes into one call.
+        Steps must increase: all values of a step go into one call.
 
         Raises:
           UserError: the file cannot be written (a full disk).
@@ -91,16 +93,16 @@ class MetricWriter:
         try:
             if self._file is None:
                 self._workdir.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("ab", buffering=0)  # unbuffered: the line is with the system at once
+                self._file = self._path.open("ab", buffering=0)  # unbuffered: a kill loses nothing
             line = (json.dumps(record) + "\n").encode()
-            if self._file.write(line) != len(line):  # a disk that fills up takes a part before it refuses
+            if self._file.write(line) != len(line):  # a disk that fills up accepts a part before it fails
                 raise OSError(None, "no space left on the device")
         except OSError as error:
             raise _unwritable(self._path, error) from error
         self._log_elsewhere(step, numbers)
 
     def sync(self) -> None:
-        """Has all that was written so far reach the disk, before a checkpoint counts."""
+        """Flushes everything written so far to the disk, before a checkpoint counts."""
         if self._file is not None:
             os.fsync(self._file.fileno())
         if self._board is not None:
@@ -121,7 +123,7 @@ class MetricWriter:
             self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
-        """Closes the files; nothing of metrics.jsonl depends on it, TensorBoard's last half minute does."""
+        """Closes the files. Without it TensorBoard's last half minute is lost, but nothing of metrics.jsonl."""
         if self._file is not None:
             self._file.close()
         if self._board is not None:
@@ -131,7 +133,7 @@ class MetricWriter:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of workdir/metrics.jsonl in order, each with an int `step`; torn lines are skipped."""
+    """The records of workdir/metrics.jsonl in order, each with an int `step`; incomplete lines are skipped."""
     path = Path(workdir) / METRICS
     if not path.exists():
         return []
@@ -147,83 +149,83 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
             else:
                 torn += 1
     if torn:
-        logging.warning("%s: skipped %d torn lines", path, torn)
+        logging.warning("%s: skipped %d incomplete lines", path, torn)
     return records
 
 
 class Progress:
-    """The line to watch: `progress(step, values)` after every step, `close()` at the end.
+    """Progress of training: `progress(step, values)` after every step, `close()` at the end.
 
-        step 120/400  loss 7.213  tlm 5.901  contrastive 1.312  queue acc 41.2%  12,345 tok/s  padding 8.3%  left 2:05
+        120/400 steps, 02:05 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.901, contrastive 1.312, padding 8.3%
 
-    On a terminal it rewrites itself in place; elsewhere a plain line comes every `interval` seconds, and for the last
-    step. Values it knows, each optional: loss, tlm, contrastive, accuracy (against the queue, 0..1),
-    tokens_per_second (real tokens, without padding), padding (share, 0..1); NaN is unknown and not shown. Prints on
-    process 0 alone.
+    On a terminal this is one line that updates, and log messages appear above it. Elsewhere it is logged for the first
+    step, for the last, and every `interval` seconds. Process 0 alone reports. `progress_line` names the values shown.
     """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, interval: float = 20.0) -> None:
-        self._total = total
-        self._stream = stream or sys.stdout
-        self._live = self._stream.isatty()
-        self._interval = 0.1 if self._live else interval
+        """Args:
+        total: number of the last step.
+        stream: where a terminal may be; None: stderr.
+        interval: seconds between log lines where there is none.
+        """
+        self._total, self._interval = total, interval
+        self._stream = stream or sys.stderr
         self._active = jax.process_index() == 0
-        self._start: tuple[float, int] | None = None
-        self._shown: float | None = None
-        self._open_line = False
+        self._bar: tqdm | None = None
+        self._redirected = contextlib.ExitStack()
+        self._first: tuple[int, float] | None = None  # step and time
+        self._logged = -math.inf
 
     def __call__(self, step: int, values: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        left = None
-        if self._start is None:
-            self._start = now, step  # the clock starts after the first step: it was spent compiling
-        elif step > self._start[1]:
-            left = (self._total - step) * (now - self._start[0]) / (step - self._start[1])
-        last = step >= self._total
-        if not self._active or not (last or self._shown is None or now - self._shown >= self._interval):
+        if not self._active:
             return
-        self._shown = now
-        line = progress_line(step, self._total, values, left)
-        if self._live:
-            columns = shutil.get_terminal_size().columns
-            # A line that wraps could not be rewritten: it is cut. \x1b[K clears what a longer line left behind.
-            self._stream.write(f"\r{line[: columns - 1]}\x1b[K")
-            self._open_line = True
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
-        if last:
-            self.close()
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now  # the clock starts after the first step, which includes compilation
+            if self._stream.isatty():
+                self._bar = tqdm(
+                    total=self._total, initial=step, file=self._stream, bar_format=LINE, dynamic_ncols=True, miniters=1
+                )
+                self._redirected.enter_context(logging_redirect_tqdm())
+        if self._bar is not None:
+            self._bar.set_postfix_str(_shown(values), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step >= self._total or now - self._logged >= self._interval:
+            first, start = self._first
+            logging.info("%s", progress_line(step, self._total, values, first=first, elapsed=now - start))
+            self._logged = now
 
     def close(self) -> None:
-        """Ends the line, so that what is printed next does not run into it. More calls may follow."""
-        if self._open_line:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._open_line = False
+        """Ends the line, so that later output starts on a line of its own."""
+        if self._bar is not None:
+            self._bar.close()
+        self._redirected.close()
 
 
-_FORMATS = {
+LINE = "{n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
+_FORMATS = {  # in this order: a narrow terminal truncates the line
     "loss": "loss {:.3f}",
+    "accuracy": "queue acc {:.1%}",
+    "tokens_per_second": "{:,.0f} tok/s",
     "tlm": "tlm {:.3f}",
     "contrastive": "contrastive {:.3f}",
     "word_alignment": "word cosine {:.3f}",
-    "accuracy": "queue acc {:.1%}",
-    "tokens_per_second": "{:,.0f} tok/s",
     "padding": "padding {:.1%}",
 }
 
 
-def progress_line(step: int, total: int, values: Mapping[str, Any], left: float | None) -> str:
-    """One line of text; `left` in seconds, None while it is unknown."""
-    parts = [f"step {step}/{total}"]
+def progress_line(step: int, total: int, values: Mapping[str, Any], *, first: int, elapsed: float) -> str:
+    """One line of text, with the time left, from the `elapsed` seconds since step `first` of this run.
+
+    `values`, each optional: loss, tlm, contrastive, word_alignment, accuracy (against the queue, 0 to 1),
+    tokens_per_second (real tokens, without padding), padding (share, 0 to 1). NaN is unknown and not shown.
+    """
+    return tqdm.format_meter(step, total, elapsed, initial=first, bar_format=LINE, postfix=_shown(values))
+
+
+def _shown(values: Mapping[str, Any]) -> str:
     known = {name: float(values[name]) for name in _FORMATS if name in values}
-    parts += [_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value)]
-    if left is not None:
-        minutes, seconds = divmod(round(left), 60)
-        hours, minutes = divmod(minutes, 60)
-        parts.append(f"left {hours}:{minutes:02}:{seconds:02}" if hours else f"left {minutes}:{seconds:02}")
-    return "  ".join(parts)
+    return ", ".join(_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value))
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

@@ -14,7 +14,7 @@ from ppa_jax import markdown
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, plots
 from ppa_jax.evaluation.comparison import Measured
-from ppa_jax.evaluation.plots import Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation.plots import WINDOW, Bars, Panel, plot_bars, plot_curves, running_mean
 from ppa_jax.evaluation.report import write_training
 from ppa_jax.evaluation.scores import Score, mean_over_languages, over_runs, per_item
 
@@ -201,6 +201,12 @@ def test_curves_leave_out_what_was_not_measured(tmp_path):
     metrics = [m | {"tlm": 3.0} for m in metrics]
     plot_curves(path, metrics, [Panel("tlm", "TLM", "nats"), Panel("loss", "Loss", "nats")], title="two")
     assert pixels(path)[0] > one[0]
+
+
+def test_the_running_mean_starts_at_its_first_full_window():
+    assert WINDOW == 20
+    assert running_mean(np.arange(19.0)).tolist() == []
+    assert running_mean(np.arange(22.0)).tolist() == [9.5, 10.5, 11.5]  # of 0..19, 1..20, 2..21
 
 
 def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):

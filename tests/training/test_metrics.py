@@ -1,20 +1,24 @@
-"""metrics.jsonl holds every step exactly once, whatever killed the run; the progress line."""
+"""metrics.jsonl holds every step exactly once, however a run was killed; the progress line."""
 
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+import termios
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.training import metrics
 from ppa_jax.training.metrics import MetricWriter, Progress, progress_line, read_metrics
 
 
@@ -48,7 +52,7 @@ def test_resuming_leaves_every_step_once(tmp_path, torn):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_torn_line_in_the_kept_part_is_dropped_and_the_rest_stays(tmp_path):
+def test_an_incomplete_line_in_the_part_that_stays_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1}\n{"step": 2, "lo{"step": 3}\n{"step": 4}\n')
     MetricWriter(tmp_path).truncate_after(9)
     assert lines(tmp_path) == ['{"step": 1, "loss": 1}', '{"step": 4}']
@@ -84,12 +88,12 @@ def test_kill_9_loses_nothing_that_was_written(tmp_path):
     assert steps == list(range(len(steps))) and len(steps) > told
 
 
-def test_only_process_0_writes(tmp_path, monkeypatch):
+def test_only_process_0_writes(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     write_steps(tmp_path / "w", 1, resume=0)
-    stream = io.StringIO()
-    Progress(1, stream=stream)(1, {})
-    assert not (tmp_path / "w").exists() and not stream.getvalue()
+    caplog.set_level(logging.INFO, logger="absl")
+    Progress(1, stream=io.StringIO())(1, {})
+    assert not (tmp_path / "w").exists() and not caplog.messages
 
 
 def test_a_full_disk_is_a_user_error(tmp_path):
@@ -133,58 +137,62 @@ def test_wandb_is_optional(tmp_path, monkeypatch):
     assert logged[1:] == [(1, {"loss": 2.0}), "end"]
 
 
-def test_the_line_says_it_all():
+def test_progress_line():
     values = {
         "loss": 7.2134, "tlm": 5.9, "contrastive": 1.3134, "accuracy": 0.4121, "tokens_per_second": 12345.4,
         "padding": 0.0825, "gradient_norm": 3.0,
     }  # fmt: skip
-    assert progress_line(120, 400, values, 125.2) == (
-        "step 120/400  loss 7.213  tlm 5.900  contrastive 1.313  queue acc 41.2%  12,345 tok/s  padding 8.2%  left 2:05"
+    assert progress_line(120, 400, values, first=20, elapsed=50.0) == (  # 100 steps in 50 s, 280 to go
+        "120/400 steps, 02:20 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.900, contrastive 1.313, "
+        "padding 8.2%"
     )
-    assert progress_line(1, 400, {"loss": 1}, None) == "step 1/400  loss 1.000"
-    assert progress_line(1, 400, {"loss": 1, "accuracy": float("nan")}, None) == "step 1/400  loss 1.000", "not known"
-    assert progress_line(1, 2, {}, 3725).endswith("left 1:02:05")
+    values = {"loss": 1, "accuracy": float("nan")}  # of an empty queue: not known
+    assert progress_line(1, 400, values, first=1, elapsed=0.0) == "1/400 steps, ? left, loss 1.000"
+    assert progress_line(2, 4, {}, first=1, elapsed=1862.5).startswith("2/4 steps, 1:02:05 left")
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+def on_a_terminal(columns: int, work: Callable[[TextIO], None]) -> str:
+    """What `work` writes to a terminal of this width."""
+    shown, terminal = os.openpty()
+    termios.tcsetwinsize(terminal, (24, columns))
+    with open(terminal, "w") as stream:
+        work(stream)
+        stream.flush()
+        return os.read(shown, 1 << 16).decode()
 
 
-def run_progress(monkeypatch, stream, steps, seconds, total, start=0, **kw):
-    """Steps that take `seconds` each, by a clock of our own."""
-    clock = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    progress = Progress(total, stream=stream, **kw)
-    for step in range(start + 1, start + steps + 1):
-        clock[0] += seconds
-        progress(step, {"loss": float(step)})
-    return progress
+def test_a_terminal_has_one_line_that_updates_and_never_wraps():
+    def work(stream: TextIO) -> None:
+        handler = logging.StreamHandler(stream)
+        logging.getLogger().addHandler(handler)
+        progress = Progress(103, stream=stream)
+        for step in range(101, 104):
+            progress(step, {"loss": float(step), "accuracy": 0.5, "tokens_per_second": 1e6})
+            time.sleep(0.11)  # a terminal is updated ten times a second
+        progress.close()
+        logging.getLogger().removeHandler(handler)
+
+    text = on_a_terminal(40, work)
+    assert text.count("\n") == 1 and text.endswith("\n")
+    lines = [line for line in text.replace("\x1b[A", "").split("\r") if line.strip()]
+    assert len(lines) >= 3 and all(len(line) <= 40 for line in lines)
+    assert lines[0].startswith("101/103 steps, ? left")
+    assert lines[-1].startswith("103/103 steps, 00:00 left, loss 103.00")
 
 
-def test_a_terminal_is_rewritten_in_place_and_never_wraps(monkeypatch):
-    stream = Terminal()
-    monkeypatch.setattr(metrics.shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
-    progress = run_progress(monkeypatch, stream, 3, 1.0, 10)
-    assert "\n" not in stream.getvalue() and stream.getvalue().count("\r") == 3
-    assert all(len(part) < 30 for part in stream.getvalue().replace("\x1b[K", "").split("\r"))
-    progress.close()
-    progress.close()
-    assert stream.getvalue().endswith("\n") and stream.getvalue().count("\n") == 1
+def test_elsewhere_progress_is_logged_at_an_interval_and_for_the_last_step(caplog):
+    caplog.set_level(logging.INFO, logger="absl")
 
+    def logged(interval: float) -> list[str]:
+        caplog.clear()
+        progress = Progress(5, stream=io.StringIO(), interval=interval)
+        for step in range(2, 6):
+            progress(step, {"loss": 1.0})
+        progress.close()
+        return [message.split()[0] for message in caplog.messages]
 
-def test_elsewhere_plain_lines_at_an_interval_and_for_the_last_step(monkeypatch):
-    stream = io.StringIO()
-    run_progress(monkeypatch, stream, 100, 1.0, 100, interval=30.0)
-    shown = stream.getvalue().splitlines()
-    assert [line.split()[1] for line in shown] == ["1/100", "31/100", "61/100", "91/100", "100/100"]
-    assert shown[2].endswith("left 0:39") and "\r" not in stream.getvalue()
-
-
-def test_time_left_after_a_resume_counts_this_run_alone(monkeypatch):
-    stream = io.StringIO()
-    run_progress(monkeypatch, stream, 11, 2.0, 1000, start=900, interval=0.0)
-    assert stream.getvalue().splitlines()[-1].endswith("left 2:58")  # 89 steps of 2 s
+    assert logged(3600.0) == ["2/5", "5/5"]
+    assert logged(0.0) == ["2/5", "3/5", "4/5", "5/5"]
 
 
 def test_records_are_json(tmp_path):
