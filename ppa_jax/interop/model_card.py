@@ -1,21 +1,23 @@
-"""README.md of an export: what it was made from, what it scores, how to load it.
+"""README.md of an export: what it was trained from and on, what it scores, how to load it.
 
-The front matter is the Hub's (https://huggingface.co/docs/hub/model-cards); its strings are written as JSON, which YAML
-contains. Sources and settings name files without the folders of the machine they lay on.
+Sources and settings name files without their directories, which are of no use elsewhere.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ppa_jax import markdown
-from ppa_jax.interop import weight_files
+from absl import logging
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-# Of a model whose sentence vectors were trained, and of one that has none.
+from ppa_jax import markdown
+from ppa_jax.interop import hub, weights
+
+# Of a model whose sentence vectors were trained, and of one without.
 SENTENCES = {
     "library_name": "sentence-transformers",
     "pipeline_tag": "sentence-similarity",
@@ -31,10 +33,10 @@ def write_card(
     losses: str,
     base_model: str,
     sentence_vectors: bool,
-    languages: list[str],
-    sources: list[str],
+    languages: Sequence[str],
+    sources: Sequence[str],
     settings: dict[str, Any],
-    scores: list[dict[str, Any]],
+    scores: Sequence[Mapping[str, Any]],
 ) -> None:
     """Writes README.md.
 
@@ -43,30 +45,36 @@ def write_card(
         title: of the training.
         losses: what was trained, in words.
         base_model: what training started from: a name on the Hub or a directory, of which the last part is shown;
-            "" for one made from nothing.
+            "" for a model trained from scratch.
         sentence_vectors: whether sentence-transformers loads it.
         languages: codes, in any order.
         sources: as in `data.pairs`, one each: "en-de=SOURCE".
         settings: name -> value, nested dictionaries allowed; None and empty values are left out.
-        scores: one dictionary for each row, all with the same keys, the columns; may be empty.
+        scores: records of scores.json, of retrieval; may be empty.
     """
     base = base_name(base_model) if base_model else ""
-    rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
-    front = {
-        "language": sorted(set(languages)),
-        **({"base_model": base} if base else {}),
+    base_license = _license(base_model) if base_model else None
+    data = ModelCardData(
+        language=sorted(set(languages)),
+        license=base_license,
+        base_model=base or None,
+        datasets=_datasets(sources) or None,
+        model_name=title,
+        eval_results=[_result(score) for score in scores if score["direction"] == "both"] or None,
         **(SENTENCES if sentence_vectors else WORDS),
-    }
+    )
+    rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
     parts = [
         "---",
-        *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()),
+        data.to_yaml(),
         "---",
         f"# {title}",
         "",
         f"Trained with ppa_jax: {losses}.",
         "",
-        f"- Base model: `{base}`" if base else "- Base model: none, made from nothing",
+        f"- Base model: `{base}`" if base else "- Base model: none, trained from scratch",
         f"- Languages: {', '.join(sorted(set(languages)))}",
+        *([f"- License: {base_license}, as of the base model; those of the data apply, too"] if base_license else []),
         "",
         "## Load it",
         f"{_SENTENCE_TRANSFORMERS if sentence_vectors else ''}{_LOADING}",
@@ -85,9 +93,8 @@ def write_card(
         markdown.table(["setting", "value"], [(f"`{name}`", value) for name, value in rows]),
         "",
     ]
-    path = Path(directory) / "README.md"
-    with weight_files.replacing(path) as unfinished:
-        unfinished.write_text("\n".join(parts), encoding="utf-8")
+    with weights.replacing(Path(directory) / "README.md") as unfinished:
+        ModelCard("\n".join(parts)).save(unfinished)
 
 
 _SENTENCE_TRANSFORMERS = """
@@ -113,9 +120,46 @@ config, params = pretrained.config, pretrained.params  # for ppa_jax.model.bert.
 
 
 def base_name(base_model: str) -> str:
-    """The name on the Hub, or the last part of a directory."""
-    local = Path(base_model).expanduser().exists() or not weight_files.is_hub_name(base_model)
+    """The name on the Hub, or the last part of a directory's path."""
+    local = Path(base_model).expanduser().exists() or not hub.is_name(base_model)
     return Path(base_model).expanduser().resolve().name if local else base_model
+
+
+def _license(base_model: str) -> str | None:
+    """The license that the base model's own card names, if that card is on this machine."""
+    try:
+        directory = Path(base_model).expanduser()
+        if directory.is_dir():
+            card = hub.resolve(directory) / "README.md"
+        elif hub.is_name(base_model):
+            card = try_to_load_from_cache(base_model, "README.md")
+        else:
+            card = None
+        return ModelCard.load(card).data.license if card and Path(card).is_file() else None
+    except Exception as error:  # whatever is wrong with someone else's README must not end a finished training
+        logging.info("%s: no license read from its model card (%s)", base_model, type(error).__name__)
+        return None
+
+
+def _datasets(sources: Iterable[str]) -> list[str]:
+    """The datasets of the Hub among the sources."""
+    locations = {source.partition("=hf:")[2].partition("@")[0] for source in sources}
+    names = {"/".join(location.split("/")[:2]) for location in locations if not Path(location).exists()}
+    return sorted(name for name in names if hub.is_name(name))
+
+
+def _result(score: Mapping[str, Any]) -> EvalResult:
+    """A row of the card's model-index, from a record of retrieval in both directions."""
+    return EvalResult(
+        task_type="translation",
+        task_name="Translation retrieval",
+        dataset_type=score["task"],
+        dataset_name=f"{score['task']} ({score['language']})",
+        dataset_config=score["language"],
+        metric_type=score["metric"],
+        metric_name=f"{score['metric']}, both directions, layer {score['layer']}, {score['pooling']} pooling (%)",
+        metric_value=score["value"],
+    )
 
 
 def _source_name(source: str) -> str:
