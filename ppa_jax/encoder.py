@@ -30,7 +30,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, whole_number
 from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
-from ppa_jax.interop.weight_files import replacing
+from ppa_jax.interop.weights import replacing
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory

@@ -1,30 +1,38 @@
-"""Where a model lies: here, in the workdir of a run, in a bucket, or on the Hugging Face Hub."""
+"""Where a model is: a directory, the workdir of a run, a bucket, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ppa_jax import storage
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError, reason
-from ppa_jax.interop import weight_files
 
-# Besides the weights: what is known of a model of the Hub, or of the export of a run.
-_SMALL = ["config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json", "projection.safetensors"]
-_SMALL += ["config_sentence_transformers.json", "sentence_bert_config.json", "*_Transformer/*"]
+# The files that are read of a model, besides its weights.
+_SMALL = ["README.md", "config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"]
+_SMALL += ["projection.safetensors", "config_sentence_transformers.json", "sentence_bert_config.json"]
+_SMALL += ["*_Transformer/*"]
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 _BIN = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 _UNFINISHED = (
-    "{0}: a run that has not finished; let it finish, or take its newest checkpoint: "
+    "{0}: a run that has not finished; wait for it, or use its newest checkpoint: "
     "python -m ppa_jax.convert to-hf --source={0} --target=DIR"
 )
 
 
-def resolve(source: str | Path) -> Path:
-    """The local directory of a model: itself, the export of a run's workdir, or what a bucket or the Hub have, fetched.
+def is_name(text: str) -> bool:
+    """Whether `text` has the form of a model's name on the Hub: `name` or `owner/name`."""
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
 
-    Raises UserError when there is no such directory, the run has not finished, or the Hub cannot give it.
+
+def resolve(source: str | Path) -> Path:
+    """The local directory of a model; one in a bucket or on the Hub is downloaded to the cache.
+
+    `source` is a directory, the workdir of a run (its export is used), an address in a bucket, or a name on the Hub.
+
+    Raises UserError when there is no such directory, the run has not finished, or the download fails.
     """
     if storage.in_bucket(source):
         return _from_bucket(str(source).rstrip("/"))
@@ -37,7 +45,7 @@ def resolve(source: str | Path) -> Path:
         return path
     if path.exists():
         raise UserError(f"{source}: is a file; give the directory with config.json and the weights")
-    if not weight_files.is_hub_name(str(source)):
+    if not is_name(str(source)):
         raise UserError(f"{source}: no such directory; give a Hugging Face directory or a name on the Hub")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -48,22 +56,20 @@ def resolve(source: str | Path) -> Path:
             directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _BIN))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
-            f"{source}: no such directory here, and the Hugging Face Hub did not give it ({reason(error)}); "
+            f"{source}: no such directory, and downloading it from the Hugging Face Hub failed ({reason(error)}); "
             "check the name, or download it and give its directory"
         ) from None
     return directory
 
 
 def _from_bucket(address: str) -> Path:
-    """As `resolve`: of the many files that may lie beside a model's, only those that are read are fetched."""
+    """As `resolve`; of the files in the bucket only those that are read are downloaded."""
     names = storage.names(address)
     if "base/config.json" in names:
         if "export/config.json" not in names:
             raise UserError(_UNFINISHED.format(address))
-        address, names = (
-            f"{address}/export",
-            [name.removeprefix("export/") for name in names if name.startswith("export/")],
-        )
+        address = f"{address}/export"
+        names = [name.removeprefix("export/") for name in names if name.startswith("export/")]
     has_safetensors = any(fnmatch(name, "model*.safetensors*") for name in names)
     patterns = _SMALL + (_SAFETENSORS if has_safetensors else _BIN)
     return storage.local(address, wanted=lambda name: any(fnmatch(name, pattern) for pattern in patterns))

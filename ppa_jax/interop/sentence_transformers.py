@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppa_jax.errors import UserError
-from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 
 OUR_KEY = "ppa_jax"
@@ -58,17 +58,17 @@ def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, 
     if layer < config.num_layers:
         path = TRUNCATED
         huggingface.write_truncated(directory / path, pretrained, layers=layer, files_from=directory)
-    weight_files.write_json(directory / path / TRANSFORMER_FILE, transformer)
+    weights.write_json(directory / path / TRANSFORMER_FILE, transformer)
     flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
     pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": True} | flags
-    weight_files.write_json(directory / POOLING / "config.json", pool)
+    weights.write_json(directory / POOLING / "config.json", pool)
     write_settings(directory, layer=layer, pooling=pooling, max_length=max_length)
     # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
     modules = [
         {"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Transformer"},
         {"idx": 1, "name": "1", "path": POOLING, "type": "sentence_transformers.models.Pooling"},
     ]
-    weight_files.write_json(directory / "modules.json", modules)
+    weights.write_json(directory / "modules.json", modules)
 
 
 def write_settings(directory: str | Path, *, layer: int, pooling: str, max_length: int) -> None:
@@ -80,7 +80,7 @@ def write_settings(directory: str | Path, *, layer: int, pooling: str, max_lengt
         "similarity_fn_name": "cosine",
         OUR_KEY: {"layer": layer, "pooling": pooling, "max_length": max_length},
     }
-    weight_files.write_json(Path(directory) / SETTINGS_FILE, values)
+    weights.write_json(Path(directory) / SETTINGS_FILE, values)
 
 
 def read_settings(directory: str | Path) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     """
     directory = Path(directory)
     listed = directory / "modules.json"
-    modules = weight_files.read_json_list(listed) if listed.is_file() else []
+    modules = weights.read_json_list(listed) if listed.is_file() else []
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     paths = {kind: directory / module.get("path", "") for kind, module in zip(kinds, modules, strict=True)}
     encoder = paths.get("Transformer", directory)
@@ -113,7 +113,7 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     if "Pooling" not in kinds:
         raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
     pooling = _pooling(paths["Pooling"] / "config.json")
-    config = huggingface.config_from_hf(weight_files.read_json(encoder / "config.json"), str(encoder / "config.json"))
+    config = huggingface.config_from_hf(weights.read_json(encoder / "config.json"), str(encoder / "config.json"))
     lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
     max_length = min([config.max_length, *(int(length) for length in lengths if length)])
     return {"layer": config.num_layers, "pooling": pooling, "max_length": max_length}
@@ -122,7 +122,7 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
 def normalizes(directory: str | Path) -> bool:
     """Whether the directory's modules bring vectors to length 1."""
     where = Path(directory) / "modules.json"
-    modules = weight_files.read_json_list(where) if where.is_file() else []
+    modules = weights.read_json_list(where) if where.is_file() else []
     return any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
 
 
@@ -134,7 +134,7 @@ def encoder_directory(directory: str | Path) -> Path:
     directory = Path(directory)
     if (directory / "config.json").is_file() or not (directory / "modules.json").is_file():
         return directory
-    for module in weight_files.read_json_list(directory / "modules.json"):
+    for module in weights.read_json_list(directory / "modules.json"):
         if str(module.get("type", "")).endswith("Transformer"):
             return directory / module.get("path", "")
     return directory
@@ -142,12 +142,12 @@ def encoder_directory(directory: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object of a file that may be absent."""
-    return weight_files.read_json(path) if path.is_file() else {}
+    return weights.read_json(path) if path.is_file() else {}
 
 
 def _pooling(path: Path) -> str:
     """The pooling of a 1_Pooling/config.json, in its older form (flags) or today's (a name)."""
-    values = weight_files.read_json(path)
+    values = weights.read_json(path)
     modes = values.get("pooling_mode")
     if modes is None:
         modes = [flag for flag in (*POOLING_FLAGS.values(), *OTHER_FLAGS) if values.get(flag)]

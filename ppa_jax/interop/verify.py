@@ -15,11 +15,11 @@ from ppa_jax.interop import hub, huggingface
 from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
 from ppa_jax.model.heads import MaskedLMHead, decode
 
-TOLERANCE = 1e-4  # float32 in another order of summation stays a hundred times below; a wrong weight goes far above
+TOLERANCE = 1e-4  # another order of summation in float32 differs a hundred times less, a wrong weight far more
 LOGITS = "masked-LM logits"
-BATCH = 5  # a batch's logits over a large vocabulary stay under 100 MB
+BATCH = 5  # sentences; their logits over a large vocabulary take under 100 MB
 
-SENTENCES = (  # short beside long in every batch, so that there is padding
+SENTENCES = (  # of different lengths, so that every batch has padding
     "The ferry to the island leaves at half past six, unless the wind has turned by then.",
     "No.",
     "Die Bäckerin am Markt verkauft das Brot vom Vortag zum halben Preis.",
@@ -39,10 +39,10 @@ SENTENCES = (  # short beside long in every batch, so that there is padding
 
 
 def compare(source: str | Path) -> list[tuple[str, float]]:
-    """The greatest relative difference at the embeddings, after every layer, and in the masked-LM logits.
+    """The largest relative difference at the embeddings, after every layer, and in the masked-LM logits.
 
-    For each real token, |torch - flax| / |torch| in the Euclidean norm over the width (or the vocabulary); the greatest
-    over all tokens of SENTENCES. The logits are left out where the checkpoint has no masked-LM head.
+    That of a real token is |torch - flax| / |torch|, with the Euclidean norm over the width (or the vocabulary); the
+    result is the maximum over all tokens of SENTENCES. A checkpoint without a masked-LM head has no logits.
 
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or PyTorch or transformers is missing.
@@ -68,7 +68,7 @@ def compare(source: str | Path) -> list[tuple[str, float]]:
 
 
 def relative_difference(expected: np.ndarray, got: np.ndarray) -> float:
-    """The greatest |expected - got| / |expected| over rows [N, D]; infinite where something is not a number."""
+    """The largest |expected - got| / |expected| over rows [N, D]; infinite if any value is not finite."""
     difference = np.linalg.norm(expected.astype(np.float64) - got, axis=-1)
     norm = np.linalg.norm(expected.astype(np.float64), axis=-1)
     worst = float(np.max(difference / np.maximum(norm, 1e-30)))
@@ -76,11 +76,11 @@ def relative_difference(expected: np.ndarray, got: np.ndarray) -> float:
 
 
 def _tokens(tokenizer: Any, config: EncoderConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Padded ids and mask [N, L] of SENTENCES with their special tokens."""
+    """Padded ids and mask [N, L] of SENTENCES with special tokens."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} word pieces, config.json says vocab_size={config.vocab_size}; "
-            "they are of different models"
+            f"the tokenizer has {tokenizer.vocab_size} tokens, config.json says vocab_size={config.vocab_size}; "
+            "they belong to different models"
         )
     pieces = tokenizer.encode(list(SENTENCES))
     rows = [[tokenizer.cls_id, *row[: config.max_length - 2], tokenizer.sep_id] for row in pieces]
@@ -93,7 +93,7 @@ def _tokens(tokenizer: Any, config: EncoderConfig) -> tuple[np.ndarray, np.ndarr
 
 
 def _torch_model(directory: Path, has_head: bool) -> Any:
-    """A function from ids and mask [B, L] to numpy's hidden states and logits, by transformers."""
+    """A function from ids and mask [B, L] to hidden states and logits, computed by transformers."""
     try:
         import torch
         import transformers
@@ -102,7 +102,7 @@ def _torch_model(directory: Path, has_head: bool) -> Any:
             f"verify compares with PyTorch: `pip install torch transformers` ({error.name} is missing)"
         ) from None
     before, bar = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()  # its list of heads not asked for
+    transformers.logging.set_verbosity_error()  # it lists the weights that it does not use
     transformers.logging.disable_progress_bar()
     try:
         auto = transformers.AutoModelForMaskedLM if has_head else transformers.AutoModel
@@ -124,7 +124,7 @@ def _torch_model(directory: Path, has_head: bool) -> Any:
 def _flax_forward(
     params: dict[str, Any], config: EncoderConfig, has_head: bool, ids: np.ndarray, mask: np.ndarray
 ) -> list[jax.Array]:
-    # Accelerators round float32 products by default: not what is compared here.
+    # By default accelerators round the operands of float32 products.
     with jax.default_matmul_precision("highest"):
         return _forward(params, jnp.asarray(ids), jnp.asarray(mask), config, has_head)
 

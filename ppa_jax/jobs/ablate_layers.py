@@ -27,7 +27,7 @@ from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import ablation_report, report, similarity
 from ppa_jax.evaluation.embed import Remembered
-from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import finetune_inputs, finetune_run
 from ppa_jax.jobs.finetune_inputs import Setup
@@ -266,7 +266,7 @@ def run_one(
             "parallel": measure.content,
         }
         if jax.process_index() == 0:
-            weight_files.write_json(path, found)
+            weights.write_json(path, found)
         loop.wait_for_hosts("what was measured")
     if jax.process_index() == 0:
         checkpoint.remove(directory / "trained")  # as large as the model, for every set and seed

@@ -27,7 +27,7 @@ from ppa_jax.evaluation.embed import Remembered, Request
 from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
-from ppa_jax.interop.weight_files import read_json
+from ppa_jax.interop.weights import read_json
 from ppa_jax.training import bucket, identity
 from ppa_jax.training.memory import device_memory
 

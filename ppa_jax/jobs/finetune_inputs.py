@@ -19,7 +19,7 @@ from ppa_jax.config import Config, load_module, require, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
-from ppa_jax.interop import hub, huggingface, weight_files
+from ppa_jax.interop import hub, huggingface, weights
 from ppa_jax.jobs import finetune
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import files
@@ -273,7 +273,7 @@ def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Token
     """(directory, sizes, tokenizer) of a model, whose weights are not read yet. Raises UserError."""
     tokenizer = load_tokenizer(directory)
     path = directory / "config.json"
-    sizes = huggingface.config_from_hf(weight_files.read_json(path), str(path))
+    sizes = huggingface.config_from_hf(weights.read_json(path), str(path))
     check_vocabulary(tokenizer, sizes.vocab_size)
     if config.data.max_length > (limit := sizes.max_length):
         raise UserError(f"config.data.max_length={config.data.max_length}: the model's positions end at {limit}")

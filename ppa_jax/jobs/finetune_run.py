@@ -26,7 +26,7 @@ from ppa_jax import markdown
 from ppa_jax.config import Config
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import report, task_report
-from ppa_jax.interop import huggingface, weight_files
+from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align_run, finetune, finetune_inputs
 from ppa_jax.jobs.finetune_inputs import Model, Setup, TestSet
@@ -252,7 +252,7 @@ class Best:
         if is_best and setup.config.eval.patience:
             checkpoint.save_params(self._directory / "best", mesh.to_host(state.params))
         if jax.process_index() == 0:
-            weight_files.write_json(self._directory / "dev.json", self.history)
+            weights.write_json(self._directory / "dev.json", self.history)
         return self._enough()
 
     def params(self) -> Any:
@@ -315,7 +315,7 @@ def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, f
     )  # fmt: skip
     if not modules:
         flat = {mesh.path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params["head"])}
-        weight_files.write_arrays(directory / "head.safetensors", flat)
+        weights.write_safetensors(directory / "head.safetensors", flat)
 
 
 def facts(opened: Sequence[tuple[Model, Setup]]) -> dict[str, str]:

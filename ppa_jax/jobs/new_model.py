@@ -24,9 +24,9 @@ from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
-from ppa_jax.interop.config_json import config_to_hf
 from ppa_jax.interop.huggingface import Pretrained
-from ppa_jax.interop.weight_files import write_json
+from ppa_jax.interop.names import config_to_hf
+from ppa_jax.interop.weights import write_json
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import identity, loop

@@ -5,10 +5,12 @@ import json
 import logging
 import os
 import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from ppa_jax.errors import UserError
-from ppa_jax.interop import huggingface
+from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.names import tensor_names
 
 StateDict = dict[str, torch.Tensor]
@@ -83,6 +85,11 @@ def decoder_bias_alone(state: StateDict) -> StateDict:
     return {name: tensor for name, tensor in state.items() if name not in ("cls.predictions.bias", "lm_head.bias")}
 
 
+def decoder_weight_alone(state: StateDict) -> StateDict:
+    """As saved by a writer that keeps one name of each tied tensor, and not that of the embeddings."""
+    return {name: tensor for name, tensor in state.items() if not name.endswith("word_embeddings.weight")}
+
+
 def no_decoder(state: StateDict) -> StateDict:
     return {name: tensor for name, tensor in state.items() if ".decoder." not in name}
 
@@ -98,6 +105,7 @@ FORMS = {
     "position_ids": renamed(with_position_ids),
     "decoder tied": renamed(dict),
     "decoder bias alone": renamed(decoder_bias_alone),
+    "decoder weight alone": renamed(decoder_weight_alone),
     "decoder absent": renamed(no_decoder),
 }
 CLASSES = ["BertModel", "BertForMaskedLM", "BertForPreTraining", "XLMRobertaModel", "XLMRobertaForMaskedLM"]
@@ -258,7 +266,7 @@ BREAKAGES = {
     "decoder model": (edit_config(is_decoder=True), "is_decoder=True"),
     "size missing": (edit_config(num_hidden_layers=...), "num_hidden_layers is missing"),
     "size of another type": (edit_config(hidden_size="24"), "hidden_size is '24'"),
-    "heads do not divide": (edit_config(num_attention_heads=5), "hidden_size=24 does not divide"),
+    "heads do not divide": (edit_config(num_attention_heads=5), "hidden_size=24 is not divisible"),
     "vocabulary": (edit_config(vocab_size=63), r"vocab_size=63, but .*word_embeddings.weight has 64 rows"),
     "too few layers": (
         edit_config(num_hidden_layers=4),
@@ -308,6 +316,39 @@ def test_source_that_is_no_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):
         huggingface.read(tmp_path / "file")
+
+
+def test_every_type_and_layout_of_array_is_written_as_it_is(tmp_path: Path) -> None:
+    arrays = {
+        "transposed": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "strided": np.arange(10, dtype=np.int64)[::3],
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 3), np.float16),
+        "bool": np.array([True, False]),
+        "bfloat16": np.array([[1.5, -2.0]], ml_dtypes.bfloat16),
+        "big-endian": np.array([1.0, 2.0], ">f4"),
+    }
+    weights.write_safetensors(tmp_path / "a.safetensors", arrays)
+    for name, tensor in load_file(tmp_path / "a.safetensors").items():
+        expected = torch.tensor(arrays[name].astype(np.float64)).to(tensor.dtype)
+        assert torch.equal(tensor, expected) and tuple(tensor.shape) == arrays[name].shape, name
+    read = weights.read_safetensors(tmp_path / "a.safetensors")
+    assert {name: array.dtype.name for name, array in read.items()} == {n: a.dtype.name for n, a in arrays.items()}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_weights_that_cannot_be_written_leave_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    weights.write_safetensors(path, {"a": np.ones(3)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # Python ignores the signal: the write fails
+    try:
+        with pytest.raises(UserError, match=r"a.safetensors: cannot be written: File too large"):
+            weights.write_safetensors(path, {"a": np.ones(1000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_full_disk_leaves_the_earlier_export(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:

@@ -1,8 +1,7 @@
-"""Files of named tensors, one tensor in memory at a time: safetensors (whole or sharded) and PyTorch's `.bin`.
+"""Files of named tensors: safetensors (whole or sharded) and PyTorch's `.bin`, and the JSON files beside them.
 
-Reading never runs code from a file: `.bin` is unpickled by `torch.load(weights_only=True)` alone. Writing is
-safetensors, streamed to a file beside the target that then takes its name: a write that fails leaves what was there.
-Format: https://github.com/huggingface/safetensors#format
+Reading never runs code from a file: `.bin` is unpickled by `torch.load(weights_only=True)` alone, and tensors are read
+one at a time. Files are written beside their target and renamed at the end: a write that fails leaves what was there.
 """
 
 from __future__ import annotations
@@ -10,41 +9,27 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from ppa_jax.errors import UserError
 
-DTYPES = {  # numpy's name -> the name in a safetensors header
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-HEADER_LIMIT = 100_000_000  # bytes; the reference reader refuses more
-
 
 class WeightFiles:
-    """The tensors of a checkpoint, by name, read one by one.
+    """The tensors of a checkpoint by name, read one at a time.
 
     Attributes:
-        shapes: name -> shape, known without reading the tensors.
+        shapes: name -> shape, known without reading the tensor.
         file_of: name -> the file that holds it, for messages.
     """
 
@@ -83,7 +68,7 @@ class WeightFiles:
 def open_weights(directory: Path) -> WeightFiles:
     """The weight files of a Hugging Face directory: safetensors before PyTorch's, whole before sharded.
 
-    Raises UserError when there is none, a shard is missing, or a file is truncated or holds more than plain weights.
+    Raises UserError if there is none, a shard is missing, or a file is truncated or holds more than plain weights.
     """
     files = WeightFiles()
     for path in weight_paths(directory):
@@ -117,7 +102,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index}: no weight_map in it; download it again")
+        raise UserError(f"{index}: has no weight_map; download it again")
     names = sorted(set(weight_map.values()))
     for name in names:
         if Path(name).name != name:
@@ -142,7 +127,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
-            if "mmap" not in str(error):  # files from before PyTorch 1.6 cannot be mapped
+            if "mmap" not in str(error):  # files from before PyTorch 1.6 cannot be memory-mapped
                 raise
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -160,21 +145,23 @@ def _load_torch(path: Path) -> dict[str, Any]:
 def _torch_to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
-    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own
+    if tensor.dtype == torch.bfloat16:  # numpy itself has no bfloat16
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
 @contextlib.contextmanager
 def replacing(path: Path, size: int = 0) -> Iterator[Path]:
-    """Gives a path beside `path` to write to; at the end it takes the name of `path`, on failure it is removed.
+    """Yields a path beside `path` to write to, which is renamed to `path` at the end and removed on failure.
 
-    Raises UserError for what the operating system refuses: `size` (bytes) tells how much room a full disk lacks.
+    Raises UserError for errors of the operating system; `size` (bytes) is what the message says a full disk lacks.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        with open(unfinished, "rb") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -185,58 +172,27 @@ def replacing(path: Path, size: int = 0) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def write_safetensors(
-    path: Path, tensors: dict[str, Callable[[], np.ndarray]], shapes: dict[str, tuple[int, ...]], dtypes: dict[str, str]
-) -> None:
-    """Writes one safetensors file, making one tensor at a time.
-
-    Args:
-        tensors: name -> a function that returns the array.
-        shapes: name -> its shape.
-        dtypes: name -> its numpy dtype's name.
-    """
-    # Wide types first: every tensor is then aligned to its own item size, as the reference writer does.
-    names = sorted(tensors, key=lambda name: (-_itemsize(dtypes[name]), name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        start, end = end, end + _itemsize(dtypes[name]) * math.prod(shapes[name])
-        header[name] = {"dtype": DTYPES[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [start, end]}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)
-    if len(head) > HEADER_LIMIT:
-        raise ValueError(f"{path}: header of {len(head)} bytes")
-    with replacing(path, size=end) as unfinished, open(unfinished, "wb") as file:
-        file.write(len(head).to_bytes(8, "little") + head)
-        for name in names:
-            array = np.ascontiguousarray(tensors[name]())
-            assert array.shape == shapes[name] and array.dtype.name == dtypes[name], name
-            file.write(array.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _itemsize(dtype: str) -> int:
-    return np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype).itemsize
-
-
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """`write_safetensors` for arrays already in memory."""
-    write_safetensors(
-        path,
-        {name: lambda array=array: array for name, array in arrays.items()},
-        {name: tuple(array.shape) for name, array in arrays.items()},
-        {name: array.dtype.name for name, array in arrays.items()},
-    )
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes one safetensors file. Raises UserError for errors of the operating system."""
+    # save_file writes the memory of an array whatever its strides: a transposed one has to be copied first.
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    with replacing(path, size=sum(array.nbytes for array in contiguous.values())) as unfinished:
+        try:
+            save_file(contiguous, unfinished, metadata={"format": "pt"})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError when the file is absent, is not JSON, or is not an object."""
+    """Reads a JSON object. Raises UserError if the file is absent, is not JSON, or is not an object."""
     return _read_json(path, dict, "object")
 
 
 def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """A JSON list of objects, with the same errors."""
+    """Reads a JSON list of objects. Raises UserError likewise."""
     values = _read_json(path, list, "list")
     if not all(isinstance(value, dict) for value in values):
         raise UserError(f"{path}: expected a list of JSON objects")
@@ -258,20 +214,16 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, whole or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def copy_matching(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
-    """Copies the files of `source` with one of `names` that exist into `target`; returns which."""
+    """Copies those of the files `names` that exist in `source` to `target`, and returns their names."""
     found = [name for name in names if (source / name).is_file()]
     if source.resolve() != target.resolve():
         for name in found:
             with replacing(target / name) as unfinished:
                 shutil.copyfile(source / name, unfinished)
     return found
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether `text` has the form of a model's name on the Hugging Face Hub: `name` or `owner/name`."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
