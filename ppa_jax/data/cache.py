@@ -9,12 +9,14 @@ and the first one's stays.
 import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import shutil
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -115,3 +117,18 @@ def write_array(path: Path, rows: Iterable[np.ndarray], dtype: np.dtype, shape: 
             work.replace(path)
         finally:
             work.unlink(missing_ok=True)
+
+
+def pickled_form(array: np.ndarray) -> Any:
+    """What another process needs of an array: the name of the file that np.load has mapped, not its content.
+
+    Any other array, including a part of a mapped one, is returned as it is.
+    """
+    if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+        return str(array.filename)
+    return array
+
+
+def unpickled(form: Any) -> np.ndarray:
+    """The array from its `pickled_form`."""
+    return np.load(form, mmap_mode="r") if isinstance(form, str) else form

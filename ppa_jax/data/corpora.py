@@ -14,7 +14,7 @@ import numpy as np
 
 from ppa_jax import storage
 from ppa_jax.data import cache, prepare, sources
-from ppa_jax.data.mapped import from_name, to_name
+from ppa_jax.data.cache import pickled_form, unpickled
 from ppa_jax.data.prepare import Prepared, RandomReader
 from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
@@ -100,12 +100,12 @@ class LanguagePair:
 
     def __getstate__(self) -> dict[str, Any]:
         # Files are opened again where they are needed.
-        mapped = {name: to_name(getattr(self, name)) for name in ("_rows", "lengths")}
+        mapped = {name: pickled_form(getattr(self, name)) for name in ("_rows", "lengths")}
         return {**self.__dict__, "_opened": {}, **mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows, self.lengths = from_name(self._rows), from_name(self.lengths)
+        self._rows, self.lengths = unpickled(self._rows), unpickled(self.lengths)
 
 
 def open_pairs(

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppa_jax.data.mapped import from_name, to_name
+from ppa_jax.data.cache import pickled_form, unpickled
 
 WINDOW = 256  # batches at most that are balanced together
 VERSION = 5  # of what the batch of a step holds: no run is resumed with another one
@@ -180,7 +180,7 @@ class Schedule:
     def __reduce__(self) -> tuple:
         # A worker process computes windows of its own: those here are not pickled.
         return _unpickle, (
-            [*map(to_name, self.lengths)],
+            [*map(pickled_form, self.lengths)],
             self.batch_size,
             self.seed,
             self.temperature,
@@ -274,4 +274,4 @@ class Schedule:
 
 
 def _unpickle(lengths: list[np.ndarray | str], *settings: Any) -> Schedule:
-    return Schedule([*map(from_name, lengths)], *settings)
+    return Schedule([*map(unpickled, lengths)], *settings)

@@ -16,7 +16,7 @@ from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.correlation import FEWEST, GROUPS, Correlation, spearman
 from ppa_jax.evaluation.plots import LayerCurves, plot_heat_maps, plot_layers
-from ppa_jax.evaluation.seeds import Difference, mean_and_spread
+from ppa_jax.evaluation.scores import Difference, mean_and_spread
 
 NONE = "none"
 TARGETS = "targets"  # their mean
@@ -265,7 +265,7 @@ def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str],
                 seeds = ", ".join(map(str, border_by_seed(found, m, chain, source).values()))
                 told.append(f"{m}: {ends} (single seeds: {seeds})")
             lines.append(f"does the border move, by {kind}? {'; '.join(told)}")
-        moved = [f"{s} {change.text()}" for s, change in changes.items() if change.off_zero]
+        moved = [f"{s} {change.text()}" for s, change in changes.items() if change.excludes_zero]
         lines.append(
             f"**{model}** against **{models[0]}**, extra loss of the targets, intervals off zero among {len(changes)} "
             f"sets (95% each, not corrected): {'; '.join(moved) or 'none'}"

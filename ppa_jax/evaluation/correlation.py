@@ -1,4 +1,4 @@
-"""Rank correlation over few points, with an interval that knows which of them belong together."""
+"""Spearman's rank correlation over a few points, with a bootstrap interval for points that belong together."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from ppa_jax.evaluation.scores import DRAWS, MIDDLE
 
-FEWEST = 8  # points: of fewer a coefficient says next to nothing
-GROUPS = 5  # of fewer groups no interval is drawn: the bootstrap's would be far too narrow
+FEWEST = 8  # points; a coefficient of fewer says next to nothing
+GROUPS = 5  # with fewer groups of a kind there is no interval: the bootstrap's would be far too narrow
 
 
 class Correlation(NamedTuple):
-    """Spearman's coefficient; `low` and `high` are NaN where some grouping has too few groups."""
+    """Spearman's coefficient; `low` and `high` are NaN where some kind of group has too few groups."""
 
     rho: float
     low: float
     high: float
     points: int
-    groups: Mapping[str, int]  # how many of each kind
+    groups: Mapping[str, int]  # the number of groups of each kind
 
     def __str__(self) -> str:
         interval = f" [{self.low:+.2f}, {self.high:+.2f}]" if np.isfinite(self.low) else ""
@@ -30,12 +30,19 @@ class Correlation(NamedTuple):
 
 
 def spearman(x: Sequence[float], y: Sequence[float], groups: Mapping[str, Sequence[Hashable]]) -> Correlation | None:
-    """Spearman's rank correlation of [N] and [N], with a cluster bootstrap: whole groups of points are drawn.
+    """Spearman's rank correlation of [N] and [N], with a 95% interval from a cluster bootstrap.
 
-    Points that share a language vary together, and so do those that share a training: drawn one by one they would
-    promise too narrow an interval. `groups` names the group of each point, for each kind of group (languages,
-    trainings). A draw takes groups of every kind, and a point as often as all of its groups were drawn together. None
-    for fewer than 8 points, or where x or y does not vary.
+    Points that share a language vary together, as do points that share a training run. Resampling single points would
+    give too narrow an interval, so whole groups are resampled: every sample draws groups of every kind, and takes a
+    point as often as all of its groups were drawn together.
+
+    Args:
+      x: N values.
+      y: N values.
+      groups: for each kind of group (languages, training runs) the group of each point.
+
+    Returns:
+      None for fewer than 8 points, or where x or y is constant.
     """
     if not all(len(values) == len(x) for values in (y, *groups.values())):
         raise ValueError(f"{len(x)} and {len(y)} values, groups of {[len(names) for names in groups.values()]} points")
@@ -54,7 +61,7 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
     rng = np.random.default_rng(0)
     drawn = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw without variation has no coefficient: NaN, left out
+        warnings.simplefilter("ignore")  # a constant sample has no coefficient: NaN, left out of the percentiles
         for _ in range(DRAWS):
             times = np.ones(len(x), int)
             for group in numbers:
@@ -66,8 +73,6 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
 
 
 def _rho(x: np.ndarray, y: np.ndarray) -> float:
-    """As scipy's spearmanr, which takes a thousand draws several times as long."""
-    import scipy.stats  # a second, which no other report has to wait
+    import scipy.stats  # takes a second to import, and most reports do not need it
 
-    one, other = (scipy.stats.rankdata(values) - (len(values) + 1) / 2 for values in (x, y))
-    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+    return float(scipy.stats.spearmanr(x, y).statistic) if len(x) > 1 else np.nan

@@ -15,7 +15,7 @@ import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -211,6 +211,41 @@ def t_interval(values: Any) -> tuple[float, float]:
     """95% of the mean of independent values, at least two, by Student's t."""
     half = stdtrit(len(values) - 1, MIDDLE[1] / 100) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def mean_and_spread(values: Sequence[float], digits: int = 1) -> str | None:
+    """ "12.3 ±0.4": mean and standard deviation over training seeds; the value alone for one seed, None for none."""
+    if not len(values):
+        return None
+    return f"{np.mean(values):.{digits}f}" + (f" ±{np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+class Difference(NamedTuple):
+    """Mean over training seeds of a difference, with its 95% interval by Student's t; NaN where seeds are too few."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Difference:
+        """From the difference of each seed."""
+        low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
+        return cls(float(np.mean(values)) if len(values) else float("nan"), low, high)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero is outside the interval."""
+        return self.low > 0 or self.high < 0
+
+    def text(self, digits: int = 1) -> str | None:
+        """ "+1.2 [+0.3, +2.1]", in bold if the interval excludes zero; None without a value."""
+        if np.isnan(self.mean):
+            return None
+        mean, low, high = (f"{value:+.{digits}f}" for value in self)
+        if np.isnan(self.low):
+            return mean
+        return f"**{mean} [{low}, {high}]**" if self.excludes_zero else f"{mean} [{low}, {high}]"
 
 
 def _interval(score: Score, baseline: Score | None = None) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from ppa_jax import markdown
 from ppa_jax.evaluation import report
 from ppa_jax.evaluation.plots import MEANS, Bars, Panel, plot_bars, plot_curves
-from ppa_jax.evaluation.seeds import Difference, mean_and_spread
+from ppa_jax.evaluation.scores import Difference, mean_and_spread
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]

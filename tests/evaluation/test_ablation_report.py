@@ -5,7 +5,7 @@ import pytest
 
 from ppa_jax.evaluation import ablation_report
 from ppa_jax.evaluation.plots import plot_heat_maps
-from ppa_jax.evaluation.seeds import Difference
+from ppa_jax.evaluation.scores import Difference
 
 
 def records(losses, *, model="", seeds=3, noise=0.1):
