@@ -1,7 +1,8 @@
 """Dependency parsing with a biaffine graph parser (Dozat and Manning 2017, "Deep biaffine attention") on the encoder.
 
-A word is its first piece, the root is [CLS]. Every word scores every other as its head; of these scores the best tree
-with one root is taken (Universal Dependencies have exactly one). Relations are scored for the pairs.
+A word is represented by its first subword token, the root by [CLS]. Every word scores every other as its head; the
+prediction is the highest-scoring tree with exactly one root, as Universal Dependencies require. Relations are scored
+for pairs of words.
 
 Axes: B windows, L tokens, D width, A width for arcs, R width for relations, T relations.
 """
@@ -38,14 +39,14 @@ NO_RELATION = "dep"  # Universal Dependencies' relation where no better one is k
 
 
 class Example(NamedTuple):
-    """A sentence and its tree, or without one: to be parsed, neither trained on nor scored."""
+    """A sentence and its tree. A sentence without a tree is parsed, but neither trained on nor scored."""
 
     words: Sequence[str]
     upos: Sequence[str]
     heads: Sequence[int]  # from 1; 0 is the root; empty where there is no tree
     relations: Sequence[str]  # universal ones ("nmod" for "nmod:poss"); likewise
     language: str
-    sentence: conllu.Sentence  # as it was read, to be written again
+    sentence: conllu.Sentence  # as read, for writing the predictions
 
 
 class Tree(NamedTuple):
@@ -56,9 +57,9 @@ class Tree(NamedTuple):
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The sentences of a CoNLL-U file. One whose column of heads is all "_" has no tree: it is for the parser to find.
+    """The sentences of a CoNLL-U file. A sentence whose heads are all "_" has no tree and is only parsed.
 
-    Sentences whose heads are no tree with one root are skipped and counted in the log.
+    Sentences whose heads do not form a tree with one root are skipped and counted in the log.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
@@ -106,13 +107,13 @@ def _examples(
             relations = [relation.partition(":")[0] for relation in sentence.column(conllu.DEPREL)]
             examples.append(Example(words, upos, heads, relations, language, sentence))
         else:
-            problems.append(Problem(sentence.line, "the heads are no tree with one root"))
+            problems.append(Problem(sentence.line, "the heads form no tree with one root"))
     tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
     return examples
 
 
 def is_tree(heads: Sequence[int]) -> bool:
-    """Whether the heads of words 1, 2, ... are a tree in which one word hangs on the root, 0."""
+    """Whether the heads of words 1, 2, ... are a tree whose root, 0, has exactly one child."""
     if sum(head == 0 for head in heads) != 1 or not all(0 <= head <= len(heads) for head in heads):
         return False
     reached = {0}
@@ -122,7 +123,7 @@ def is_tree(heads: Sequence[int]) -> bool:
             path.append(word)
             word = heads[word - 1]
         if word not in reached:
-            return False  # a circle
+            return False  # a cycle
         reached.update(path)
     return True
 
@@ -131,9 +132,9 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     """The relations of the training data, sorted. Raises UserError if it has no tree."""
     found = {relation for example in examples for relation in example.relations}
     if not found:
-        raise UserError("the training data has no trees; they stand in CoNLL-U's columns HEAD and DEPREL")
+        raise UserError("the training data has no trees; expected them in CoNLL-U's columns HEAD and DEPREL")
     if bare := sum(not example.heads for example in examples):
-        logging.warning("%d of %d training sentences have no tree, and train nothing", bare, len(examples))
+        logging.warning("%d of %d training sentences have no tree and are not trained on", bare, len(examples))
     return tuple(sorted(found))
 
 
@@ -165,9 +166,9 @@ def features(
 
 
 class Head(nn.Module):
-    """Two pairs of layers and the two biaffine maps.
+    """Two pairs of dense layers and the two biaffine maps.
 
-    Dropout is drawn for each token by itself; the paper's masks are shared along a sentence.
+    Dropout masks are drawn per token; the paper shares them along a sentence.
     """
 
     config: EncoderConfig
@@ -180,8 +181,8 @@ class Head(nn.Module):
 
         - `arcs` [B, L, L] float32: how well token j is the head of token i; MASKED where j is neither word nor root.
         - `relations` [B, L, T] float32: scores of the relations to the gold head. For the loss alone.
-        - `best` [B, L, L] int16: the relation with the highest score for the pair. Scores of all relations for all
-          pairs are never held at once. A loss does not use it, and a compiled training step does not compute it.
+        - `best` [B, L, L] int16: the relation with the highest score for the pair. The scores of all relations for
+          all pairs are never in memory at once. The loss does not read `best`, so a compiled training step omits it.
         """
         T = len(self.labels)
 
@@ -193,14 +194,14 @@ class Head(nn.Module):
             return dropped(nn.leaky_relu(dense(hidden), 0.1), k)
 
         def with_one(x: jax.Array) -> jax.Array:
-            return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)  # for the terms that are not products
+            return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)  # for the linear and constant terms
 
         hidden = dropped(hidden, 0)
         dependent_BxLxA = with_one(layer("arc_dependent", ARC_SIZE, 1))
         head_BxLxA = layer("arc_head", ARC_SIZE, 2)
         child_BxLxR = with_one(layer("relation_dependent", RELATION_SIZE, 3))
         parent_BxLxR = with_one(layer("relation_head", RELATION_SIZE, 4))
-        # From zeros all heads, and all relations, start out equally likely.
+        # Zeros make all heads, and all relations, equally likely at the start.
         arc = self.param("arc", nn.initializers.zeros, (ARC_SIZE + 1, ARC_SIZE)).astype(self.dtype)
         relation = self.param("relation", nn.initializers.zeros, (T, RELATION_SIZE + 1, RELATION_SIZE + 1))
         relation = relation.astype(self.dtype)
@@ -248,8 +249,8 @@ def decode(
 ) -> list[Tree]:
     """The best tree of each sentence.
 
-    A word's scores come from the one window that decides it. Heads outside of that window come after all others: they
-    are taken only where there is no tree with one root without them, and with them the relation "dep".
+    A word's scores come from the one window that decides it. Heads outside that window rank below all others: they are
+    used only where no tree with one root exists without them, with the relation "dep".
     """
     scores = [np.full((len(e.words) + 1, len(e.words) + 1), -np.inf) for e in examples]  # [dependent, head]
     best = [np.full(table.shape, -1) for table in scores]
@@ -270,45 +271,45 @@ def decode(
 
 
 def _with_floor(scores: np.ndarray) -> np.ndarray:
-    """-inf replaced by a number so low that any tree without it scores higher."""
+    """Replaces -inf by a number so low that any tree avoiding it scores higher."""
     known = scores[np.isfinite(scores)]
     floor = known.min() - 1 - len(scores) * (known.max() - known.min())
     return np.where(np.isfinite(scores), scores, floor)
 
 
 def best_tree(scores: np.ndarray) -> list[int]:
-    """The heads of words 1, 2, ... in the tree of the highest sum of scores among those with one child of the root.
+    """The heads of words 1, 2, ... in the highest-scoring tree whose root has exactly one child.
 
-    The algorithm of Chu and Liu (1965) and Edmonds (1967). Every tree needs a child of the root; these are made so dear
-    that more than one never pays.
+    The algorithm of Chu and Liu (1965) and Edmonds (1967) allows the root several children. Subtracting more than any
+    tree could gain from every arc of the root makes a second child never pay, and changes no other comparison.
 
     Args:
-      scores: [n + 1, n + 1] of dependent and head, 0 being the root; row 0 and the diagonal do not count. Finite.
+      scores: [n + 1, n + 1] of dependent and head, 0 being the root; finite. Row 0 and the diagonal are ignored.
     """
     scores = scores.astype(np.float64)
     np.fill_diagonal(scores, -np.inf)
     scores[0] = -np.inf
     n = len(scores) - 1
-    known = scores[np.isfinite(scores)]
-    scores[1:, 0] -= 1 + n * (known.max() - known.min())
+    finite = scores[np.isfinite(scores)]
+    scores[1:, 0] -= 1 + n * (finite.max() - finite.min())
 
-    merged = []  # of each circle that became one node: its nodes, where arcs enter and leave it, the other nodes
-    while circle := _circle(heads := _highest(scores)):
-        others = [node for node in range(len(scores)) if node not in set(circle)]  # the root, 0, stays the first
-        # An arc into the circle replaces one within it, so it counts by what it gains over that one.
-        gains = scores[np.ix_(circle, others)] - scores[circle, heads[circle]][:, None]
-        leaving = scores[np.ix_(others, circle)]
+    contracted = []  # of each cycle that became one node: its nodes, the best arcs into and out of it, the other nodes
+    while cycle := _cycle(heads := _highest(scores)):
+        others = [node for node in range(len(scores)) if node not in set(cycle)]  # the root stays number 0
+        # An arc into the cycle replaces one of the cycle's own, so its score is the gain over that one.
+        gains = scores[np.ix_(cycle, others)] - scores[cycle, heads[cycle]][:, None]
+        leaving = scores[np.ix_(others, cycle)]
         smaller = np.full((len(others) + 1, len(others) + 1), -np.inf)
         smaller[:-1, :-1] = scores[np.ix_(others, others)]
         smaller[-1, :-1], smaller[:-1, -1] = gains.max(0), leaving.max(1)
-        merged.append((circle, heads[circle], gains.argmax(0), leaving.argmax(1), others))
+        contracted.append((cycle, heads[cycle], gains.argmax(0), leaving.argmax(1), others))
         scores = smaller
-    for circle, within, entered, left, others in reversed(merged):
-        whole = np.zeros(len(others) + len(circle), int)
-        whole[circle] = within
+    for cycle, within, entered, left, others in reversed(contracted):
+        whole = np.zeros(len(others) + len(cycle), int)
+        whole[cycle] = within
         for i, head in enumerate(heads[:-1]):
-            whole[others[i]] = circle[left[i]] if head == len(others) else others[head]
-        whole[circle[entered[heads[-1]]]] = others[heads[-1]]
+            whole[others[i]] = cycle[left[i]] if head == len(others) else others[head]
+        whole[cycle[entered[heads[-1]]]] = others[heads[-1]]
         heads = whole
     return heads[1:].tolist()
 
@@ -319,8 +320,8 @@ def _highest(scores: np.ndarray) -> np.ndarray:
     return heads
 
 
-def _circle(heads: np.ndarray) -> list[int]:
-    """The nodes of a circle in a graph in which each node but 0 has one head; none if it is a tree."""
+def _cycle(heads: np.ndarray) -> list[int]:
+    """The nodes of a cycle in a graph where each node but 0 has one head; empty if the graph is a tree."""
     seen = np.zeros(len(heads), int)  # the node from which a node was first reached
     for start in range(1, len(heads)):
         node = start
@@ -328,17 +329,17 @@ def _circle(heads: np.ndarray) -> list[int]:
             seen[node] = start
             node = heads[node]
         if node and seen[node] == start:
-            circle = [int(node)]
-            while (node := heads[node]) != circle[0]:
-                circle.append(int(node))
-            return circle
+            cycle = [int(node)]
+            while (node := heads[node]) != cycle[0]:
+                cycle.append(int(node))
+            return cycle
     return []
 
 
 def score(examples: Sequence[Example], predictions: Sequence[Tree], language: str) -> dict[str, Score]:
     """Words with the right head (UAS), and with the right relation too (LAS); of all words and without UPOS PUNCT.
 
-    Sentences without a tree do not count; nothing is scored where there are no others.
+    Sentences without a gold tree are ignored; the result is empty if there are no others.
     """
     rows = [
         (head == gold, head == gold and relation == gold_relation, upos != "PUNCT")
@@ -349,7 +350,7 @@ def score(examples: Sequence[Example], predictions: Sequence[Tree], language: st
         )
     ]
     if not rows:
-        logging.warning("%s: no sentence has a tree; the predictions are written, and not scored", language)
+        logging.warning("%s: no sentence has a gold tree; the predictions are written but not scored", language)
         return {}
     uas, las, counts = np.array(rows).T
     tables = {"las": las, "uas": uas, "las_no_punct": las[counts], "uas_no_punct": uas[counts]}
@@ -357,7 +358,7 @@ def score(examples: Sequence[Example], predictions: Sequence[Tree], language: st
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Tree]) -> None:
-    """CoNLL-U as it was read, with the predicted trees; without enhanced dependencies, which were another tree's."""
+    """Writes CoNLL-U as read, with the predicted trees; enhanced dependencies, which repeat the gold tree, go."""
     columns = [
         {conllu.HEAD: heads, conllu.DEPREL: relations, conllu.DEPS: [conllu.NONE] * len(heads)}
         for heads, relations in predictions

@@ -89,7 +89,7 @@ def test_written_as_read_but_for_the_tree(tmp_path, read):
         ([2, 3, 0], True),
         ([0, 0], False),  # two roots
         ([2, 1], False),  # none
-        ([0, 3, 2], False),  # a circle beside the root
+        ([0, 3, 2], False),  # a cycle beside the root
         ([0, 2], False),  # a word that is its own head
         ([0, 3], False),  # a head that is not there
         ([0, -1], False),
@@ -100,13 +100,13 @@ def test_is_tree(heads, right):
 
 
 def test_bad_sentences_are_skipped_and_told(read, caplog):
-    circle = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t4")
+    cycle = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t4")
     no_head = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t_")
     cut = CONLLU.replace("\tSpaceAfter=No", "")
-    assert len(read(CONLLU + circle + CONLLU + no_head + CONLLU + cut)) == 3
-    assert "t.conllu: 3 of 6 skipped: the heads are no tree with one root: 2 (first at line 10); a row" in caplog.text
-    with pytest.raises(UserError, match=r"^data.test: \S*t.conllu:1: the heads are no tree with one root; 1 of 1 un"):
-        read(circle)
+    assert len(read(CONLLU + cycle + CONLLU + no_head + CONLLU + cut)) == 3
+    assert "t.conllu: 3 of 6 skipped: the heads form no tree with one root: 2 (first at line 10); a row" in caplog.text
+    with pytest.raises(UserError, match=r"^data.test: \S*t.conllu:1: the heads form no tree with one root; 1 of 1 un"):
+        read(cycle)
     with pytest.raises(UserError, match=r"^data.test: \S*t.conllu:1: a row without ten columns; 1 of 1 .* ten columns"):
         read("word\ttag\n")
 
@@ -124,7 +124,7 @@ def test_best_tree_of_all_trees(n):
         for _ in range(60):
             scores = rng.normal(size=(n + 1, n + 1)) * 3
             scores[:, 0] += rng.choice([-spread, spread])  # the root may be everybody's dearest or last choice
-            scores[rng.permutation(n + 1), rng.permutation(n + 1)] += spread  # makes circles likely
+            scores[rng.permutation(n + 1), rng.permutation(n + 1)] += spread  # makes cycles likely
             heads = parsing.best_tree(scores)
             assert parsing.is_tree(heads)
             totals = scores[np.arange(1, n + 1), trees].sum(1)
@@ -139,7 +139,7 @@ def test_best_tree_of_a_long_sentence():
     gold = np.zeros(n + 1, int)
     gold[order[1:]] = order[:-1]  # a chain, as deep as can be
     scores[np.arange(n + 1), gold] += 20
-    scores[:, 0] -= 40  # the root is dear, a circle back would be cheap
+    scores[:, 0] -= 40  # the root is dear, a cycle back would be cheap
     scores[order[0], order[-1]] += 20
     assert parsing.best_tree(scores) == gold[1:].tolist()
 
