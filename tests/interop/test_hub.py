@@ -30,6 +30,6 @@ def test_an_error_of_the_hub_is_one_whole_line(monkeypatch, said, shown):
     with pytest.raises(UserError) as error:
         hub.resolve("owner/model")
     assert str(error.value) == (
-        f"owner/model: no such directory here, and the Hugging Face Hub did not give it ({shown}); "
+        f"owner/model: no such directory, and downloading it from the Hugging Face Hub failed ({shown}); "
         "check the name, or download it and give its directory"
     )
