@@ -87,7 +87,8 @@ def decoder_bias_alone(state: StateDict) -> StateDict:
 
 def decoder_weight_alone(state: StateDict) -> StateDict:
     """As saved by a writer that keeps one name of each tied tensor, and not that of the embeddings."""
-    return {name: tensor for name, tensor in state.items() if not name.endswith("word_embeddings.weight")}
+    has_decoder = any(name.endswith("decoder.weight") for name in state)
+    return {k: v for k, v in state.items() if not (has_decoder and k.endswith("word_embeddings.weight"))}
 
 
 def no_decoder(state: StateDict) -> StateDict:
