@@ -27,7 +27,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'ppa_jax needs Python 3.11 or newer; give one: make PYTHON=...')"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: requirements.txt constraints.txt pyproject.toml | $(VENV)/bin/python
+$(VENV)/installed: requirements.txt constraints.txt pyproject.toml setup.py | $(VENV)/bin/python
 	$(PIP) --requirement requirements.txt
 	$(PIP) --no-deps --editable .
 	touch $@

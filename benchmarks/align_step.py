@@ -20,6 +20,9 @@ import resource
 import sys
 import time
 
+if not __package__:
+    sys.exit("error: start it from the root of the checkout as python -m benchmarks.align_step")
+
 import jax
 import jax.numpy as jnp
 import numpy as np

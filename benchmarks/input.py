@@ -20,7 +20,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ppa_jax import config as configs
 from ppa_jax.jobs import align_inputs, align_run
 from ppa_jax.log_lines import answer
 from ppa_jax.main import parse
@@ -35,8 +34,7 @@ def main() -> int:
     p.add_argument("--own_shards", type=int, default=0, help="of the batch; 0: all of this process")
     a, rest = p.parse_known_args()
     with tempfile.TemporaryDirectory() as directory:
-        file, _, overrides = parse([*rest, f"--workdir={directory}"])
-        config = configs.load(file, overrides)
+        config, _ = parse([*rest, f"--workdir={directory}"])
         align_inputs.validate(config)
         run = align_inputs.open_run(config, Path(directory))
         batches = run.batches

@@ -11,21 +11,19 @@ of configs/tagging.py, in the groups `pretraining` and `finetuning`.
 Expect BS, BZ, their gap and the alignment in report.md, beside the paper's.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
 from ppa_jax.config import leave_out, load
 from ppa_jax.jobs.align_mlm_inputs import OWN
-from ppa_jax.jobs.finetune_defaults import defaults
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe, with the paper's model by its code; mode "demo" for the built-in sample."""
     c: Any = config_dict.create(
-        job="align_mlm",
-        objectives="mlm,xlm,dict_mlm,align_mlm",
+        job="align_mlm",  # what is run
+        objectives="mlm,xlm,dict_mlm,align_mlm",  # of pretraining, each compared with the others
         transformations="trans,trans+inv",  # trans+perm and trans+syn, too; see ppa_jax/data/derived.py
         seeds="0,1,2",  # of pretraining, one model each
         dtype="bfloat16",  # of the matmuls; on a CPU float32
@@ -42,8 +40,8 @@ def get_config(mode: str = "") -> Any:
             parsing=dict(task="parsing", train="", test="", epochs=10.0),  # not the paper's
         ),
     )
-    c.pretraining = load(str(Path(__file__).with_name("pretrain.py")))
-    c.finetuning = defaults("tagging")
+    c.pretraining = load("pretrain")
+    c.finetuning = load("finetune")
     for group, own in OWN.items():
         leave_out(c[group], own)
     c.finetuning.seeds = "0"

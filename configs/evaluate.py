@@ -17,7 +17,7 @@ def get_config(mode: str = "") -> Any:
     if mode:
         raise ValueError(f"unknown mode {mode!r}; this configuration has none")
     c: Any = config_dict.create(
-        job="evaluate",
+        job="evaluate",  # what is run
         models="",  # directories, workdirs of runs or hub names: A,B,... or NAME=A; NAME=A|B: trainings of one model
         baseline="",  # names of models that the others are compared with, A,B,...; empty: the first model
         # The data of each part; empty: not measured.

@@ -10,19 +10,17 @@ Expect report.md: what the targets lose beyond the source, a heat map, CKA by la
 block, and up to where the model is an aligner by these numbers.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ml_collections import config_dict
 
-from ppa_jax.jobs.finetune_defaults import defaults, demo
-
-ALIGN = Path(__file__).with_name("ppa.py")
+from ppa_jax.config import load
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe, tagging by default; mode "demo" for the built-in sample."""
-    c = defaults("tagging")
+    c = load("finetune")
+    c.task = "tagging"
     c.job = "ablate_layers"
     c.ablations = "pairs"  # and singles, upwards (from each block to the last), or sets of blocks from 1: 3, 1-2, 1+4
     c.keep_layer_norm = False  # of re-initialised blocks; the paper draws them anew, too
@@ -34,7 +32,8 @@ def get_config(mode: str = "") -> Any:
     )
     c.train.update(epochs=3.0, batch_size=32, learning_rate=5e-5)
     if mode == "demo":
-        demo(c, ALIGN, test="sample:30000-30500")
+        c.align_first, c.dtype = "ppa:demo_words", "float32"
+        c.data.test = ",".join(f"{language}=sample:30000-30500" for language in ("en", "de", "es", "ru", "zh"))
         c.ablations, c.parallel, c.similarity.sentences = "singles", "sample:31000-31256", 256
         c.data.update(train="en=sample:20000-22000", max_length=64)
         c.seeds = "0,1"

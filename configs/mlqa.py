@@ -7,22 +7,21 @@ The recipe is PPA's (arXiv 2010.12547), recalled: length 386, 3e-5. The rest is 
 scripts/train_qa.sh): batch 32, 3 epochs, 500 steps of warm-up, weight decay 1e-4.
 """
 
-from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults, demo
-
-ALIGN = Path(__file__).with_name("ppa.py")
+from ppa_jax.config import load
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
-    c = defaults("qa")
+    c = load("finetune")
+    c.task = "qa"
     c.data.max_length = 384  # recalled: 386; rows are a multiple of 128 here
     c.train.update(epochs=3.0, batch_size=32, learning_rate=3e-5, warmup=500.0, weight_decay=1e-4)
     if mode == "demo":
         # The words of questions do not stand in the text that is aligned, so these are in English everywhere.
-        demo(c, ALIGN, test="sample:12000-12600", second="en")
+        c.align_first, c.dtype, c.seeds = "ppa:demo_words", "float32", "0"
+        c.data.test = ",".join(f"{side}=sample:12000-12600" for side in ("en", "de/en", "es/en", "ru/en", "zh/en"))
         c.data.update(train="en=sample:0-12000", max_length=64)
         c.train.update(steps=450, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1)
         c.train.update(weight_decay=0.01, dropout=0.0)

@@ -6,20 +6,19 @@
 Batch 32, length 128, 5e-5, 10 epochs: usual with mBERT; no paper of this project states its own.
 """
 
-from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults, demo
-
-ALIGN = Path(__file__).with_name("ppa.py")
+from ppa_jax.config import load
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
-    c = defaults("parsing")
+    c = load("finetune")
+    c.task = "parsing"
     c.train.update(epochs=10.0, batch_size=32, learning_rate=5e-5)
     if mode == "demo":
-        demo(c, ALIGN, test="sample:30000-30500")
+        c.align_first, c.dtype, c.seeds = "ppa:demo_words", "float32", "0"
+        c.data.test = ",".join(f"{language}=sample:30000-30500" for language in ("en", "de", "es", "ru", "zh"))
         c.data.update(train="en=sample:20000-24000", max_length=64)
         c.train.update(epochs=2.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)
     elif mode:

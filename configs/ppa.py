@@ -1,6 +1,6 @@
 """Post-pretraining alignment (PPA): TLM and momentum contrast on parallel text. The main job.
 
-    python -m ppa_jax.main --config=configs/ppa.py --workdir=runs/x --config.init=bert-base-multilingual-cased \
+    python -m ppa_jax.main --config=configs/ppa.py --workdir=runs/x --config.init=bert-base-multilingual-cased \\
         --config.data.pairs="en-fr=europarl/fr-en,en-de=europarl/de-en" --config.eval.tatoeba=tatoeba/v1
 
 Without a mode this is the paper's recipe for mBERT (arXiv 2010.12547). No code was published with it: settings marked
@@ -22,9 +22,9 @@ from ml_collections import config_dict
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" or "demo_words" for the built-in sample."""
     c: Any = config_dict.create(
-        job="align",
+        job="align",  # what is run
         init="",  # Hugging Face directory, gs:// or hub name; empty: a new model is pretrained first (model, pretrain)
-        seed=0,
+        seed=0,  # of initialisation, data order, masks and dropout
         dtype="bfloat16",  # of the matmuls; parameters, optimizer, EMA, softmax and losses are float32
         data=dict(
             pairs="",  # lang1-lang2=SOURCE,...: file.tsv[.gz], prefix, a.txt|b.txt, tfds:NAME, hf:NAME, sample[:A-B]
@@ -42,7 +42,7 @@ def get_config(mode: str = "") -> Any:
             workers=0,  # processes that make batches; 0: threads of this one
         ),
         train=dict(
-            steps=0,  # optimizer steps, or
+            steps=0,  # optimizer steps; 0: by epochs
             epochs=10.0,  # passes over all pairs (recalled: 10; 5 for 2M pairs)
             batch_size=128,  # pairs, global (recalled)
             learning_rate=3e-5,  # peak (recalled)
@@ -68,7 +68,7 @@ def get_config(mode: str = "") -> Any:
         ),
         tlm=dict(
             weight=1.0,  # 0: contrast alone
-            mask_rate=0.15,
+            mask_rate=0.15,  # share of the pieces that are predicted
             joint=True,  # False: each sentence alone, which is plain masked LM on the same text (the control)
             language_embeddings=False,  # XLM's form: the language as token type, positions begin again; not PPA's
             dict_mlm="",  # input or label: DICT-MLM, by word_alignment.dictionaries (objectives/masking.py); not PPA's
@@ -88,7 +88,7 @@ def get_config(mode: str = "") -> Any:
         ),
         checkpoint=dict(
             every=500,  # steps; 0: only at the end and on SIGTERM
-            keep=2,
+            keep=2,  # newest checkpoints
         ),
         eval=dict(
             tatoeba="",  # directory with tatoeba.xxx-eng.{xxx,eng}; empty: no retrieval
@@ -96,7 +96,7 @@ def get_config(mode: str = "") -> Any:
             sample=0,  # unseen sentences of the built-in sample to retrieve among
         ),
         log=dict(
-            tensorboard=True,
+            tensorboard=True,  # write curves into the workdir
             wandb="",  # project name
         ),
         plan="",  # true, or a slice of TPUs as v5e:4x4: print memory, operations and traffic of a step; train nothing
@@ -104,15 +104,15 @@ def get_config(mode: str = "") -> Any:
         model=dict(  # of a new model, when init is empty
             tokenizer="",  # Hugging Face directory or name whose vocabulary to take; empty: one is trained
             vocabulary="wordpiece",  # trained on the pairs' text; or bpe, of bytes, as RoBERTa's
-            vocab_size=4000,
-            hidden_size=256,
-            num_layers=4,
-            num_heads=4,
+            vocab_size=4000,  # of the vocabulary that is trained
+            hidden_size=256,  # width; the feed-forward layers have four times as much
+            num_layers=4,  # blocks
+            num_heads=4,  # of attention
         ),
         pretrain=dict(  # of a new model: masked LM on the sentences of data.pairs, never as pairs
-            steps=0,
-            batch_size=64,
-            learning_rate=1e-3,
+            steps=0,  # optimizer steps
+            batch_size=64,  # sentences, global
+            learning_rate=1e-3,  # peak
         ),
     )
     if mode in ("demo", "demo_words"):

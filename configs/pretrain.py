@@ -10,7 +10,6 @@ not: the paper fills 512 tokens with text, here each line is a sequence of 128 a
 Expect the model in runs/p/export, in the Hugging Face format, and the losses in runs/p/report.md.
 """
 
-from pathlib import Path
 from typing import Any
 
 from ppa_jax.config import leave_out, load
@@ -21,7 +20,7 @@ def get_config(mode: str = "") -> Any:
     """The recipe; there is no mode."""
     if mode:
         raise ValueError(f"unknown mode {mode!r}; there is none")
-    c = load(str(Path(__file__).with_name("ppa.py")))
+    c = load("ppa")
     c.job = "pretrain"
     c.objective = "mlm"  # or xlm, dict_mlm, align_mlm (jobs/pretrain.py says what they are)
     c.dict_mlm_form = "input"  # of dict_mlm: input (ALIGN-MLM's authors) or label (the published DICT-MLM)

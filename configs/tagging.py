@@ -9,20 +9,19 @@ data.dev, eval.every=500 and an eval.patience that is never reached. The files s
 parts of speech and accuracy, tags with B- and I- give entities and F1.
 """
 
-from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults, demo
-
-ALIGN = Path(__file__).with_name("ppa.py")
+from ppa_jax.config import load
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
-    c = defaults("tagging")
+    c = load("finetune")
+    c.task = "tagging"
     c.train.update(epochs=10.0, batch_size=32, learning_rate=2e-5, warmup=0.0, weight_decay=0.0)
     if mode == "demo":
-        demo(c, ALIGN, test="sample:30000-30500")
+        c.align_first, c.dtype = "ppa:demo_words", "float32"
+        c.data.test = ",".join(f"{language}=sample:30000-30500" for language in ("en", "de", "es", "ru", "zh"))
         c.data.update(train="en=sample:20000-24000", max_length=64)
         c.seeds = "0,1,2"
         c.train.update(epochs=3.0, batch_size=64, learning_rate=1e-3, warmup=0.1, weight_decay=0.01, dropout=0.0)

@@ -10,22 +10,21 @@ trained on as they are.
 Expect accuracy by language, mean and spread over the seeds, in report.md.
 """
 
-from pathlib import Path
 from typing import Any
 
-from ppa_jax.jobs.finetune_defaults import defaults, demo
-
-ALIGN = Path(__file__).with_name("ppa.py")
+from ppa_jax.config import load
 
 
 def get_config(mode: str = "") -> Any:
     """The recipe; mode "demo" for the built-in sample."""
-    c = defaults("nli")
+    c = load("finetune")
+    c.task = "nli"
     c.data.max_length = 128
     c.data.code_switch = "pivot=en"  # of train sets in several languages; one alone stays as it is
     c.train.update(epochs=2.0, batch_size=32, learning_rate=5e-5, warmup=1000.0)
     if mode == "demo":
-        demo(c, ALIGN, test="sample:6006-7443")
+        c.align_first, c.dtype = "ppa:demo_words", "float32"
+        c.data.test = ",".join(f"{language}=sample:6006-7443" for language in ("en", "de", "es", "ru", "zh"))
         c.data.update(train="en=sample:0-6006", max_length=64)
         c.seeds = "0,1"
         c.train.update(steps=400, epochs=0.0, batch_size=64, learning_rate=1e-3, warmup=0.1, dropout=0.0)

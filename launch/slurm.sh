@@ -35,8 +35,8 @@ PYTHON=${PYTHON:-.venv/bin/python}
 RESTARTS=${RESTARTS:-10}
 
 connect=()
-if ((SLURM_NTASKS > 1)) && [[ "$*" =~ configs/(evaluate|align_mlm)\.py ]]; then
-  echo "$0: ${BASH_REMATCH[0]} runs in one process: sbatch --nodes=1 --ntasks-per-node=1" >&2
+if ((SLURM_NTASKS > 1)) && [[ "$*" =~ --config=([^ ]*/)?(evaluate|align_mlm)(\.py|:|\ |$) ]]; then
+  echo "$0: configs/${BASH_REMATCH[2]}.py runs in one process: sbatch --nodes=1 --ntasks-per-node=1" >&2
   exit 2
 fi
 if ((SLURM_NTASKS > 1)); then

@@ -33,8 +33,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-if [[ "$*" =~ configs/(evaluate|align_mlm)\.py ]]; then
-  echo "$0: ${BASH_REMATCH[0]} runs in one process, on one machine: launch/one_machine.sh" >&2
+if [[ "$*" =~ --config=([^ ]*/)?(evaluate|align_mlm)(\.py|:|\ |$) ]]; then
+  echo "$0: configs/${BASH_REMATCH[2]}.py runs in one process, on one machine: launch/one_machine.sh" >&2
   exit 2
 fi
 ZONE=${ZONE:?give the zone, e.g. ZONE=us-west4-a}

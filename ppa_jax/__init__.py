@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppa_jax.encoder import Encoder
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "__version__"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
-"""Configurations: read from a file with `get_config(mode)`, changed on the command line, checked once.
+"""Configurations: `load` runs a recipe's `get_config(mode)` and sets fields; `check` tests fields by a table of limits.
 
-A mistake is answered with the field's name and, for a name that does not exist, the nearest one that does.
+The recipes are ml_collections files, and `ml_collections.config_flags` sets the fields given on the command line. A
+mistake is answered in one line with the field's name and, where there is no such field, the one that was likely meant.
 """
 
 from __future__ import annotations
@@ -8,32 +9,42 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 
 Config = Any  # an ml_collections.ConfigDict; its fields are typed by their defaults, which no checker sees
 
+_PACKAGE = Path(__file__).parent
+# Installed with the package; in a checkout beside it.
+RECIPES = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "configs")), _PACKAGE / "configs")
 
-def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
-    """The configuration of `path[:mode]` with `(dotted field, text)` overrides applied.
 
-    The text is read as the type of the field's default. `train.steps` and `train.epochs` exclude each other: giving one
-    unsets the recipe's other.
+# ---- loading ----
+
+
+def load(file: str, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a recipe with fields set.
+
+    `train.steps` goes before `train.epochs`: the loaded configuration has one of them. Where a field of `overrides` is
+    one of the two, the recipe's other one is unset.
+
+    Args:
+      file: `PATH[:MODE]`, or `NAME[:MODE]` for a recipe that comes with the package, as `ppa:demo`.
+      overrides: as on the command line, `--config.train.steps=100`; the text is read as the type of the field's value.
 
     Raises:
       UserError: no such file, mode or field; text that is not of the field's type.
     """
-    path, _, mode = file.partition(":")
-    if not Path(path).is_file():
-        raise UserError(f"--config: no such file: {path}; give one of configs/, as in --config=configs/ppa.py")
-    if not path.endswith(".py"):
-        raise UserError(f"--config: {path} is not a Python file; give one of configs/, as in --config=configs/ppa.py")
+    path, mode = find_recipe(file)
     module = load_module(path, field="--config")
     if not hasattr(module, "get_config"):
         raise UserError(f"--config: {path} has no get_config(mode)")
@@ -44,18 +55,24 @@ def load(file: str, overrides: Iterable[tuple[str, str]] = ()) -> Config:
     except (ValueError, TypeError) as error:  # an unknown mode; a get_config that takes none
         raise UserError(f"--config={file}: {error}") from error
     except Exception as error:  # whatever a file of the user's may raise: a field that does not exist, say
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"--config={file}: get_config raises {type(error).__name__}: {reason}") from error
-    given = dict(overrides)
-    for name, text in given.items():
-        set_field(config, name, text)
-    both = [name for name in ("train.steps", "train.epochs") if name in given and float(given[name] or 0) != 0]
-    if len(both) == 2:
-        raise UserError("config.train.steps and config.train.epochs: give one of them, not both")
-    if both:
-        other = "epochs" if both == ["train.steps"] else "steps"
-        config.train[other] = type(config.train[other])(0)
+        raise UserError(f"--config={file}: get_config raises {type(error).__name__}: {reason(error)}") from error
+    _use_steps_or_epochs(config, _override(config, overrides))
     return config
+
+
+def find_recipe(file: str) -> tuple[Path, str]:
+    """(path, mode) of `PATH[:MODE]` or of a recipe's name. Raises UserError if there is no such Python file."""
+    name, _, mode = file.partition(":")
+    recipe = RECIPES / f"{name}.py"
+    if "/" not in name and recipe.is_file():
+        return recipe, mode
+    path = Path(name).expanduser()
+    if not path.is_file():
+        recipes = ", ".join(sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
+        raise UserError(f"--config: no such file: {name}; give a Python file or one of the recipes {recipes}")
+    if path.suffix != ".py":
+        raise UserError(f"--config: {name} is not a Python file; give one, or a recipe as in --config=ppa")
+    return path, mode
 
 
 def load_module(path: str | Path, *, field: str) -> Any:
@@ -66,6 +83,8 @@ def load_module(path: str | Path, *, field: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
+    except UserError:
+        raise
     except Exception as error:  # whatever a file of the user's may raise
         raise UserError(f"{field}: {path} cannot be read ({type(error).__name__}: {error})") from error
     return module
@@ -89,64 +108,6 @@ def leave_out(config: Config, names: Iterable[str]) -> None:
             del inner[last]
 
 
-def set_field(config: Config, name: str, text: str) -> None:
-    """Sets one field from text. An empty string and `none` mean unset for fields of text."""
-    known = fields(config)
-    if name not in known:
-        # A right name in the wrong group is nearer than any spelling.
-        same_leaf = [k for k in known if k.split(".")[-1] == name.split(".")[-1]]
-        near = difflib.get_close_matches(name, same_leaf or known, n=1, cutoff=0.0 if same_leaf else 0.6)
-        there_are = f"the nearest is config.{near[0]}" if near else f"there are {', '.join(config)}"
-        raise UserError(f"config.{name}: no such field; {there_are}")
-    default = known[name]
-    if type(default) not in _READ:
-        raise UserError(
-            f"config.{name}: its default is {default!r}, of which no type can be told that a command line could give; "
-            "let get_config have text, a number, true or false there"
-        )
-    try:
-        value = _READ[type(default)](text)
-    except ValueError:
-        raise UserError(f"config.{name}={text}: must be {_SAYS[type(default)]}, like {default!r}") from None
-    *groups, leaf = name.split(".")
-    for group in groups:
-        config = config[group]
-    config[leaf] = value
-
-
-def _read_bool(text: str) -> bool:
-    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    if text.lower() not in values:
-        raise ValueError(text)
-    return values[text.lower()]
-
-
-def _read_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        value = float(text)  # 1e6 is a whole number, too
-        if not value.is_integer():
-            raise
-        return int(value)
-
-
-def _read_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # passes every check of a range, or none
-        raise ValueError(text)
-    return value
-
-
-_READ: dict[type, Callable[[str], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: lambda text: "" if text.lower() == "none" else text,
-}
-_SAYS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-
-
 def training_steps(config: Config, examples: int) -> int:
     """`train.steps`, or those of `train.epochs` over `examples`, the last batch completed from the epoch after.
 
@@ -160,14 +121,127 @@ def training_steps(config: Config, examples: int) -> int:
     return steps
 
 
-def require(config: Config, name: str, good: Callable[[Any], bool], wanted: str) -> None:
-    """Raises UserError unless `good(value)`: "config.NAME=VALUE: must be WANTED"."""
-    value = fields(config)[name]
-    if not good(value):
-        raise UserError(f"config.{name}={value}: must be {wanted}")
+# ---- fields from the command line ----
 
 
-def one_of(config: Config, name: str, choices: Iterable[str]) -> None:
-    """Raises UserError unless the field is one of `choices`."""
-    choices = list(choices)
-    require(config, name, lambda value: value in choices, "one of " + ", ".join(choices))
+def _override(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
+    """Sets the fields of `--config.field=value` arguments; returns their values by name. Raises UserError."""
+    known = fields(config)
+    for argument in arguments:
+        name = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if name and name[1] not in known:
+            raise UserError(_no_such_field(name[1], config))
+    command = ["", *arguments]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=command)
+        _, *unexpected = values(command)
+    except flags.IllegalFlagValueError as error:
+        flag = re.match(r"flag --config\.(?P<name>[^=]+)=(?P<text>.*?): ", str(error), re.DOTALL)
+        if flag is None:
+            raise UserError(str(error)) from error
+        default = known[flag["name"]]
+        says = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default), "text")
+        raise UserError(f"config.{flag['name']}={flag['text']}: must be {says}, like {default!r}") from None
+    except (flags.Error, ValueError) as error:  # an unknown flag, one without its value, a field of None
+        raise UserError(f"{str(error).partition('. ')[0]}; arguments have the form --config.field=value") from error
+    if unexpected:
+        raise UserError(f"{unexpected[0]}: unexpected; arguments have the form --config.field=value")
+    return config_flags.get_override_values(values["config"])
+
+
+def _use_steps_or_epochs(config: Config, given: Mapping[str, Any]) -> None:
+    """Leaves one of `steps` and `epochs` in each group `train`."""
+    for name in fields(config):
+        group = name.removesuffix(".steps")
+        if group == name or group.split(".")[-1] != "train" or f"{group}.epochs" not in fields(config):
+            continue
+        steps, epochs = (bool(given.get(f"{group}.{length}")) for length in ("steps", "epochs"))
+        if steps and epochs:
+            raise UserError(f"config.{group}.steps and config.{group}.epochs: give one of them, not both")
+        train = config
+        for part in group.split("."):
+            train = train[part]
+        if epochs:
+            train.steps = 0
+        elif train.steps:
+            train.epochs = 0.0
+
+
+def _no_such_field(name: str, config: Config) -> str:
+    known = fields(config)
+    group = name
+    while group and not any(field.startswith(f"{group}.") for field in known):
+        group = group.rpartition(".")[0]
+    near = "" if group == name else nearest(name, known)
+    if near:
+        return f"config.{name}: no such field; the nearest is config.{near}"
+    prefix = f"{group}." if group else ""
+    within = {field.removeprefix(prefix).split(".")[0] for field in known if field.startswith(prefix)}
+    return f"config.{name}: no such field; config.{prefix}* has {', '.join(sorted(within))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The dotted field that was likely meant by `name`: in another group, abbreviated, or misspelled; "" if none."""
+    group, _, leaf = name.rpartition(".")
+
+    def likeness(candidate: str) -> tuple[float, int]:
+        its_group, _, its_leaf = candidate.rpartition(".")
+        if leaf == its_leaf:
+            alike = 1.0
+        elif len(leaf) > 1 and _abbreviates(leaf, its_leaf.split("_")):
+            alike = 0.9
+        else:
+            alike = difflib.SequenceMatcher(None, leaf, its_leaf).ratio()
+        if alike < 0.6:
+            return 0.0, 0
+        return alike + 0.1 * difflib.SequenceMatcher(None, group, its_group).ratio(), -len(candidate)
+
+    best = max(known, key=likeness, default="")
+    return best if best and likeness(best) > (0.0, 0) else ""
+
+
+def _abbreviates(short: str, words: Sequence[str]) -> bool:
+    """Whether `short` is beginnings of the words, in order: `lr`, `learn_rate` and `rate` of learning, rate."""
+    if not short or not words:
+        return not short
+    word, *rest = words
+    beginnings = (n for n in range(len(word) + 1) if short.startswith(word[:n]))
+    return any(_abbreviates(short[n:].removeprefix("_"), rest) for n in beginnings)
+
+
+# ---- limits ----
+
+
+class Limit(NamedTuple):
+    """What a field may be: the test, and the words for "must be ..."."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+
+
+def at_least(low: float, why: str = "") -> Limit:
+    """From `low` on."""
+    return Limit(lambda x: x >= low, f"{low} or more{why and f': {why}'}")
+
+
+def one_of(*choices: Any) -> Limit:
+    """One of the values listed."""
+    return Limit(lambda x: x in choices, f"one of {', '.join(map(str, choices))}")
+
+
+POSITIVE = Limit(lambda x: x > 0, "greater than 0")
+NOT_NEGATIVE = at_least(0)
+SEED = Limit(lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
+DTYPE = one_of("float32", "bfloat16")
+
+
+def check(config: Config, limits: Mapping[str, Limit]) -> None:
+    """Raises UserError, "config.NAME=VALUE: must be WANTED", for a field out of its limits or not finite."""
+    values = fields(config)
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):  # passes the limits of some
+            raise UserError(f"config.{name}={value}: must be a number")
+    for name, limit in limits.items():
+        if not limit.holds(values[name]):
+            raise UserError(f"config.{name}={values[name]}: must be {limit.wanted}")

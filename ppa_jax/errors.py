@@ -17,13 +17,6 @@ class UserError(Exception):
     """A mistake in the input: configuration, files, checkpoints.
 
     The message is one line: the field or file (with its line number), what is wrong, and the way out. The command-line
-    entry points print it after `error: ` and exit with `status`, without a traceback.
+    entry points print it after `error: ` and exit with status 2, without a traceback. What may work at the next try (a
+    network that is down) is no UserError: it ends with status 1, and the launchers start the command again.
     """
-
-    status = 2
-
-
-class NotYet(UserError):
-    """The input may be right: the same command may do in a moment, and the launchers start it again."""
-
-    status = 75  # EX_TEMPFAIL of sysexits.h

@@ -44,10 +44,10 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def answer(work: Callable[[], int]) -> int:
-    """The exit status of a command line: that of `work`, or an error's after its one line."""
+    """The exit status of a command line: that of `work`, or 2 after the one line of a UserError."""
     with log_to_stderr():
         try:
             return work()
         except UserError as error:
             print(f"error: {error}".replace("\n", " "), file=sys.stderr)
-            return error.status
+            return 2

@@ -1,9 +1,9 @@
 """Runs a job: `python -m ppa_jax.main --config=configs/ppa.py --workdir=runs/x [--config.field=value ...]`.
 
-The configuration file says which job and documents its fields; `--config=FILE:MODE` picks one of its modes. The same
-command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line says
-which), 130 or 143 stopped by SIGINT or SIGTERM after saving, 75 another host of the run was lost, or another start may
-do.
+`--config` names a Python file or one of the recipes that are installed (ppa, pretrain, xnli, mlqa, tagging, parsing,
+evaluate, align_mlm, layer_ablation), and `--config=ppa:demo` one of its modes. `--config=FILE --help` shows its fields.
+The same command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line
+says which), 130 or 143 stopped by SIGINT or SIGTERM after saving; after any other the launchers start it again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,17 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+from absl import flags
+
+import ppa_jax
 from ppa_jax import config as configs
-from ppa_jax import storage
-from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
+from ppa_jax import config_help, storage
+from ppa_jax.config import Config
+from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError, reason
 from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket, identity
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
@@ -33,44 +39,47 @@ JOBS = {
 }  # each module has run(config, workdir) -> exit status
 
 
-def parse(arguments: list[str]) -> tuple[str, str, list[tuple[str, str]]]:
-    """(config file, workdir, overrides) of the command line.
+def parse(arguments: Sequence[str]) -> tuple[Config, str]:
+    """(configuration, workdir) of the command line. `--help` and `--version` print and raise SystemExit.
+
+    The flags are absl's, in a set of their own: `absl.app.run` parses once in a process, and answers a mistake with
+    several lines and status 1.
 
     Raises:
-      UserError: an argument of another form, or one of the two missing.
+      UserError: an argument of another form, or `--config` or `--workdir` is missing; as `config.load`.
     """
-    given: dict[str, str] = {}
-    overrides: list[tuple[str, str]] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument in ("--config", "--workdir"):  # as many command lines have it, with a space
-            argument = f"{argument}={next(rest, '')}"
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--"):
-            raise UserError(f"{argument}: unexpected; arguments have the form --config.field=value")
-        if name.startswith("config."):
-            overrides.append((name.removeprefix("config."), value if equals else "true"))
-        elif name in ("config", "workdir") and value:
-            given[name] = value
-        else:
-            raise UserError(f"{argument}: unknown; there are --config=FILE, --workdir=DIR and --config.field=value")
+    values = flags.FlagValues()
+    values.set_gnu_getopt()
+    flags.DEFINE_string("config", None, "FILE[:MODE] or RECIPE[:MODE]", flag_values=values)
+    flags.DEFINE_string("workdir", None, "where the run is kept", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    flags.DEFINE_bool("version", False, "show the version", flag_values=values)
+    try:
+        _, *overrides = values(["", *arguments], known_only=True)
+    except (flags.Error, ValueError) as error:
+        raise UserError(f"{error}; there are --config=FILE, --workdir=DIR and --config.field=value") from error
+    if values.version:
+        print(ppa_jax.__version__)
+        raise SystemExit
+    if values.help:
+        print(config_help.describe(values.config) if values.config else __doc__)
+        raise SystemExit
     for name in ("config", "workdir"):
-        if name not in given:
+        if not values[name].value:
             raise UserError(f"--{name} is missing; e.g. --config=configs/ppa.py --workdir=runs/x")
-    workdir = given["workdir"]
+    workdir = values.workdir
     if "://" not in workdir:  # spelled in one way: the shell leaves `~` after a `=` alone
         workdir = os.path.normpath(os.path.expanduser(workdir))
-    return given["config"], workdir, overrides
+    return configs.load(values.config, overrides), workdir
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Runs the job that the arguments ask for; returns the exit status.
 
     Raises:
       UserError: a mistake in the input, or a disk that takes no more.
     """
-    file, workdir, overrides = parse(arguments)
-    config = configs.load(file, overrides)
+    config, workdir = parse(arguments)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
     if "://" in workdir and not storage.in_bucket(workdir):
@@ -80,6 +89,8 @@ def run(arguments: list[str]) -> int:
     if config.get("plan") == "false":
         config.plan = ""
     is_plan = bool(config.get("plan"))  # it touches no workdir
+    if not config.get("mesh", {}).get("distributed"):  # several processes are connected first
+        check_platform()
     try:
         place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
         with place as directory, ended_with_the_others():
@@ -96,14 +107,22 @@ def run(arguments: list[str]) -> int:
         raise UserError(f"{error.filename or workdir}: {error.strerror}; {way_out}") from error
 
 
-def main(arguments: list[str]) -> int:
-    """The command line: runs the job and returns the exit status."""
-    if {"-h", "--help"} & {*arguments}:
-        print(__doc__)
-        return 0
+def check_platform() -> None:
+    """Raises UserError where JAX finds no device of the platform in JAX_PLATFORMS."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several kinds, by the platform and by what of it is installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX finds no such device ({reason(error)}); install jax[cuda12], say, or unset it"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line, that of the process by default: runs the job and returns the exit status."""
     keep_freed_memory()
     try:
-        return answer(lambda: run(arguments))
+        return answer(lambda: run(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         print(
             "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint", file=sys.stderr
@@ -112,4 +131,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -17,7 +17,7 @@ import fsspec
 from absl import logging
 from fsspec.config import conf as filesystems
 
-from ppa_jax.errors import NO_ROOM, NotYet, UserError, reason
+from ppa_jax.errors import NO_ROOM, UserError, reason
 
 SCHEME = "gs://"
 AT_ONCE = 8  # files copied at one time
@@ -70,7 +70,7 @@ def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[st
 
     Raises:
       UserError: nothing is there, or it may not be read; the address names a whole bucket; gcsfs is not installed.
-      NotYet: the bucket was not reached.
+      RuntimeError: the bucket was not reached.
     """
     if not in_bucket(path):
         return Path(path).expanduser()
@@ -164,7 +164,7 @@ def _fetch(facts: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def one_line(address: str | os.PathLike) -> Iterator[None]:
-    """Turns what a bucket, or the way to it, refuses into one line for the user; of a path on a disk nothing."""
+    """Turns what a bucket refuses into a UserError, and a bucket that is not reached into a RuntimeError."""
     try:
         yield
     except Exception as error:
@@ -180,7 +180,7 @@ def one_line(address: str | os.PathLike) -> Iterator[None]:
                 f"{address}: the bucket is not there, or may not be read and written ({reason(error)}); "
                 "make it, or give this account the role Storage Object Admin"
             ) from error
-        raise NotYet(f"{address}: the bucket was not reached ({reason(error)}); start again in a moment") from error
+        raise RuntimeError(f"{address}: the bucket was not reached ({reason(error)}); start again later") from error
 
 
 def _is_of_the_way(error: Exception) -> bool:

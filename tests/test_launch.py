@@ -165,9 +165,10 @@ def test_processes_and_their_gpus(slurm, tmp_path, tasks, nodes, connected, devi
 
 
 @pytest.mark.parametrize("script", ["slurm.sh", "tpu_vm.sh"])
-def test_a_job_of_one_process_is_refused_before_machines_are_asked_for(script):
+@pytest.mark.parametrize("config", ["configs/evaluate.py", "evaluate"])
+def test_a_job_of_one_process_is_refused_before_machines_are_asked_for(script, config):
     environment = {"SLURM_SUBMIT_DIR": str(LAUNCH.parent), "SLURM_NTASKS": "4", "ZONE": "z"}
-    done = launch(script, environment, arguments=["--config=configs/evaluate.py"])
+    done = launch(script, environment, arguments=[f"--config={config}", "--workdir=x"])
     assert done.returncode == 2 and "configs/evaluate.py runs in one process" in done.stderr
 
 

@@ -1,14 +1,18 @@
 """The command line: its arguments, its lines on stderr, its exit status."""
 
 import logging
+import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import absl.logging
 import jax
 import pytest
 
+import ppa_jax
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import align_inputs
 from ppa_jax.main import main, parse
@@ -19,11 +23,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BAD_ARGUMENTS = [
     ([], "--config is missing"),
     (["--config=configs/ppa.py"], "--workdir is missing; e.g."),
-    (["runs/x"], "runs/x: unexpected; arguments have the form"),
-    (["--config"], "--config=: unknown; there are"),
-    (["--config", "configs/ppa.py", "--config.seed", "3"], "3: unexpected; arguments have the form"),
-    (["--confg=configs/ppa.py"], "--confg=configs/ppa.py: unknown; there are"),
-    (["--workdir="], "--workdir=: unknown"),
+    (["--config=configs/ppa.py", "--workdir=w", "runs/x"], "runs/x: unexpected; arguments have the form"),
+    (["--config"], "Missing value for flag --config; there are"),
+    (["--workdir="], "--config is missing"),
+    (["--config=configs/ppa.py", "--workdir=w", "--confg=x"], "Unknown command line flag 'confg'; arguments have"),
+    (["--config=configs/ppa.py", "--workdir=w", "--config.seed"], "Missing value for flag --config.seed; arguments"),
+    (["--config=configs/ppa.py", "--workdir=w", "--config.train.lr=1"], "the nearest is config.train.learning_rate"),
     (
         ["--config=configs/ppa.py", "--workdir=s3://bucket/x"],
         "--workdir=s3://bucket/x: give a directory, or a bucket's",
@@ -58,9 +63,10 @@ def test_a_workdir_that_is_a_file(monkeypatch, capsys):
 def test_a_workdir_is_spelled_in_one_way(monkeypatch, given):
     monkeypatch.setenv("HOME", "/home/me")
     wanted = "/home/me/x" if given.startswith("~") else "x"
-    assert parse(["--config=c.py", f"--workdir={given}"]) == ("c.py", wanted, [])
-    assert parse(["--config=c.py", "--workdir=gs://bucket/x/"])[1] == "gs://bucket/x/"
-    assert parse(["--config", "c.py", "--workdir", given]) == ("c.py", wanted, [])
+    assert parse(["--config=ppa", f"--workdir={given}"])[1] == wanted
+    assert parse(["--config=ppa", "--workdir=gs://bucket/x/"])[1] == "gs://bucket/x/"
+    config, workdir = parse(["--config", "ppa", "--workdir", given, "--config.seed", "3", "--config.profile"])
+    assert (workdir, config.seed, config.profile) == (wanted, 3, True)
 
 
 def test_a_workdir_below_a_file(monkeypatch, capsys):
@@ -78,9 +84,27 @@ def test_a_workdir_of_another_job(monkeypatch, tmp_path, capsys):
         assert f"{tmp_path} holds a run of the job finetune, and this is {job}" in capsys.readouterr().err
 
 
-def test_help(capsys):
-    assert main(["--help"]) == 0
-    assert "--config.field=value" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--help"], "--config.field=value"),
+        (["--config=ppa:demo", "--help"], "--config.train.steps=400 +optimizer steps"),
+        (["--version"], re.escape(ppa_jax.__version__)),
+    ],
+)
+def test_help_and_version(capsys, arguments, says):
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    assert not done.value.code and re.search(says, capsys.readouterr().out)
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    """In a process of its own: JAX looks for devices once."""
+    command = [sys.executable, "-m", "ppa_jax.main", "--config=ppa:demo", f"--workdir={tmp_path}"]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: JAX_PLATFORMS=cuda: JAX finds no such device")
 
 
 COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--config.data.pairs=en-de=sample"]

@@ -4,7 +4,7 @@ import pytest
 
 from ppa_jax.data import sources
 from ppa_jax.data.tokenizer import load_tokenizer
-from ppa_jax.errors import NotYet, UserError
+from ppa_jax.errors import UserError
 from ppa_jax.interop import hub
 from ppa_jax.storage import local, names, on_disk, one_line
 from ppa_jax.tasks import files
@@ -90,7 +90,7 @@ def test_a_fetch_that_fails_leaves_what_was_there(home, storage, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.utime", cut)  # after the bytes
-        with pytest.raises(NotYet, match=r"was not reached \(cut\)"):
+        with pytest.raises(RuntimeError, match=r"was not reached \(cut\)"):
             local("gs://bucket/a/one")
     assert copy.read_bytes() == b"a/one" and below(home) == [".cache/ppa_jax/inputs/bucket/a/one"]
     assert local("gs://bucket/a/one").read_bytes() == b"new"
@@ -149,12 +149,12 @@ class HttpError(Exception):
 
 ERRORS = [
     (ImportError("No module named 'gcsfs'"), UserError, "No module named 'gcsfs'.*pip install .* gcsfs"),
-    (ConnectionError(), NotYet, "was not reached .ConnectionError.; start again"),
-    (HttpError(503, "busy"), NotYet, "was not reached .busy"),
-    (HttpError(401, "Invalid Credentials"), NotYet, "was not reached"),  # the server of tokens did not answer
+    (ConnectionError(), RuntimeError, "was not reached .ConnectionError.; start again"),
+    (HttpError(503, "busy"), RuntimeError, "was not reached .busy"),
+    (HttpError(401, "Invalid Credentials"), RuntimeError, "was not reached"),  # the server of tokens did not answer
     (HttpError(401, "Anonymous caller does not have access"), UserError, "may not be read and written"),
     (HttpError(400, "no bucket's name"), UserError, "may not be read and written"),
-    (ValueError("UNAVAILABLE: of TensorStore"), NotYet, "was not reached"),
+    (ValueError("UNAVAILABLE: of TensorStore"), RuntimeError, "was not reached"),
     (ValueError("UNKNOWN: Gloo AllGather failed"), ValueError, "Gloo"),  # loop.ended_with_the_others knows it
     (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
     (OSError(28, "No space left on device"), OSError, "No space left"),  # of the local copy: main.py has words for it

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import Config, Limit, at_least, check, one_of
 from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import ablation_report, report, similarity
@@ -107,11 +107,12 @@ def validate(config: Config) -> str:
         raise UserError(f"config.data.train={config.data.train}: give one language, the source, as en=FILE")
     if not config.data.test:
         raise UserError("config.data.test is empty: give the source language and the targets")
-    one_of(config, "similarity.measure", similarity.MEASURES)
-    require(config, "similarity.batch", lambda n: n >= 4, "at least 4")
-    require(
-        config, "similarity.sentences", lambda n: n >= config.similarity.batch, "at least similarity.batch sentences"
-    )
+    enough = Limit(lambda n: n >= config.similarity.batch, "at least similarity.batch sentences")
+    check(config, {
+        "similarity.measure": one_of(*similarity.MEASURES),
+        "similarity.batch": at_least(4),
+        "similarity.sentences": enough,
+    })  # fmt: skip
     ablations(config.ablations, None)
     return languages.pop()
 

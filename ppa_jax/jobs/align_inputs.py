@@ -18,7 +18,18 @@ from absl import logging
 from jax.sharding import Mesh
 
 from ppa_jax import storage
-from ppa_jax.config import Config, fields, one_of, require, training_steps
+from ppa_jax.config import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SEED,
+    Config,
+    Limit,
+    at_least,
+    check,
+    fields,
+    one_of,
+    training_steps,
+)
 from ppa_jax.data import corpora, sample, sources
 from ppa_jax.data.dictionaries import (
     ENGLISH,
@@ -50,39 +61,41 @@ MAY_CHANGE = (
     "train.scan", "plan",
 )  # fmt: skip
 
+LIMITS = {
+    "seed": SEED,
+    "data.max_length": at_least(3, "a piece and two special tokens"),
+    "data.min_pieces": NOT_NEGATIVE,
+    "data.max_pair_pieces": POSITIVE,
+    "data.max_characters": Limit(lambda n: 0 < n <= 10**9, "between 1 and 1,000,000,000"),
+    "data.temperature": at_least(0.1, "1 keeps the proportions of the corpora"),
+    "data.row_length": Limit(lambda n: n >= 0, "0 (chosen from the lengths) or a number of tokens"),
+    "data.workers": NOT_NEGATIVE,
+    "train.accumulate": Limit(lambda n: 0 < n <= 2**10, "greater than 0, at most 2**10"),
+    "contrastive.weight": NOT_NEGATIVE,
+    "contrastive.queue_size": Limit(lambda n: 0 < n < 2**31, "greater than 0, below 2**31"),
+    "contrastive.momentum": Limit(lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "contrastive.temperature": POSITIVE,
+    "contrastive.projection_dim": POSITIVE,
+    "contrastive.layer": Limit(lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1"),
+    "contrastive.pooling": one_of("cls", "mean"),
+    "tlm.weight": NOT_NEGATIVE,
+    "tlm.mask_rate": Limit(lambda x: 0 < x < 1, "between 0 and 1"),
+    "tlm.dict_mlm": one_of("", "input", "label"),
+    "word_alignment.weight": NOT_NEGATIVE,
+    "word_alignment.max_words": NOT_NEGATIVE,
+    "eval.sample": Limit(lambda n: 0 <= n <= sample.size(), f"at most {sample.size()}, all of the built-in sample"),
+}
+
 
 def validate(config: Config) -> None:
     """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
-    positive = lambda x: x > 0  # noqa: E731
-    not_negative = lambda x: x >= 0  # noqa: E731
     check_training(config)
-    for name in ("contrastive.temperature", "contrastive.projection_dim", "contrastive.queue_size"):
-        require(config, name, positive, "greater than 0")
-    for name in ("train.accumulate", "data.max_pair_pieces"):
-        require(config, name, positive, "greater than 0")
-    for name in ("data.min_pieces", "word_alignment.weight", "word_alignment.max_words"):
-        require(config, name, not_negative, "0 or more")
-    one_of(config, "tlm.dict_mlm", ("", "input", "label"))
+    check(config, LIMITS)
     if (config.word_alignment.weight or config.tlm.dict_mlm) and not config.word_alignment.dictionaries:
         raise UserError(
             "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
             "or word_alignment.weight=0 and no tlm.dict_mlm"
         )
-    for name in ("contrastive.weight", "tlm.weight", "eval.sample"):
-        require(config, name, not_negative, "0 or more")
-    require(config, "data.max_length", lambda n: n >= 3, "at least 3: a piece and two special tokens")
-    require(config, "data.row_length", not_negative, "0 (chosen from the lengths) or a number of tokens")
-    require(config, "data.max_characters", lambda n: 0 < n <= 10**9, "between 1 and 1,000,000,000")
-    require(config, "data.temperature", lambda t: t >= 0.1, "at least 0.1; 1 keeps the proportions of the corpora")
-    require(config, "data.workers", not_negative, "0 or more")
-    require(config, "contrastive.momentum", lambda x: 0 <= x <= 1, "between 0 and 1")
-    require(config, "contrastive.layer", lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1")
-    require(config, "tlm.mask_rate", lambda x: 0 < x < 1, "between 0 and 1")
-    require(config, "train.accumulate", lambda n: n <= 2**10, "at most 2**10")
-    require(config, "contrastive.queue_size", lambda n: n < 2**31, "below 2**31")
-    require(config, "eval.sample", lambda n: n <= sample.size(), f"at most {sample.size()}, all of the built-in sample")
-    require(config, "seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
-    one_of(config, "contrastive.pooling", ("cls", "mean"))
     if not config.data.pairs:
         raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
     if not config.tlm.weight and not config.contrastive.weight:
@@ -96,8 +109,7 @@ def validate(config: Config) -> None:
     if not config.init:
         if not config.pretrain.steps:
             raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
-        for name in ("pretrain.steps", "pretrain.batch_size", "pretrain.learning_rate"):
-            require(config, name, positive, "greater than 0")
+        check(config, dict.fromkeys(("pretrain.steps", "pretrain.batch_size", "pretrain.learning_rate"), POSITIVE))
         new_model.validate(config)
 
 

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from ppa_jax import config as configs
 from ppa_jax import storage
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import DTYPE, POSITIVE, SEED, Config, Limit, check
 from ppa_jax.data.derived import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -37,6 +37,12 @@ OWN = {
     "finetuning": ("init", "align_first", "task", "dtype", "data.train", "data.test", "data.dev", "train.steps",
                    "train.epochs", "data.code_switch", "data.switch_rate", "mesh.distributed"),
 }  # fmt: skip
+
+LIMITS = {
+    "dtype": DTYPE,
+    "data.dictionary_share": Limit(lambda x: 0 < x <= 1, "greater than 0, at most 1"),
+    "data.seed": SEED,
+}
 
 
 class Vocabulary(NamedTuple):
@@ -76,16 +82,14 @@ def validate(config: Config) -> dict[str, Any]:
         for field in own:
             if field in given:
                 raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
-    one_of(config, "dtype", ("float32", "bfloat16"))
-    require(config, "data.dictionary_share", lambda x: 0 < x <= 1, "greater than 0, at most 1")
+    check(config, LIMITS)
     if not config.data.text:
         raise UserError("config.data.text is empty: give files of English text, or sample:0-20000")
-    require(config, "data.seed", lambda n: 0 <= n < 2**32, "0 or more, below 2**32")
     tasks = {name: task for name, task in config.tasks.items() if task.train or task.test}
     for name, task in tasks.items():
         if task.task not in derive.TASKS:
             raise UserError(f"config.tasks.{name}.task={task.task}: must be one of {', '.join(derive.TASKS)}")
-        require(config, f"tasks.{name}.epochs", lambda x: x > 0, "greater than 0")
+        check(config, {f"tasks.{name}.epochs": POSITIVE})
         for part in ("train", "test"):
             if not task[part]:
                 raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import Config, Limit, at_least, check, one_of
 from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -34,6 +34,18 @@ from ppa_jax.training.memory import device_memory
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
 MEMORY = 8 << 30  # of the host, for vectors that two measures share; where they need more, they are computed twice
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
+BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
+LIMITS = {
+    "layer": Limit(lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1"),
+    "max_length": Limit(lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3"),
+    "sample": Limit(lambda n: 0 <= n <= sample.size(), f"from 0 to {sample.size()}, all of the built-in sample"),
+    "cka_batch": at_least(4),
+    "batch_size": at_least(1),
+    "dictionary_words": Limit(lambda n: n >= 0, "0 (all) or a number of words"),
+    "word_base": BASE,
+    "sentence_base": BASE,
+    "dtype": one_of(*DTYPES),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,21 +187,11 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
             raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
     if not any(config[field] for field in DATA_FIELDS):
         raise UserError(f"no data: give one or more of {', '.join('config.' + field for field in DATA_FIELDS)}")
-    require(config, "layer", lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1")
-    require(config, "max_length", lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3")
-    require(
-        config, "sample", lambda n: 0 <= n <= sample.size(), f"from 0 to {sample.size()}, all of the built-in sample"
-    )
-    require(config, "cka_batch", lambda n: n >= 4, "at least 4")
-    require(config, "batch_size", lambda n: n >= 1, "at least 1")
-    require(config, "dictionary_words", lambda n: n >= 0, "0 (all) or a number of words")
-    for field in ("word_base", "sentence_base"):
-        require(config, field, lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
+    check(config, LIMITS)
     for method in entries(config.word_alignment_method) or [""]:
         if method not in word_alignment.METHODS:
             allowed = ", ".join(word_alignment.METHODS)
             raise UserError(f"config.word_alignment_method={method}: must be one of {allowed}, or several with commas")
-    one_of(config, "dtype", DTYPES)
     return models, baselines
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ppa_jax.config import Config, load_module, require, training_steps
+from ppa_jax.config import NOT_NEGATIVE, Config, Limit, at_least, check, load_module, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder
@@ -39,6 +39,13 @@ MAY_CHANGE = (
     "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
     "similarity.measure", "test_batch_size", "train.remat", "train.scan",
 )  # fmt: skip
+LIMITS = {
+    "test_batch_size": Limit(lambda n: 0 < n <= 2**20, "greater than 0, at most 2**20"),
+    "eval.patience": NOT_NEGATIVE,
+    "data.test_examples": NOT_NEGATIVE,
+    "data.max_length": at_least(8),
+    "data.switch_rate": Limit(lambda x: 0 <= x <= 1, "from 0 to 1"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,11 +224,7 @@ def validate(config: Config) -> None:
     if not (config.align_first and not config.init):
         model_names(config)
     check_training(config)
-    require(config, "test_batch_size", lambda n: 0 < n <= 2**20, "greater than 0, at most 2**20")
-    for name in ("eval.patience", "data.test_examples"):
-        require(config, name, lambda x: x >= 0, "0 or more")
-    require(config, "data.max_length", lambda n: n >= 8, "at least 8")
-    require(config, "data.switch_rate", lambda x: 0 <= x <= 1, "from 0 to 1")
+    check(config, LIMITS)
     if not config.data.train:
         raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
     if bool(config.data.dev) != bool(config.eval.every):

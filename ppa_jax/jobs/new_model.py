@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.config import Config, one_of, require
+from ppa_jax.config import POSITIVE, Config, check, one_of
 from ppa_jax.data import prepare, sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -67,9 +67,8 @@ def pretrain(config: Config, workdir: Path, run: Callable[[Config, Path], None])
 
 def validate(config: Config) -> None:
     """Checks what the new model is made from. Raises UserError naming the field."""
-    for name in ("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"):
-        require(config, name, lambda n: n > 0, "greater than 0")
-    one_of(config, "model.vocabulary", VOCABULARIES)
+    sizes = dict.fromkeys(("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"), POSITIVE)
+    check(config, sizes | {"model.vocabulary": one_of(*VOCABULARIES)})
     width, heads = config.model.hidden_size, config.model.num_heads
     if width % heads:
         raise UserError(f"config.model.hidden_size={width}: must divide by model.num_heads={heads}")

@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 from ml_collections import config_dict
 
-from ppa_jax.config import Config, one_of
+from ppa_jax.config import Config, check, one_of
 from ppa_jax.data import sources
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import align_inputs, align_run, new_model
@@ -59,8 +59,7 @@ def run(config: Config, workdir: str) -> int:
 
 def by_objective(config: Config) -> Config:
     """The settings of the alignment's job that the objective stands for. Raises UserError for what it lacks."""
-    one_of(config, "objective", OBJECTIVES)
-    one_of(config, "dict_mlm_form", ("input", "label"))
+    check(config, {"objective": one_of(*OBJECTIVES), "dict_mlm_form": one_of("input", "label")})
     config = copy.deepcopy(config)
     objective, is_xlm = config.objective, config.objective == "xlm"
     with config.unlocked():

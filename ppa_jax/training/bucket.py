@@ -40,7 +40,7 @@ def local(workdir: str) -> Iterator[str]:
 
     Raises:
       UserError: the address is wrong; the bucket is not there or takes nothing; gcsfs is not installed.
-      NotYet: the bucket was not reached.
+      RuntimeError: the bucket was not reached.
     """
     global _open
     if not in_bucket(workdir):
@@ -55,7 +55,7 @@ def local(workdir: str) -> Iterator[str]:
         except BaseException:
             try:
                 copy.push_again()
-            except UserError as error:  # it must not stand for the one that ended the run
+            except (UserError, RuntimeError) as error:  # it must not stand for the one that ended the run
                 logging.warning("%s", error)
             raise
         else:

@@ -33,7 +33,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ppa_jax.errors import NO_PLACE, NO_ROOM, NotYet, UserError
+from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.storage import in_bucket, one_line
 from ppa_jax.training import bucket
 from ppa_jax.training.checksums import (
@@ -326,11 +326,11 @@ def _disk_errors(directory: epath.Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if (number := _disk_error(error)) is None:
+        if in_bucket(directory) or (number := _disk_error(error)) is None:
             raise
         kind, way_out = UserError, "free some space or give another directory"
         if number not in NO_ROOM + NO_PLACE:  # a shared disk that stumbles
-            kind, way_out = NotYet, "start again in a moment"
+            kind, way_out = RuntimeError, "start again in a moment"
         raise kind(
             f"{directory}: cannot write the checkpoint: {os.strerror(number)}; {way_out} "
             "(the checkpoints already there are untouched)"

@@ -16,7 +16,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from ppa_jax.errors import NotYet, UserError
+from ppa_jax.errors import UserError
 from ppa_jax.storage import in_bucket
 from ppa_jax.training import bucket
 
@@ -50,7 +50,11 @@ def remove_unfinished(directory: epath.Path) -> None:
 def newest_whole(directory: epath.Path, damaged: set[int]) -> int | None:
     """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
 
-    The same on all processes. Raises UserError where all are damaged, NotYet where they do not see the same steps.
+    The same on all processes.
+
+    Raises:
+      UserError: all are damaged.
+      RuntimeError: the processes do not see the same steps.
     """
     steps = finished_steps(directory)
     unfinished = [p.name for p in entries(directory) if p.name.isdigit() and int(p.name) not in steps]
@@ -119,13 +123,13 @@ def damage(path: epath.Path) -> str | None:
 
 
 def _damaged_on(step: int, is_damaged: bool) -> np.ndarray:
-    """Which processes found a step damaged, [processes]. Raises NotYet if others look at another step or at none."""
+    """Which processes found a step damaged, [processes]. Raises RuntimeError if others look at another step."""
     if jax.process_count() == 1:
         return np.array([is_damaged])
     steps, damaged = np.asarray(multihost_utils.process_allgather(np.array([step, is_damaged], np.int32))).T
     if (steps != step).any():
         told = ", ".join("none" if seen == NONE else str(seen) for seen in steps)
-        raise NotYet(
+        raise RuntimeError(
             f"the processes see different checkpoints in the workdir ({told}): its file system has not shown all of it "
             "to each of them yet; start again in a moment"
         )

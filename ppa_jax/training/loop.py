@@ -8,7 +8,6 @@ whose loss was not finite.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import itertools
 import json
@@ -27,13 +26,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from ppa_jax.errors import NotYet, UserError
+from ppa_jax.errors import UserError
 from ppa_jax.training import bucket
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.checksums import finished_steps
 from ppa_jax.training.metrics import MetricWriter, Progress
 
-LOST = NotYet.status  # exit status when another host is lost
 GRACE = 15  # seconds, between the first and the last process to end of the same error
 PATIENCE = 3600  # seconds for all hosts to come, some of which may prepare their corpora first
 PROFILED = 5  # steps
@@ -257,12 +255,11 @@ def initialize_hosts() -> None:
     """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who.
 
     Once: a job that is part of another finds them connected. From here on SIGTERM is JAX's, which is asked about it
-    between steps only (StopSignal). Where some never come, or the first one is lost, JAX aborts: `_answer_aborts`.
+    between steps only (StopSignal). Where some never come, or the first one is lost, JAX aborts.
 
     They meet in a first collective before any of them goes to work: the first one sets up the connections of all (gloo
     allows it 30 s), the later ones are waited for.
     """
-    _answer_aborts()
     if jax.distributed.is_initialized():
         return
     where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
@@ -272,28 +269,11 @@ def initialize_hosts() -> None:
     except ValueError as error:
         raise UserError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
     except RuntimeError as error:
-        raise NotYet(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
+        raise RuntimeError(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("connected")
-
-
-@ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _aborted(signum: int) -> None:
-    print(
-        "error: JAX ended this process, as a rule because another one of the run was lost or has not come (its own "
-        "lines are above); start all of them again: the same command goes on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(LOST)
-
-
-def _answer_aborts() -> None:
-    """Has JAX's aborts end in one line and status 75: of a thread of its own, where the first process or a heartbeat is
-    gone. Python's handlers wait for the main thread, which then waits for the network; one of C's is called at once."""
-    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
 def as_first(answer: Any) -> Any:
@@ -313,7 +293,7 @@ def as_first(answer: Any) -> Any:
 
 @contextlib.contextmanager
 def ended_with_the_others() -> Iterator[None]:
-    """Ends this process of a multi-host run when another one is lost: at once, with one line and status 75.
+    """Ends this process of a multi-host run when another one is lost: at once, with one line and status 1.
 
     What this process itself has to say is raised, but at its exit JAX would wait five minutes for the others, which may
     know nothing of it: after `GRACE` seconds, enough for all of them to say the same, its status is given without that.
@@ -326,7 +306,7 @@ def ended_with_the_others() -> Iterator[None]:
         # A collective of small arrays, which runs where it is called, fails with a ValueError: "UNKNOWN: Gloo ...".
         is_gloo = isinstance(error, ValueError) and re.match("[A-Z_]+: .*(?i:gloo|nccl)", str(error))
         if not (is_gloo or isinstance(error, jax.errors.JaxRuntimeError)):
-            end = threading.Timer(GRACE, os._exit, [getattr(error, "status", 1)])
+            end = threading.Timer(GRACE, os._exit, [2 if isinstance(error, UserError) else 1])
             end.daemon = True
             end.start()
             raise
@@ -338,7 +318,7 @@ def ended_with_the_others() -> Iterator[None]:
             file=sys.stderr,
             flush=True,
         )
-        os._exit(LOST)
+        os._exit(1)
 
 
 def wait_for_hosts(what: str, *, read: bool = True) -> None:

@@ -15,7 +15,7 @@ from absl import logging
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ppa_jax.errors import NO_PLACE, NO_ROOM, NotYet, UserError
+from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 
 METRICS = "metrics.jsonl"
 
@@ -228,10 +228,10 @@ def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value))
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def _unwritable(path: Path, error: OSError) -> Exception:
     if error.errno in NO_ROOM + NO_PLACE:
         return UserError(f"{path}: cannot write: {error.strerror}; free some space or give another --workdir")
-    return NotYet(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
+    return RuntimeError(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
 
 
 def import_wandb() -> Any:

@@ -273,11 +273,9 @@ def test_languages_that_code_switching_leaves_out_are_told(shelf, files, tmp_pat
 
 
 def loaded(args):
-    from ppa_jax import config as configs
     from ppa_jax.main import parse
 
-    file, _, overrides = parse(args)
-    return configs.load(file, overrides)
+    return parse(args)[0]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +293,7 @@ def loaded(args):
         ({"seeds": "1,1"}, "config.seeds=1,1: must be different"),
         ({"train.epochs": 1}, "give one of them"),
         ({"train.steps": 0, "train.epochs": "1e9"}, "config.train.epochs=1000000000.0: 7.5e+09 steps; must be below"),
-        ({"test_batch_size": "1e9"}, "config.test_batch_size=1000000000: must be greater than 0, at most 2**20"),
+        ({"test_batch_size": 10**9}, "config.test_batch_size=1000000000: must be greater than 0, at most 2**20"),
         ({"init": "..=x"}, "config.init: '..=x': .. is to be a directory in the workdir"),
         ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
         ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),

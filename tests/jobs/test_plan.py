@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from ppa_jax import config as configs
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import align_inputs
 from ppa_jax.jobs.flops import flops
-from ppa_jax.main import main
+from ppa_jax.main import main, parse
 
 pytestmark = pytest.mark.usefixtures("compilation")
 
@@ -43,9 +42,7 @@ def test_tells_parameters_memory_operations_and_traffic(command, shelf, tmp_path
 
 def test_operations_are_those_of_real_tokens(command, tmp_path):
     """Counted sequence by sequence: products with its tokens, scores among them, predictions; forward and backward."""
-    config = configs.load(command(tmp_path)[0].removeprefix("--config="), [
-        tuple(x.removeprefix("--config.").split("=", 1)) for x in command(tmp_path)[2:]
-    ])  # fmt: skip
+    config, _ = parse(command(tmp_path))
     run = align_inputs.open_run(config, tmp_path)
     c, batch = run.pretrained.config, run.batches.make(0)
     D, own, total = c.hidden_size, 2 * c.hidden_size * (c.hidden_size + 2 * c.intermediate_size), 0.0

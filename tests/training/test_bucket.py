@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.errors import NotYet, UserError
+from ppa_jax.errors import UserError
 from ppa_jax.training import bucket, identity
 from ppa_jax.training.checkpoint import Checkpoints, holds_params, load_params, remove, save_params
 
@@ -63,7 +63,7 @@ def test_what_came_in_part_is_not_there(home, storage, monkeypatch):
         raise ConnectionError("the machine is gone")
 
     monkeypatch.setattr(copy, "_send", lambda name: send(name) if name != "export/weights" else lost())
-    with pytest.raises(NotYet, match=r"not reached .the machine is gone"):
+    with pytest.raises(RuntimeError, match=r"not reached .the machine is gone"):
         copy.push()
     assert read(storage, "export/config.json") == b"2"
     with bucket.local(ADDRESS) as directory:
@@ -202,21 +202,19 @@ def test_parameters_of_the_workdir_are_in_the_bucket(home, storage):
 
 def test_a_bucket_that_takes_nothing(home, storage):
     with (
-        pytest.raises(UserError, match="gs://other/x: the bucket is not there") as refused,
+        pytest.raises(UserError, match="gs://other/x: the bucket is not there"),
         bucket.local("gs://other/x"),
     ):
         pass
-    assert refused.value.status == 2
     storage.refuses = 403
     try:
         with (
-            pytest.raises(UserError, match=r"may not be read and written .Forbidden") as refused,
+            pytest.raises(UserError, match=r"may not be read and written .Forbidden"),
             bucket.local(ADDRESS),
         ):
             pass
     finally:
         storage.refuses = 0
-    assert refused.value.status == 2
 
 
 def test_what_is_made_of_checkpoints_is_there_when_they_go(home, storage):
@@ -240,11 +238,11 @@ def test_a_network_that_fails_damages_nothing(home, storage, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(bucket.LocalCopy, "_found", unreachable)
             checkpoints.save(2, STATE)
-            with pytest.raises(NotYet, match=r"was not reached .*Network is unreachable.; start again"):
+            with pytest.raises(RuntimeError, match=r"was not reached .*Network is unreachable.; start again"):
                 checkpoints.wait()
         with monkeypatch.context() as patch:
             patch.setattr(bucket, "facts", unreachable)
-            with pytest.raises(NotYet, match="was not reached"):
+            with pytest.raises(RuntimeError, match="was not reached"):
                 checkpoints.restore(STATE)
         assert checkpoints.restore(STATE)[0] == 1
         checkpoints.save(2, STATE, force=True)

@@ -1,18 +1,23 @@
-"""The settings that all recipes of fine-tuning share: configs/xnli.py, mlqa.py, tagging.py, parsing.py."""
+"""Fine-tuning: the settings that configs/xnli.py, mlqa.py, tagging.py and parsing.py share, where their comments are.
 
-from __future__ import annotations
+    python -m ppa_jax.main --config=configs/finetune.py --workdir=runs/t --config.task=topics.py --config.init=DIR \\
+        --config.data.train=en=train.tsv --config.data.test=test.{lang}.tsv
 
-from pathlib import Path
+By itself it is for a task of your own (docs/finetuning.md); expect its scores by language in report.md.
+"""
+
 from typing import Any
 
 from ml_collections import config_dict
 
 
-def defaults(task: str) -> Any:
-    """A configuration of the job `finetune`, to be changed by the recipe of a task."""
-    return config_dict.create(
-        job="finetune",
-        task=task,  # nli, qa, tagging or parsing, or a Python file with a task (docs/finetuning.md)
+def get_config(mode: str = "") -> Any:
+    """The settings; there are no modes."""
+    if mode:
+        raise ValueError(f"unknown mode {mode!r}; this configuration has none")
+    c: Any = config_dict.create(
+        job="finetune",  # what is run
+        task="",  # nli, qa, tagging or parsing, or a Python file with a task (docs/finetuning.md)
         init="",  # Hugging Face directory or hub name, a run's export for example; NAME=DIR,NAME=DIR compares several
         align_first="",  # where init is empty: FILE:MODE of the main job, which makes the models before and after
         seeds="0,1,2",  # one training each
@@ -20,7 +25,7 @@ def defaults(task: str) -> Any:
         data=dict(
             # LANGUAGE=FILE,... or LANGUAGE=FILE|FILE, or a path with {lang} in it (and {question} for MLQA's grid);
             # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT], or sample:A-B, the sample
-            train="",
+            train="",  # LANGUAGE=FILE,... or a path with {lang}
             dev="",  # likewise; for stopping early
             test="",  # likewise: every language is tested
             test_examples=0,  # of each test set, its first so many; 0: all
@@ -29,9 +34,9 @@ def defaults(task: str) -> Any:
             switch_rate=0.5,  # of code_switch: how often the two sides differ in language (the paper's is not known)
         ),
         train=dict(
-            steps=0,  # optimizer steps, or
+            steps=0,  # optimizer steps; 0: by epochs
             epochs=3.0,  # passes over the features
-            batch_size=32,
+            batch_size=32,  # features, global
             learning_rate=2e-5,  # peak
             warmup=0.1,  # share of the steps; from 1 on: steps
             weight_decay=0.01,  # not on biases and LayerNorm
@@ -44,26 +49,22 @@ def defaults(task: str) -> Any:
             every=0,  # steps between scores of the dev set; 0: none
             patience=0,  # stop after so many without a better one, and take the best; 0: train to the end
         ),
-        test_batch_size=64,
-        mesh=dict(data=-1, model=1, rules="replicated", fsdp=-1, distributed=False),  # as in configs/ppa.py
-        checkpoint=dict(every=500, keep=1),
-        log=dict(tensorboard=True, wandb=""),
-        profile=False,
+        test_batch_size=64,  # features, global
+        mesh=dict(
+            data=-1,  # devices that split the batch; -1: all
+            model=1,  # devices that split matrices
+            rules="replicated",  # or fsdp, tensor
+            fsdp=-1,  # devices of a group that splits the parameters by the fsdp rules; -1: all of mesh.data
+            distributed=False,  # several hosts: jax.distributed.initialize() first
+        ),
+        checkpoint=dict(
+            every=500,  # steps; 0: only at the end and on SIGTERM
+            keep=1,  # newest checkpoints
+        ),
+        log=dict(
+            tensorboard=True,  # write curves into the workdir
+            wandb="",  # project name
+        ),
+        profile=False,  # trace steps 10 to 14 into workdir/profile
     )
-
-
-def demo(config: Any, align: Path, *, test: str, second: str = "") -> None:
-    """Changes a recipe to the built-in sample: a small model before and after alignment, English to all languages.
-
-    Args:
-      config: of `defaults`.
-      align: file of the main job's configuration, whose mode `demo_words` makes the two models.
-      test: the range of the sample that is tested, as `sample:30000-30600`; none of it is trained on.
-      second: language of the second side of what is tested; empty: that of the first.
-    """
-    config.align_first = f"{align}:demo_words"
-    config.dtype = "float32"
-    languages = ("en", "de", "es", "ru", "zh")
-    sides = [language + (f"/{second}" if second and language != second else "") for language in languages]
-    config.data.test = ",".join(f"{side}={test}" for side in sides)
-    config.seeds = "0"
+    return c
