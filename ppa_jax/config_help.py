@@ -47,7 +47,7 @@ def comments(path: Path, prefix: str = "") -> dict[str, str]:
     def visit(value: ast.expr, name: str) -> None:
         if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "load":
             recipe = value.args[0]
-            if isinstance(recipe, ast.Constant):
+            if isinstance(recipe, ast.Constant) and isinstance(recipe.value, str):
                 found.update(comments(configs.find_recipe(recipe.value)[0], f"{name}." if name else prefix))
         elif isinstance(value, ast.Call):
             if value.lineno in on_line:  # of a group, for its fields without one

@@ -83,14 +83,14 @@ LIMITS = {
     "tlm.dict_mlm": one_of("", "input", "label"),
     "word_alignment.weight": NOT_NEGATIVE,
     "word_alignment.max_words": NOT_NEGATIVE,
-    "eval.sample": Limit(lambda n: 0 <= n <= sample.size(), f"at most {sample.size()}, all of the built-in sample"),
 }
 
 
 def validate(config: Config) -> None:
     """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
     check_training(config)
-    check(config, LIMITS)
+    size = sample.size()
+    check(config, LIMITS | {"eval.sample": Limit(lambda n: 0 <= n <= size, f"at most {size}, all of the sample")})
     if (config.word_alignment.weight or config.tlm.dict_mlm) and not config.word_alignment.dictionaries:
         raise UserError(
             "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "

@@ -38,7 +38,6 @@ BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
 LIMITS = {
     "layer": Limit(lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1"),
     "max_length": Limit(lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3"),
-    "sample": Limit(lambda n: 0 <= n <= sample.size(), f"from 0 to {sample.size()}, all of the built-in sample"),
     "cka_batch": at_least(4),
     "batch_size": at_least(1),
     "dictionary_words": Limit(lambda n: n >= 0, "0 (all) or a number of words"),
@@ -187,7 +186,8 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
             raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
     if not any(config[field] for field in DATA_FIELDS):
         raise UserError(f"no data: give one or more of {', '.join('config.' + field for field in DATA_FIELDS)}")
-    check(config, LIMITS)
+    size = sample.size()
+    check(config, LIMITS | {"sample": Limit(lambda n: 0 <= n <= size, f"from 0 to {size}, all of the built-in sample")})
     for method in entries(config.word_alignment_method) or [""]:
         if method not in word_alignment.METHODS:
             allowed = ", ".join(word_alignment.METHODS)
