@@ -25,6 +25,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface, sentence_transformers, verify
 from ppa_jax.log_lines import answer
 from ppa_jax.training import checkpoint
+from ppa_jax.training.mesh import check_platform
 
 PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
 
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
+        check_platform()
         if args.command == "verify":
             return 0 if verify_table(args.source) else 1
         (to_flax if args.command == "to-flax" else to_hf)(args.source, args.target)

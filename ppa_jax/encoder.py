@@ -34,7 +34,7 @@ from ppa_jax.interop.weights import replacing
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory
-from ppa_jax.training.mesh import make_mesh
+from ppa_jax.training.mesh import check_platform, make_mesh
 
 DTYPES = ("float32", "bfloat16")
 NORMALIZED = 16_384  # vectors brought to length 1 at once: what that needs beside them stays small
@@ -239,6 +239,7 @@ def _encode_file(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"--output={output}: {error.strerror}; give another file") from error
     sentences = read_lines(storage.local(args.input), field="--input")
+    check_platform()
     with device_memory("lower --batch-size or --max-length"):
         encoder = Encoder.from_pretrained(
             args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,

@@ -16,18 +16,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 from absl import flags
 
 import ppa_jax
 from ppa_jax import config as configs
 from ppa_jax import config_help, storage
 from ppa_jax.config import Config
-from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError, reason
+from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket, identity
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
+from ppa_jax.training.mesh import check_platform
 
 JOBS = {
     "align": "ppa_jax.jobs.align_run",
@@ -105,17 +105,6 @@ def run(arguments: Sequence[str]) -> int:
             raise
         way_out = "free some space or give another --workdir" if error.errno in NO_ROOM else "give another --workdir"
         raise UserError(f"{error.filename or workdir}: {error.strerror}; {way_out}") from error
-
-
-def check_platform() -> None:
-    """Raises UserError where JAX finds no device of the platform in JAX_PLATFORMS."""
-    try:
-        jax.devices()
-    except Exception as error:  # of several kinds, by the platform and by what of it is installed
-        asked = os.environ.get("JAX_PLATFORMS", "")
-        raise UserError(
-            f"JAX_PLATFORMS={asked}: JAX finds no such device ({reason(error)}); install jax[cuda12], say, or unset it"
-        ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -98,9 +98,13 @@ def test_help_and_version(capsys, arguments, says):
     assert not done.value.code and re.search(says, capsys.readouterr().out)
 
 
-def test_a_platform_that_is_not_there(tmp_path):
+@pytest.mark.parametrize(
+    "arguments", [["main", "--config=ppa:demo", "--workdir=w"], ["convert", "verify", "--source=x"]]
+)
+def test_a_platform_that_is_not_there(arguments):
     """In a process of its own: JAX looks for devices once."""
-    command = [sys.executable, "-m", "ppa_jax.main", "--config=ppa:demo", f"--workdir={tmp_path}"]
+    module, *rest = arguments
+    command = [sys.executable, "-m", f"ppa_jax.{module}", *rest]
     environment = os.environ | {"JAX_PLATFORMS": "cuda", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -7,6 +7,7 @@ their parameter's path, so they follow it.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -16,7 +17,7 @@ from absl import logging
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, reason
 
 DATA = ("replicas", "fsdp")  # what splits the batch: mesh.data devices
 
@@ -41,6 +42,17 @@ RULES: dict[str, Rules] = {
         (r".*", P()),
     ),
 }
+
+
+def check_platform() -> None:
+    """Raises UserError where JAX finds no device of the platform in JAX_PLATFORMS."""
+    try:
+        jax.devices()
+    except Exception as error:  # of several kinds, by the platform and by what of it is installed
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise UserError(
+            f"JAX_PLATFORMS={asked}: JAX finds no such device ({reason(error)}); install jax[cuda12], say, or unset it"
+        ) from error
 
 
 def make_mesh(data: int, model: int, devices: list[Any] | None = None, *, fsdp: int = -1) -> Mesh:
