@@ -30,11 +30,11 @@ from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, whole_number
 from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
-from ppa_jax.interop.weights import replacing
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.mesh import check_platform, make_mesh
+from ppa_jax.training.workdir import atomic
 
 DTYPES = ("float32", "bfloat16")
 NORMALIZED = 16_384  # vectors brought to length 1 at once: what that needs beside them stays small
@@ -246,7 +246,7 @@ def _encode_file(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
         )  # fmt: skip
         vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
-    with replacing(output, vectors.nbytes) as unfinished, unfinished.open("wb") as file:
+    with atomic(output, vectors.nbytes) as unfinished, unfinished.open("wb") as file:
         np.save(file, vectors)
     logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)
     print(f"written: {output}, {len(vectors)} x {encoder.config.hidden_size} float32")

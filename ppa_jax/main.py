@@ -24,10 +24,11 @@ from ppa_jax import config_help, storage
 from ppa_jax.config import Config
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
-from ppa_jax.training import bucket, identity
+from ppa_jax.training import bucket
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
 from ppa_jax.training.mesh import check_platform
+from ppa_jax.training.workdir import check_job
 
 JOBS = {
     "align": "ppa_jax.jobs.align_run",
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
         with place as directory, ended_with_the_others():
             if not is_plan:
-                identity.check_job(directory, config.job)  # before anything is read
+                check_job(directory, config.job)  # before anything is read
             status = importlib.import_module(JOBS[config.job]).run(config, directory)
             wait_for_hosts("its files", read=False)  # JAX has less patience at the exit than a slow disk may want
             return status

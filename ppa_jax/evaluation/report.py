@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Models, View
 from ppa_jax.evaluation.plots import Panel, plot_bars, plot_curves, plot_layers, plot_models
 from ppa_jax.training.metrics import read_metrics
+from ppa_jax.training.workdir import atomic
 
 Facts = Mapping[str, str]
 BARS = "Retrieval by language, both directions averaged"
@@ -114,12 +114,10 @@ def write_comparison(workdir: Path, models: Models, *, baselines: Sequence[str],
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a JSON list of records, scores or differences; whole or not at all, whoever else writes it meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
-    beside.write_text(text + "\n", encoding="utf-8")
-    beside.replace(path)
+    """Writes a JSON list of records, scores or differences."""
+    with atomic(path) as unfinished:
+        text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
+        unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -144,7 +142,8 @@ def _write_scores(workdir: Path, models: Models, baselines: Sequence[str]) -> li
 def write_text(workdir: Path, parts: Sequence[str]) -> Path:
     """Writes report.md from its parts and returns its path."""
     path = workdir / "report.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    with atomic(path) as unfinished:
+        unfinished.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from ppa_jax.errors import UserError
+from ppa_jax.training.workdir import atomic
 
 DRAWS = 1000
 MIDDLE = (2.5, 97.5)  # percentiles: an interval of 95%
@@ -186,9 +187,8 @@ def keep(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
             for number, group in enumerate(score.groups):
                 arrays[f"{len(facts)}.{number}"] = np.stack(group)
             facts.append({"of": model, "groups": len(score.groups)} | fields)
-    beside = path.with_name(f"{path.stem}.tmp.npz")
-    np.savez_compressed(beside, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: of numpy's
-    beside.replace(path)
+    with atomic(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: of numpy's
 
 
 def kept(path: Path) -> dict[str, list[Score]]:

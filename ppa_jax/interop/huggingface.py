@@ -32,7 +32,7 @@ from ppa_jax.interop.names import (
 )
 from ppa_jax.interop.weights import WeightFiles
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training.identity import file_digest
+from ppa_jax.training.workdir import file_digest
 
 __all__ = [
     "Pretrained",

@@ -15,7 +15,8 @@ from absl import logging
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
 from ppa_jax import markdown
-from ppa_jax.interop import hub, weights
+from ppa_jax.interop import hub
+from ppa_jax.training.workdir import atomic
 
 # Of a model whose sentence vectors were trained, and of one without.
 SENTENCES = {
@@ -93,7 +94,7 @@ def write_card(
         markdown.table(["setting", "value"], [(f"`{name}`", value) for name, value in rows]),
         "",
     ]
-    with weights.replacing(Path(directory) / "README.md") as unfinished:
+    with atomic(Path(directory) / "README.md") as unfinished:
         ModelCard("\n".join(parts)).save(unfinished)
 
 

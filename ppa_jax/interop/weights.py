@@ -1,19 +1,17 @@
 """Files of named tensors: safetensors (whole or sharded) and PyTorch's `.bin`, and the JSON files beside them.
 
 Reading never runs code from a file: `.bin` is unpickled by `torch.load(weights_only=True)` alone, and tensors are read
-one at a time. Files are written beside their target and renamed at the end: a write that fails leaves what was there.
+one at a time. Every write is atomic.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ppa_jax.errors import UserError
+from ppa_jax.training.workdir import atomic
 
 
 class WeightFiles:
@@ -150,33 +149,11 @@ def _torch_to_numpy(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-@contextlib.contextmanager
-def replacing(path: Path, size: int = 0) -> Iterator[Path]:
-    """Yields a path beside `path` to write to, which is renamed to `path` at the end and removed on failure.
-
-    Raises UserError for errors of the operating system; `size` (bytes) is what the message says a full disk lacks.
-    """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            need = f" ({size / 1e6:,.0f} MB are needed)" if size else ""
-            raise UserError(f"{path}: no space left on the device{need}; make room or choose another folder") from None
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file. Raises UserError for errors of the operating system."""
     # save_file writes the memory of an array whatever its strides: a transposed one has to be copied first.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    with replacing(path, size=sum(array.nbytes for array in contiguous.values())) as unfinished:
+    with atomic(path, size=sum(array.nbytes for array in contiguous.values())) as unfinished:
         try:
             save_file(contiguous, unfinished, metadata={"format": "pt"})
         except SafetensorError as error:
@@ -215,7 +192,7 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON, whole or not at all."""
-    with replacing(path) as unfinished:
+    with atomic(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -224,6 +201,6 @@ def copy_matching(source: Path, target: Path, names: tuple[str, ...]) -> list[st
     found = [name for name in names if (source / name).is_file()]
     if source.resolve() != target.resolve():
         for name in found:
-            with replacing(target / name) as unfinished:
+            with atomic(target / name) as unfinished:
                 shutil.copyfile(source / name, unfinished)
     return found

@@ -52,8 +52,9 @@ from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training import identity, mesh, optimizer
+from ppa_jax.training import mesh, optimizer
 from ppa_jax.training.limits import check_training
+from ppa_jax.training.workdir import claim
 
 # A workdir continues with other values of these; anything else would be another run.
 MAY_CHANGE = (
@@ -296,7 +297,7 @@ def open_run(config: Config, workdir: Path) -> Run:
     _ = run.words, run.translations  # what they raise shows here
     if config.plan:
         return run
-    claim(run, directory)
+    claim_workdir(run, directory)
     if jax.process_index() == 0:
         base = workdir / "base"
         huggingface.save_base(base, pretrained, files_from=directory)
@@ -359,8 +360,8 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
     )
 
 
-def claim(run: Run, model: Path) -> None:
-    """Refuses a workdir of another run; marks a new one. The content of model and data counts, not only their names.
+def claim_workdir(run: Run, model: Path) -> None:
+    """Claims the workdir for this run: its settings, and the content of its model and its data.
 
     `model` is the directory of the pretrained model.
     """
@@ -377,4 +378,4 @@ def claim(run: Run, model: Path) -> None:
     init = Path(config.init).absolute()
     if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
         described["init"] = str(init.relative_to(workdir.absolute()))
-    identity.claim(workdir, described, may_change=MAY_CHANGE)
+    claim(workdir, described, may_change=MAY_CHANGE)

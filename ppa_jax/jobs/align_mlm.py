@@ -30,7 +30,8 @@ from ppa_jax.jobs import align_mlm_inputs, finetune_inputs, finetune_run, pretra
 from ppa_jax.jobs.align_mlm_inputs import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, names, task_file
 from ppa_jax.tasks import derive
 from ppa_jax.tasks.derive import ENGLISH
-from ppa_jax.training import bucket, checkpoint, identity
+from ppa_jax.training import bucket, checkpoint
+from ppa_jax.training.workdir import atomic, claim
 
 Records = list[dict[str, Any]]
 
@@ -49,7 +50,7 @@ def run(config: Config, workdir: str) -> int:
     if "syn" in config.transformations and not all(sentence.tree for sentence in text):
         raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
     described = config.to_dict() | {"content": {"text": finetune_inputs.checksum(text)}}
-    identity.claim(directory, described, may_change=MAY_CHANGE)
+    claim(directory, described, may_change=MAY_CHANGE)
     vocabulary = align_mlm_inputs.make_vocabulary(config, text, directory / "vocabulary")
     records: Records = []  # of this and of earlier commands
     if (directory / "scores.json").exists():
@@ -59,7 +60,7 @@ def run(config: Config, workdir: str) -> int:
         data = directory / "data" / name
         if "syn" in name.split("+"):  # the order may be added to a run, and then stays
             order_from = {"data": {"order_from": config.data.order_from}, "content": {"order_from": trees}}
-            identity.claim(data, order_from, may_change=("data",))
+            claim(data, order_from, may_change=("data",))
         align_mlm_inputs.write_data(
             data, text, derivation, vocabulary, share=config.data.dictionary_share, seed=config.data.seed
         )
@@ -133,11 +134,9 @@ def to_finetune(model: Path) -> Path:
         types = np.asarray(embeddings["token_type_embeddings"]["embedding"])
         mean = {"embedding": np.broadcast_to(types.mean(axis=0), types.shape).copy()}
         encoder = pretrained.params["encoder"] | {"embeddings": embeddings | {"token_type_embeddings": mean}}
-        unfinished = neutral.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
         changed = dataclasses.replace(pretrained, params=pretrained.params | {"encoder": encoder})
-        huggingface.write(unfinished, changed, files_from=export)
-        unfinished.rename(neutral)
+        with atomic(neutral) as unfinished:
+            huggingface.write(unfinished, changed, files_from=export)
     return neutral
 
 
@@ -182,7 +181,7 @@ def transfer(
     content = {part: finetune_inputs.checksum(found) for part, found in examples.items()}
     described = {"task": task.to_dict(), "finetuning": config.finetuning.to_dict(), "content": content}
     may_change = ("task.train", "task.test", *(x for x in MAY_CHANGE if x.startswith("finetuning.")))
-    identity.claim(directory, described, may_change=may_change)
+    claim(directory, described, may_change=may_change)
     path = directory / "scores.json"
     records: Records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     for source, tests in ((ENGLISH, (ENGLISH, DERIVED)), (DERIVED, (DERIVED,))):

@@ -28,8 +28,9 @@ from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
 from ppa_jax.interop.weights import read_json
-from ppa_jax.training import bucket, identity
+from ppa_jax.training import bucket
 from ppa_jax.training.memory import device_memory
+from ppa_jax.training.workdir import file_digest, write_identity
 
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
 MEMORY = 8 << 30  # of the host, for vectors that two measures share; where they need more, they are computed twice
@@ -88,7 +89,7 @@ def run(config: Config, workdir: str) -> int:
     # The same sentences, cut at the same place, for all.
     max_length = config.max_length or min(model.longest for model in models.values())
     parts = open_parts(config)
-    identity.write_identity(directory, config.to_dict())
+    write_identity(directory, config.to_dict())
     measured: dict[str, comparison.Measured] = {}
     for name, model in models.items():
         places = Places.of(model, models.values(), config)
@@ -137,7 +138,7 @@ def digest(source: str, places: Places, max_length: int, config: Config) -> str:
     if not config.mining:
         places = dataclasses.replace(places, mining=[])
     files = [
-        (str(file.relative_to(path if path.is_dir() else path.parent)), identity.file_digest(file))
+        (str(file.relative_to(path if path.is_dir() else path.parent)), file_digest(file))
         for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()

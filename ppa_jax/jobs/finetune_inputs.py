@@ -25,8 +25,9 @@ from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
 from ppa_jax.tasks.task import PARTS, Feature, Task
-from ppa_jax.training import identity, mesh, optimizer
+from ppa_jax.training import mesh, optimizer
 from ppa_jax.training.limits import check_training
+from ppa_jax.training.workdir import check_identity, write_identity
 
 TASKS = {
     "nli": "ppa_jax.tasks.nli",
@@ -287,7 +288,7 @@ def look_at(directory: Path, config: Config) -> tuple[Path, EncoderConfig, Token
 
 
 def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
-    """Refuses a workdir of another run; marks a new one. Of several models each has one of its own within it."""
+    """Claims the workdir for this run; of several models, each has a workdir of its own within it."""
     config, examples = opened[0][1].config, opened[0][1].examples
     sets = {"train": examples.train, "dev": examples.dev}
     data = {part: {x: checksum(found) for x, found in given.items()} for part, given in sets.items()}
@@ -301,9 +302,9 @@ def claim(opened: Sequence[tuple[Model, Setup]], workdir: Path) -> None:
     if opened[0][0].name:  # one without a name may have been there first; the data count by their content alone
         may_change = (*MAY_CHANGE, "content.model", "content.tokenizer", "data.train", "data.dev")
         runs.insert(0, (workdir, described | {"content": {"data": data}}, may_change))
-    free = [(x, run) for x, run, may_change in runs if not identity.check_identity(x, run, may_change=may_change)]
+    free = [(x, run) for x, run, may_change in runs if not check_identity(x, run, may_change=may_change)]
     for directory, run in free:  # all or none
-        identity.write_identity(directory, run)
+        write_identity(directory, run)
 
 
 def checksum(examples: Sequence[Any]) -> int:

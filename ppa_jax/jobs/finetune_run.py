@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
 from ppa_jax.training import bucket, checkpoint, loop, mesh
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
+from ppa_jax.training.workdir import atomic
 
 Records = list[dict[str, Any]]
 
@@ -133,10 +133,8 @@ def run_seed(setup: Setup, pretrained: Pretrained, seed: int, directory: Path, *
     params = trained(setup, pretrained, seed, directory)
     test(setup, seed, directory, params)
     if jax.process_index() == 0 and not (directory / "export").exists():
-        unfinished = directory / "export.unfinished"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        export(setup, pretrained, unfinished, params, files_from)
-        unfinished.rename(directory / "export")
+        with atomic(directory / "export") as unfinished:
+            export(setup, pretrained, unfinished, params, files_from)
 
 
 def trained(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:

@@ -29,7 +29,8 @@ from ppa_jax.interop.names import config_to_hf
 from ppa_jax.interop.weights import write_json
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
-from ppa_jax.training import identity, loop
+from ppa_jax.training import loop
+from ppa_jax.training.workdir import check_identity, write_identity
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MADE_OF = "made_of"  # what a random model was made of
@@ -101,7 +102,7 @@ def made_of(config: Config) -> dict[str, Any]:
 
 def is_made(config: Config, directory: Path) -> bool:
     """Whether `make_random` is done in the directory. Raises UserError if it was with other settings."""
-    return identity.check_identity(directory / MADE_OF, made_of(config))
+    return check_identity(directory / MADE_OF, made_of(config))
 
 
 def make_random(config: Config, directory: Path) -> None:
@@ -111,7 +112,7 @@ def make_random(config: Config, directory: Path) -> None:
     logging.info("a new model with random weights")
     shutil.rmtree(directory, ignore_errors=True)
     write_random(config, directory)
-    identity.write_identity(directory / MADE_OF, made_of(config))  # last
+    write_identity(directory / MADE_OF, made_of(config))  # last
 
 
 def write_random(config: Config, directory: Path) -> None:

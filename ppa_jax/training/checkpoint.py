@@ -18,14 +18,15 @@ With several processes every method must be called by all of them, and the direc
 """
 
 import contextlib
-import fcntl
 import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
+from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 import numpy as np
 from absl import logging
@@ -44,6 +45,7 @@ from ppa_jax.training.checksums import (
     remove_unfinished,
     write_checksums,
 )
+from ppa_jax.training.workdir import locked
 
 
 class Checkpoints:
@@ -66,7 +68,9 @@ class Checkpoints:
         self._damaged: set[int] = set()
         with _disk_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.directory) if jax.process_index() == 0 else contextlib.nullcontext()
+            self._lock = contextlib.ExitStack()
+            if jax.process_index() == 0 and not in_bucket(self.directory):
+                self._lock.enter_context(_locked(Path(self.directory)))
 
     def due(self, step: int) -> bool:
         """Whether `step` is one of those that `every` asks to keep."""
@@ -240,24 +244,17 @@ def _context(*, partial: bool = False) -> ocp.Context:
     return context
 
 
-def _locked(directory: epath.Path) -> contextlib.AbstractContextManager[Any]:
-    """Keeps a second start out, which would remove what the first is writing, until it is closed or the process ends.
-
-    Raises UserError if another has it. A bucket, and some shared disks, know no locks.
-    """
-    if in_bucket(directory):
-        return contextlib.nullcontext()
-    lock = directory.with_name(f".{directory.name}.lock").open("w")
-    try:
-        fcntl.lockf(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)  # of the process: it may open its own twice
-    except (BlockingIOError, PermissionError):
-        lock.close()
-        raise UserError(
-            f"{directory}: another start is at work in this workdir; let it end, or give another --workdir"
-        ) from None
-    except OSError as error:
-        logging.info("no lock on %s (%s)", directory, error)
-    return lock
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Keeps other processes out, which would remove what this one is writing. Raises UserError if one is at work."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory, wait=False))
+        except filelock.Timeout:
+            raise UserError(
+                f"{directory}: another process is using this workdir; wait for it to finish, or give another --workdir"
+            ) from None
+        yield
 
 
 def _absolute(directory: str | os.PathLike) -> epath.Path:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
+from ppa_jax.training.workdir import atomic
 
 METRICS = "metrics.jsonl"
 
@@ -67,13 +68,8 @@ class MetricWriter:
         if not self._path.exists():
             return
         kept = {record["step"]: record for record in read_metrics(self._workdir) if record["step"] <= step}
-        beside = self._path.with_name(f"{METRICS}.tmp")
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record) + "\n" for record in kept.values())
-            beside.replace(self._path)
-        except OSError as error:
-            raise _unwritable(beside, error) from error
+        with atomic(self._path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept.values())
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **values}`; numbers that are not finite become null, which is valid JSON.

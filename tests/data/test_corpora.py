@@ -310,7 +310,7 @@ def test_two_processes_prepare_the_same_where_there_are_no_locks(tmp_path, opene
     def flock(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("ppa_jax.data.cache.fcntl.flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     (source,) = parse_pairs(f"en-de={write(tmp_path / 'a.tsv', [('one', 'eins')])}")
     write_dataset = prepare._write_dataset
 

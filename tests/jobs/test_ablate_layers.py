@@ -206,7 +206,7 @@ def test_models_that_differ_in_matrices_alone_are_refused(whole, models, tmp_pat
     other = other_matrix(models / "a", tmp_path / "other")
     for init in (f"a={models}/b", f"a={other}"):
         assert main(arguments(whole[0], models, init=init, **SIMILARITY)) == 2
-        assert "holds another run (content.model: " in error_line()
+        assert "holds a different run (content.model: " in error_line()
 
 
 def test_parsing_is_ablated_too(models, tmp_path):

@@ -157,7 +157,7 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
     models = {"trans+inv": ["xlm-0", "align_mlm-0"], "trans+syn": ["mlm-1"]}
     assert {name: [run.name for run in runs.values()] for name, runs in drawn.items()} == models
     assert main(arguments(tmp_path, **more | {"data.order_from": "sample:0-60"})) == 2
-    assert "holds another run (content.order_from" in error_line()
+    assert "holds a different run (content.order_from" in error_line()
 
 
 @pytest.mark.parametrize(
@@ -190,8 +190,8 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         ({"pretraining.train.epochs": 2}, "config.pretraining.train.steps and config.pretraining.train.epochs"),
         ({"pretraining.model.hidden_size": 33}, "config.pretraining.model.hidden_size=33: must divide"),
         ({"pretraining.model.vocabulary": "bpe"}, "config.pretraining.model.vocabulary"),
-        ({"data.text": "sample:0-299"}, "holds another run"),
-        ({"pretraining.train.steps": 4}, "holds another run"),
+        ({"data.text": "sample:0-299"}, "holds a different run"),
+        ({"pretraining.train.steps": 4}, "holds a different run"),
     ],
 )
 def test_mistakes(whole, error_line, fields, said):

@@ -370,7 +370,7 @@ def test_a_new_model_is_pretrained_first_and_stops_in_either_phase(command, tmp_
         (tmp_path / name).rename(tmp_path / "kept" / name)
     for name, before in (("pretrain.steps", 3), ("model.hidden_size", 16)):
         assert main(command(tmp_path, fields | {name: 32})) == 2
-        assert f"holds another run ({name}: {before} -> 32)" in capsys.readouterr().err
+        assert f"holds a different run ({name}: {before} -> 32)" in capsys.readouterr().err
     for name in written:
         (tmp_path / "kept" / name).rename(tmp_path / name)
     assert all(record["contrastive"] is None for record in read_metrics(pretraining))

@@ -160,10 +160,9 @@ def test_a_test_set_that_has_grown_is_tested_again(shelf, files, tmp_path):
         assert main(arguments(tmp_path / "run", shelf, files, **given)) == 0
         (record,) = json.loads((tmp_path / "run/scores.json").read_text())
         assert record["count"] == count
-    # Cut short while it was saved: the seed is trained again, and an export begun is made again.
-    for name in ("trained/checksums.json", "export/config.json"):
-        (tmp_path / "run/seed-0" / name).unlink()
-    (tmp_path / "run/seed-0/export").rename(tmp_path / "run/seed-0/export.unfinished")
+    # Killed while it was saved: the seed is trained again, and exported.
+    (tmp_path / "run/seed-0/trained/checksums.json").unlink()
+    shutil.rmtree(tmp_path / "run/seed-0/export")
     assert main(arguments(tmp_path / "run", shelf, files, **{"data.test": f"en={path}", "seeds": "0"})) == 0
     assert (tmp_path / "run/seed-0/export/config.json").exists()
 
@@ -189,9 +188,9 @@ def test_several_models_side_by_side(whole, shelf, files, tmp_path, monkeypatch,
     assert "two - one" not in (tmp_path / "report.md").read_text()
     for init in (f"three={shelf / 'model'}", shelf / "model"):  # names of its own would not tell it from this run
         assert main(arguments(tmp_path, shelf, files, init=init, **{"train.learning_rate": 1e-4})) == 2
-        assert "holds another run" in error_line() and not (tmp_path / "three").exists()
+        assert "holds a different run" in error_line() and not (tmp_path / "three").exists()
     assert main(arguments(tmp_path, shelf, files, init=f"three={shelf / 'model'},one={other}")) == 2
-    assert "holds another run (content.model" in error_line() and not (tmp_path / "three").exists(), "all or none"
+    assert "holds a different run (content.model" in error_line() and not (tmp_path / "three").exists(), "all or none"
     moved = f"en={files}/../{files.name}/train.en.tsv"  # as in a workdir that has the data, when that is moved
     assert main(arguments(tmp_path, shelf, files, init=f"three={other}", seeds="0", **{"data.train": moved})) == 0
 
@@ -323,7 +322,7 @@ def test_a_model_that_differs_in_one_matrix_is_refused(whole, shelf, files, tmp_
     copy = shutil.copytree(shelf / "model", tmp_path / "copy")
     assert main(arguments(whole, shelf, files, init=copy)) == 0
     assert main(arguments(whole, shelf, files, init=other_matrix(copy, tmp_path / "other"))) == 2
-    assert re.search(r"holds another run \(content\.model: \w{16} -> \w{16}\)", error_line())
+    assert re.search(r"holds a different run \(content\.model: \w{16} -> \w{16}\)", error_line())
 
 
 def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.training import bucket, identity
+from ppa_jax.training import bucket
 from ppa_jax.training.checkpoint import Checkpoints, holds_params, load_params, remove, save_params
+from ppa_jax.training.workdir import check_identity, write_identity
 
 ADDRESS = f"gs://{fake_storage.BUCKET}/runs/x"
 STATE = {"a": jnp.arange(1000.0), "key": jax.random.key(7)}
@@ -152,8 +153,8 @@ def test_a_run_is_the_same_on_every_machine(home, storage, monkeypatch):
         with bucket._directory(ADDRESS) as first, bucket.local(f"{ADDRESS}/") as directory:
             assert str(first) != directory and first.name == Path(directory).name == "x"
             config = {"init": f"{directory}/new_model", "seed": 1}
-            assert identity.check_identity(directory, config) == (place == "two")
-            identity.write_identity(directory, config)
+            assert check_identity(directory, config) == (place == "two")
+            write_identity(directory, config)
             bucket.push()
     assert json.loads(read(storage, "config.json"))["init"] == f"{ADDRESS}/new_model"
 

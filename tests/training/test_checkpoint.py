@@ -405,7 +405,7 @@ def test_a_second_start_is_kept_out(tmp_path):
         Checkpoints(tmp_path / "c", every=1, keep=1) for _ in range(2)
     )  # a process does not keep itself out
     kept_out = subprocess.run(second, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert "UserError" in kept_out.stderr and "c: another start is at work in this workdir" in kept_out.stderr
+    assert "UserError" in kept_out.stderr and "c: another process is using this workdir" in kept_out.stderr
     first.close()
     again.close()
     subprocess.run(second, timeout=60, check=True)

@@ -1,0 +1,224 @@
+"""The files of a run: written atomically, locked, and claimed by `config.json` for one run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import glob
+import hashlib
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import jax
+from absl import logging
+from etils import epath
+
+from ppa_jax import storage
+from ppa_jax.errors import UserError
+from ppa_jax.training import bucket
+
+CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"  # which lie in the bucket alone, if the workdir is in one
+_LEFT_BEHIND = ("export", "scores.json", "report.md")  # by every run, and after its config.json
+_ABSENT = "(absent)"
+_SHOWN = 8
+
+
+# ---- atomic writes and locks ----
+
+
+@contextlib.contextmanager
+def atomic(path: Path, size: int = 0) -> Iterator[Path]:
+    """Gives a path beside `path` to write a file or a directory to, which takes its place when the block ends.
+
+    Nothing appears when the block raises, and what a killed process of this machine left behind is removed. A file that
+    is already there is replaced. A directory that is already there stays: another process was faster.
+
+    Args:
+      path: its parents are made.
+      size: in bytes, for the message about a full disk.
+
+    Raises:
+      UserError: the operating system refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = _unfinished(path)
+        try:
+            yield unfinished
+            if unfinished.is_dir():
+                _rename_directory(unfinished, path)
+            else:
+                with unfinished.open("rb") as file:
+                    os.fsync(file.fileno())  # or a crash of the machine could leave an empty file under the final name
+                unfinished.replace(path)
+        finally:
+            _remove(unfinished)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            need = f" ({size / 1e6:,.0f} MB are needed)" if size else ""
+            raise UserError(f"{path}: no space left on the device{need}; make room or choose another folder") from error
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be written: {reason}; choose another folder") from error
+
+
+def _rename_directory(unfinished: Path, path: Path) -> None:
+    try:
+        unfinished.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        logging.info("%s was written by another process meanwhile", path)
+
+
+def _unfinished(path: Path) -> Path:
+    """A new name beside `path`, with host and process in it; removes those of processes that were killed."""
+    prefix = f".{path.name}.{socket.gethostname()}"
+    for left in path.parent.glob(f"{glob.escape(prefix)}-*-*.unfinished"):
+        try:
+            os.kill(int(left.name.split("-")[-2]), 0)
+        except ProcessLookupError:
+            _remove(left)
+        except (ValueError, PermissionError):
+            continue  # not of this form, or a running process of another user
+    return path.with_name(f"{prefix}-{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[None]:
+    """Holds the lock file of `path`, `.NAME.lock` beside it, against other threads and processes; a kill releases it.
+
+    A thread may hold it several times. Where the file system has no locks, or the lock file belongs to another user,
+    the block runs without one.
+
+    Raises:
+      filelock.Timeout: it is held elsewhere, and `wait` is False.
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True, fallback_to_soft=False)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock.acquire(blocking=False))
+        except filelock.Timeout:
+            if not wait:
+                raise
+            logging.info("another process is writing %s; waiting for it", path)
+            stack.enter_context(lock.acquire())
+        except OSError as error:
+            logging.info("no lock on %s (%s)", path, error)
+        yield
+
+
+# ---- which run a workdir belongs to ----
+
+
+def claim(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> None:
+    """Claims a free workdir for the run that `config` describes; raises as `check_identity` if it holds another.
+
+    To be called once all other checks have passed: settings that a user corrects later describe a different run.
+    """
+    if not check_identity(workdir, config, may_change=may_change):
+        write_identity(workdir, config)
+
+
+def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes `config` (nested dicts of JSON values) to workdir/config.json; on process 0 only."""
+    if jax.process_index() != 0:
+        return
+    with atomic(Path(workdir) / CONFIG) as unfinished:
+        unfinished.write_text(bucket.addressed(json.dumps(config, indent=2, sort_keys=True)) + "\n")
+
+
+def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> bool:
+    """Whether workdir holds a run already; it must then be the run that `config` describes.
+
+    `may_change` names fields, or groups of them, by their dotted prefix (`eval`, `checkpoint.every`): these may differ.
+
+    Raises:
+      UserError: another field differs (all of them are listed, old -> new); the reasons of `check_job`.
+    """
+    held = check_job(workdir, config.get("job"))
+    if held is None:
+        return False
+    old = _flat(held)
+    new = _flat(json.loads(bucket.addressed(json.dumps(config))))  # tuples become lists, as in the file
+    differ = [
+        f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
+        for field in sorted({*old, *new})
+        if old.get(field, _ABSENT) != new.get(field, _ABSENT)
+        and not any(field == prefix or field.startswith(f"{prefix}.") for prefix in may_change)
+    ]
+    if differ:
+        more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        raise UserError(
+            f"workdir: {_shown(workdir)} holds a different run ({'; '.join(differ[:_SHOWN])}{more}); "
+            "give another --workdir, or the settings this run began with"
+        )
+    return True
+
+
+def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | None:
+    """What config.json in workdir says, which must be of this job; None where there is none, and nothing of a run.
+
+    Raises:
+      UserError: it is of another job, of no run, or cannot be read; or it is gone from what a run has left.
+    """
+    path = epath.Path(workdir) / CONFIG
+    # Looked for before config.json is: another process may be writing both, that one first.
+    with storage.one_line(_shown(path)):
+        left = [CHECKPOINTS] if bucket.lies_at(epath.Path(workdir) / CHECKPOINTS).exists() else []
+        left += [name for name in _LEFT_BEHIND if (epath.Path(workdir) / name).exists()]
+    if not path.exists():
+        if left:
+            raise UserError(f"workdir: {_shown(workdir)} has {left[0]} but no {CONFIG}; give another --workdir")
+        return None
+    try:
+        held = json.loads(path.read_text())
+        other = held.get("job")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{_shown(path)}: not a configuration ({error}); give another --workdir or delete this one"
+        ) from error
+    if other != job:
+        whose = f"a run of the job {other}, and this is {job}" if other else f"a {CONFIG} that is not a run's"
+        raise UserError(f"workdir: {_shown(workdir)} holds {whose}; give another --workdir")
+    return held
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, which a process reads once as long as size and time of change stay the same."""
+    facts = path.stat()
+    return _file_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _file_digest(path: Path, size: int, modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _shown(path: str | os.PathLike) -> str:
+    return os.fspath(bucket.lies_at(path))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; an empty group is a field of its own."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        field = f"{prefix}{name}"
+        flat.update(_flat(value, f"{field}.") if isinstance(value, Mapping) and value else {field: value})
+    return flat
