@@ -1,20 +1,16 @@
-"""The built-in sample: a small world of people, animals, food, things, places, actions and times in five languages.
+"""The generator of the built-in sample: a small world of people, animals, food, things, places, actions and times.
 
-Every index below `size()` is one meaning, and `sentence(index)` says it in English, German, Spanish, Russian and
-Chinese: grammatical, deterministic, with parts of speech and gold word alignments that are true by construction, since
-all five are made from the same roles. The words stand in TSV tables, the grammar in one file a language, and what can
-be said in `space`. Two different indices never share a text in any language.
-
-For the tasks of fine-tuning there are NLI pairs (`nli`), questions with answer spans (`question`), and the dependency
-trees of the sentences (`tree`), in all five languages alike.
+`python -m tools.sample` writes the files that the package reads (ppa_jax/data/sample). Every index below `size()` is
+one meaning, and `sentence(index)` says it in English, German, Spanish, Russian and Chinese: grammatical, deterministic,
+with parts of speech and gold word alignments that are true by construction, since all five are made from the same
+roles. The words are in TSV tables, the grammar in one file a language, and what can be said in `space`. Two different
+indices never share a text in any language. `nli`, `question` and `tree` are built on the same meanings.
 """
 
-from collections.abc import Iterator
 from functools import cache
 
 from tools.sample import inference, questions, trees
 from tools.sample.grammars import LANGUAGES, join, realise
-from tools.sample.meaning import Meaning, Phrase
 from tools.sample.questions import Question, question
 from tools.sample.space import SIZE, meaning
 from tools.sample.trees import Tree
@@ -22,21 +18,15 @@ from tools.sample.words import Realisation
 
 __all__ = [
     "LANGUAGES",
-    "Meaning",
-    "Phrase",
     "Question",
     "Realisation",
     "Tree",
-    "alignments",
     "dictionary",
-    "meaning",
     "nli",
     "nli_kind",
     "nli_size",
-    "pairs",
     "question",
     "question_size",
-    "realise",
     "sentence",
     "size",
     "tree",
@@ -72,12 +62,6 @@ def align(first: Realisation, second: Realisation) -> frozenset[tuple[int, int]]
     return frozenset((i, j) for i, roles in enumerate(first.links) for role in roles for j in places.get(role, ()))
 
 
-def alignments(index: int, first: str, second: str) -> frozenset[tuple[int, int]]:
-    """Gold word alignments of one sentence: pairs of word positions in the two languages."""
-    what = meaning(index)
-    return align(realise(what, first), realise(what, second))
-
-
 @cache
 def _dictionary(first: str, second: str) -> tuple[tuple[str, str], ...]:
     found = set()
@@ -97,13 +81,6 @@ def _dictionary(first: str, second: str) -> tuple[tuple[str, str], ...]:
 def dictionary(first: str, second: str) -> list[tuple[str, str]]:
     """Pairs of content words, in the forms in use, that translate each other one to one; sorted, many to many."""
     return list(_dictionary(first, second))
-
-
-def pairs(first: str, second: str, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, str]]:
-    """Parallel texts of the indices start .. stop-1."""
-    for index in range(start, SIZE if stop is None else stop):
-        what = meaning(index)
-        yield realise(what, first).text, realise(what, second).text
 
 
 def nli_size() -> int:

@@ -11,7 +11,7 @@ LANGUAGES = ("en", "de", "es", "ru", "zh")
 def realise(what: Meaning, language: str) -> Realisation:
     """Say a meaning in one language; also for meanings that have no index."""
     if language not in GRAMMARS:
-        raise ValueError(f"world: no language {language!r}; there are {', '.join(LANGUAGES)}")
+        raise ValueError(f"sample: no language {language!r}; there are {', '.join(LANGUAGES)}")
     return GRAMMARS[language].realise(what)
 
 

@@ -240,7 +240,7 @@ def pair(index: int) -> tuple[tuple[Meaning, Meaning], Meaning, str]:
     Raises IndexError outside 0 .. SIZE-1.
     """
     if not 0 <= index < SIZE:
-        raise IndexError(f"world: NLI index {index} is outside 0..{SIZE - 1}")
+        raise IndexError(f"sample: NLI index {index} is outside 0..{SIZE - 1}")
     triple, position = divmod(index, 3)
     number, slot = divmod(triple, len(FRAMES))
     frame = FRAMES[slot]

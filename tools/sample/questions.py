@@ -178,7 +178,7 @@ def _unique(events: list[Meaning], kinds: list[str]) -> bool:
 def asked(index: int) -> Asked:
     """The context and the question of an index. Raises IndexError outside 0 .. SIZE-1."""
     if not 0 <= index < SIZE:
-        raise IndexError(f"world: question {index} is outside 0..{SIZE - 1}")
+        raise IndexError(f"sample: question {index} is outside 0..{SIZE - 1}")
     number, turn = divmod(index, 4)
     for attempt in count():
         random = Random(f"context {number} {attempt}")

@@ -255,7 +255,7 @@ def meaning(index: int) -> Meaning:
     Raises IndexError outside 0 .. SIZE-1.
     """
     if not 0 <= index < SIZE:
-        raise IndexError(f"world: index {index} is outside 0..{SIZE - 1}")
+        raise IndexError(f"sample: index {index} is outside 0..{SIZE - 1}")
     slot, number = divmod(index * STRIDE % SIZE, PER_SLOT)
     block, turn = SCHEDULE[slot]
     return block.meaning(number * block.weight + turn)
