@@ -33,13 +33,14 @@ def run(command: str, source: Path, target: Path | None = None) -> int:
 
 
 def test_there_and_back_is_the_same_file(source: Path, tmp_path: Path) -> None:
-    sentence_transformers.write_settings(source, layer=1, pooling="mean", max_length=20)
+    sentence_transformers.write_settings(source, layer=1, pooling="mean", max_length=20, normalize=True)
     assert run("to-flax", source, tmp_path / "flax") == 0
     assert not list((tmp_path / "flax").glob("model*"))
     assert run("to-hf", tmp_path / "flax", tmp_path / "back") == 0
     for name in ("model.safetensors", "vocab.txt", "tokenizer_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes(), name
     assert (tmp_path / "back" / "0_Transformer" / "model.safetensors").is_file()  # the settings came along
+    assert sentence_transformers.normalizes(tmp_path / "back")
 
 
 def save_run(run: Path, source: Path) -> huggingface.Pretrained:

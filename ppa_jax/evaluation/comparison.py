@@ -172,6 +172,58 @@ def differences_table(shown: Sequence[View], models: Sequence[str], baseline: st
     return markdown.table(["measure", "direction", *others], rows)
 
 
+def settings_table(models: Models) -> str:
+    """Retrieval with every layer and pooling that was measured, the exported one in bold: means over the languages.
+
+    `models` are one model at its moments; the last column compares the settings at the last of them.
+    """
+    measured = list(models.values())[-1]
+    moments = [_retrieval_means(moment) for moment in models.values()]
+    gains = _over_exported(measured)
+    rows = []
+    for key in moments[-1]:
+        task, *setting = key
+        place = _place(*setting)
+        cells = [_value(scores[key]) if key in scores else None for scores in moments]
+        gain = _difference(gains[key]) if key in gains else None
+        rows.append((task, f"**{place}**" if tuple(setting) == measured.own else place, *cells, gain))
+    return markdown.table(("task", "layer and pooling", *models, "against the export"), rows)
+
+
+def better_setting(measured: Measured) -> str:
+    """One line on the best layer and pooling, if it beats what is exported beyond the interval; else nothing."""
+    better = {key: gain for key, gain in _over_exported(measured).items() if (gain["low"] or 0) > 0}
+    if measured.own is None or not better:
+        return ""
+    task, layer, pooling = best = max(better, key=lambda key: better[key]["value"])
+    return (
+        f"{_place(layer, pooling)} is better than what is exported, {_place(*measured.own)}: {task} "
+        f"{_difference(better[best])}. To use it, Encoder.from_pretrained(..., layer={layer}, pooling={pooling!r}); "
+        f"to train and export it, contrastive.layer={layer} and contrastive.pooling={pooling}."
+    )
+
+
+def _over_exported(measured: Measured) -> dict[tuple[str, int | None, str], Record]:
+    """The paired differences of retrieval with other settings to that with the exported one."""
+    if measured.own is None:
+        return {}
+    found, gains = _retrieval_means(measured), {}
+    for (task, *setting), score in found.items():
+        exported = found.get((task, *measured.own))
+        if exported is not None and exported is not score and (gain := difference(score, exported, "", "")):
+            gains[task, *setting] = gain
+    return gains
+
+
+def _retrieval_means(measured: Measured) -> dict[tuple[str, int | None, str], Score]:
+    """The mean over the languages, both directions, by task, layer and pooling."""
+    return {
+        (score.task, score.layer, score.pooling): score
+        for score in measured.scores
+        if (score.language, score.direction, score.metric) == ("mean", "both", "accuracy")
+    }
+
+
 def language_table(view: View, baseline: str) -> str:
     """A line for each language, a column for each model; with few models one for each difference, too.
 
@@ -208,33 +260,40 @@ def _place(layer: int | None, pooling: str) -> str:
 
 
 def _shown(score: Score, view: View) -> str:
-    """`12.34 (11.20–13.50)`; three decimals for what is not in percent, the place where not all have the same."""
+    """The score, with its place where not all of the view have the same."""
+    text = _value(score)
+    return text if len(view.where) == 1 else f"{text} [{_place(score.layer, score.pooling)}]"
+
+
+def _value(score: Score) -> str:
+    """`12.34 (11.20–13.50)`; three decimals for what is not in percent."""
     low, high = score.interval
     digits = 2 if score.scale == 100 else 3
     text = f"{score.value:.{digits}f}"
     text += "" if math.isnan(low) else f" ({low:.{digits}f}–{high:.{digits}f})"
     text += f" ±{score.by_run.std(ddof=1):.{digits}f}" if score.runs > 1 else ""
     text += f", spread {score.by_batch.std(ddof=1):.3f}" if score.batches and min(score.sizes) > 1 else ""
-    return text if len(view.where) == 1 else f"{text} [{_place(score.layer, score.pooling)}]"
+    return text
 
 
 def _gain(view: View, baseline: str, score: Score | None, model: str) -> str | None:
-    """`+1.50 (+0.60…+2.40)`, bold where zero is outside.
-
-    With the baseline's value and place where its column does not show them: see `_differences`.
-    """
-    record = None if score is None else view.differences.get((baseline, model, score.language, score.direction))
-    if record is None or score is None:
+    """The difference, with the baseline's value and place where its column does not show them: see `_differences`."""
+    if score is None or (record := view.differences.get((baseline, model, score.language, score.direction))) is None:
         return None
     digits = 2 if score.scale == 100 else 3
-    text = f"{record['value']:+.{digits}f}"
-    if record["low"] is not None:
-        text += f" ({record['low']:+.{digits}f}…{record['high']:+.{digits}f})"
-        text = f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
-    place = score.layer, score.pooling
+    text, place = _difference(record, digits), (score.layer, score.pooling)
     if view.role == "own" and place not in {(other.layer, other.pooling) for other in view.scores.get(baseline, [])}:
         text += f", {baseline} there: {score.value - record['value']:.{digits}f}"
     return text
+
+
+def _difference(record: Record, digits: int = 2) -> str:
+    """`+1.50 (+0.60…+2.40)`, bold where zero is outside."""
+    text = f"{record['value']:+.{digits}f}"
+    if record["low"] is None:
+        return text
+    text += f" ({record['low']:+.{digits}f}…{record['high']:+.{digits}f})"
+    return f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
 
 
 def model_panels(shown: Sequence[View]) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:

@@ -19,6 +19,7 @@ from ppa_jax.training.metrics import read_metrics
 from ppa_jax.training.workdir import atomic
 
 Facts = Mapping[str, str]
+SETTINGS = "Retrieval by layer and pooling, mean of the languages"
 BARS = "Retrieval by language, both directions averaged"
 ALIGNMENT_PANELS = (
     Panel("loss", "Loss (weighted sum)", "nats"),
@@ -63,6 +64,8 @@ def write_training(
             pairs = comparison.views(ends, moments[:1])
             parts += ["## Scores", comparison.LEGEND, *_bars(workdir, pairs)]
             tables = [(view.title, comparison.language_table(view, moments[0])) for view in pairs]
+            line = comparison.better_setting(ends[moments[-1]])
+            tables.append((SETTINGS, "\n\n".join(filter(None, [comparison.settings_table(ends), line]))))
             parts += [part for name, table in tables for part in (f"### {name}", table)]
             if len(moments) > 2:
                 parts += ["### Every evaluation", comparison.means_table(shown, moments)]

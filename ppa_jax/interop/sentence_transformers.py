@@ -2,7 +2,8 @@
 
 The older spelling of these files is written (`sentence_transformers.models.*`, `pooling_mode_cls_token`): every release
 since 2.0 reads it, today's too. Settings are kept under a key of our own in config_sentence_transformers.json, which
-sentence-transformers leaves alone.
+sentence-transformers leaves alone. What a base brings besides its encoder (pooling, Normalize, prompts, its length) is
+among them, so it survives training and conversion.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ SETTINGS_FILE = "config_sentence_transformers.json"
 TRANSFORMER_FILE = "sentence_bert_config.json"
 TRUNCATED = "0_Transformer"  # subfolder of the encoder that ends at the chosen layer
 POOLING = "1_Pooling"
+NORMALIZE = "2_Normalize"
 POOLING_FLAGS = {  # our name -> the flag in 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -31,7 +33,9 @@ OTHER_FLAGS = (
 )
 
 
-def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, pooling: str, max_length: int) -> None:
+def write_modules(
+    directory: str | Path, pretrained: Pretrained, *, layer: int, pooling: str, max_length: int, **kept: Any
+) -> None:
     """Makes a directory written by `huggingface.write` load with SentenceTransformer, giving what training compared.
 
     For another layer than the last, an encoder cut off there goes into a subfolder; the whole model stays at the top.
@@ -42,6 +46,7 @@ def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, 
         layer: 1 (after the first block) to num_layers.
         pooling: "cls" or "mean" (over all tokens of a sentence, special tokens included).
         max_length: word pieces of a sentence, special tokens included; longer ones are cut.
+        kept: `normalize`, `include_prompt` and `options`, as in `read_settings`.
     """
     directory, config = Path(directory), pretrained.config
     if not 1 <= layer <= config.num_layers:
@@ -60,35 +65,59 @@ def write_modules(directory: str | Path, pretrained: Pretrained, *, layer: int, 
         huggingface.write_truncated(directory / path, pretrained, layers=layer, files_from=directory)
     weights.write_json(directory / path / TRANSFORMER_FILE, transformer)
     flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
-    pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": True} | flags
+    include_prompt = kept.get("include_prompt", True)
+    pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": include_prompt} | flags
     weights.write_json(directory / POOLING / "config.json", pool)
-    write_settings(directory, layer=layer, pooling=pooling, max_length=max_length)
+    write_settings(directory, layer=layer, pooling=pooling, max_length=max_length, **kept)
     # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
+    places = {"Transformer": path, "Pooling": POOLING} | ({"Normalize": NORMALIZE} if kept.get("normalize") else {})
     modules = [
-        {"idx": 0, "name": "0", "path": path, "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": POOLING, "type": "sentence_transformers.models.Pooling"},
+        {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, place) in enumerate(places.items())
     ]
     weights.write_json(directory / "modules.json", modules)
 
 
-def write_settings(directory: str | Path, *, layer: int, pooling: str, max_length: int) -> None:
+def write_settings(
+    directory: str | Path,
+    *,
+    layer: int,
+    pooling: str,
+    max_length: int,
+    normalize: bool = False,
+    include_prompt: bool = True,
+    options: dict[str, Any] | None = None,
+) -> None:
     """Keeps the settings for `read_settings`, without the modules."""
     values = {
         "model_type": "SentenceTransformer",
         "prompts": {},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
-        OUR_KEY: {"layer": layer, "pooling": pooling, "max_length": max_length},
+        **(options or {}),
+        OUR_KEY: {
+            "layer": layer,
+            "pooling": pooling,
+            "max_length": max_length,
+            "normalize": normalize,
+            "include_prompt": include_prompt,
+        },
     }
     weights.write_json(Path(directory) / SETTINGS_FILE, values)
 
 
 def read_settings(directory: str | Path) -> dict[str, Any] | None:
-    """{"layer", "pooling", "max_length"} of a directory written here or by sentence-transformers; None if by neither.
+    """How a directory written here or by sentence-transformers makes sentence vectors; None if it is neither.
 
-    `layer` counts the blocks: the last is num_layers. `normalizes` tells of a Normalize module. Raises UserError when
-    sentence-transformers does more than pool by "cls" or "mean" (another pooling, a Dense module, lower case, a prompt
-    before every sentence): the vectors would not be the same.
+    Returns:
+        The arguments of `write_settings`: `layer` counts the blocks, so that the last is num_layers; `pooling` is "cls"
+        or "mean"; `max_length` the word pieces of a sentence; `normalize` whether vectors are brought to length 1;
+        `include_prompt` whether the tokens of a prompt are pooled; `options` the rest of
+        config_sentence_transformers.json: prompts, the similarity.
+
+    Raises:
+        UserError: sentence-transformers does more than pool by "cls" or "mean" and normalize (another pooling, a Dense
+            module, lower case, a prompt before every sentence): the vectors would not be the same.
     """
     directory = Path(directory)
     listed = directory / "modules.json"
@@ -96,27 +125,35 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     paths = {kind: directory / module.get("path", "") for kind, module in zip(kinds, modules, strict=True)}
     encoder = paths.get("Transformer", directory)
-    settings, transformer = _read(directory / SETTINGS_FILE), _read(encoder / TRANSFORMER_FILE)
-    if (name := settings.get("default_prompt_name")) and (settings.get("prompts") or {}).get(name):
+    options, transformer = _read(directory / SETTINGS_FILE), _read(encoder / TRANSFORMER_FILE)
+    if (name := options.get("default_prompt_name")) and (options.get("prompts") or {}).get(name):
         where = directory / SETTINGS_FILE
         raise UserError(f"{where}: default_prompt_name {name!r} is not supported; only null, or an empty prompt, is")
     # Without modules.json, sentence-transformers does not read this file; the tokenizer has a setting of its own.
     if modules and transformer.get("do_lower_case"):
         raise UserError(f"{encoder / TRANSFORMER_FILE}: do_lower_case is not supported; only false is")
-    ours = settings.get(OUR_KEY)
+    ours = options.pop(OUR_KEY, None)
     if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
-        return {key: ours[key] for key in ("layer", "pooling", "max_length")}
+        given = {key: ours[key] for key in ("layer", "pooling", "max_length")}
+        kept = {key: ours.get(key, default) for key, default in (("normalize", False), ("include_prompt", True))}
+        return given | kept | {"options": options}
     if not listed.is_file():
         return None
     if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
         raise UserError(f"{listed}: module {unknown[0]} is not supported; only Transformer, Pooling and Normalize are")
     if "Pooling" not in kinds:
         raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
-    pooling = _pooling(paths["Pooling"] / "config.json")
     config = huggingface.config_from_hf(weights.read_json(encoder / "config.json"), str(encoder / "config.json"))
     lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
-    max_length = min([config.max_length, *(int(length) for length in lengths if length)])
-    return {"layer": config.num_layers, "pooling": pooling, "max_length": max_length}
+    pooling = paths["Pooling"] / "config.json"
+    return {
+        "layer": config.num_layers,
+        "pooling": _pooling(pooling),
+        "max_length": min([config.max_length, *(int(length) for length in lengths if length)]),
+        "normalize": normalizes(directory),
+        "include_prompt": bool(weights.read_json(pooling).get("include_prompt", True)),
+        "options": options,
+    }
 
 
 def normalizes(directory: str | Path) -> bool:

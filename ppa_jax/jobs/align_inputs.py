@@ -77,8 +77,8 @@ LIMITS = {
     "contrastive.momentum": Limit(lambda x: 0 <= x <= 1, "between 0 and 1"),
     "contrastive.temperature": POSITIVE,
     "contrastive.projection_dim": POSITIVE,
-    "contrastive.layer": Limit(lambda n: n == -1 or n >= 1, "-1 (the last) or a layer from 1"),
-    "contrastive.pooling": one_of("cls", "mean"),
+    "contrastive.layer": Limit(lambda n: n >= -1, "0 (the base's own), -1 (the last) or a layer from 1"),
+    "contrastive.pooling": Limit(lambda name: name in ("", "cls", "mean"), "cls, mean or empty"),
     "tlm.weight": NOT_NEGATIVE,
     "tlm.mask_rate": Limit(lambda x: 0 < x < 1, "between 0 and 1"),
     "tlm.dict_mlm": one_of("", "input", "label"),
@@ -126,6 +126,7 @@ class Run:
     batches: PairBatches
     mesh: Mesh
     method: align.Method
+    vectors: dict[str, Any] | None  # how the export makes sentence vectors; None: it has none
     steps: int
     test_sets: retrieval.Sets
     dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
@@ -147,10 +148,10 @@ class Run:
 
     @functools.cached_property
     def requests(self) -> list[tuple[int, str]]:
-        """(layer, pooling) that are measured: the trained one, the last layer's [CLS], the mean at two thirds."""
-        layers = self.pretrained.config.num_layers
-        asked = [(self.method.layer, self.method.pooling), (layers, "cls"), main_place(layers)]
-        return list(dict.fromkeys(asked))
+        """(layer, pooling) that are measured: [CLS] and mean at the trained layer, at two thirds and at the last."""
+        last = self.pretrained.config.num_layers
+        layers = sorted({self.method.layer, main_place(last)[0], last})
+        return [(layer, pooling) for layer in layers for pooling in ("cls", "mean")]
 
     @functools.cached_property
     def embedder(self) -> Embedder:
@@ -250,7 +251,7 @@ def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePai
 def prepare(config: Config) -> None:
     """Prepares the corpora that are not in the cache: before hosts are connected, as a signal ends it at once then."""
     if not jax.distributed.is_initialized():
-        open_pairs(config, load_tokenizer(hub.resolve(config.init)))
+        open_pairs(config, load_tokenizer(sentence_transformers.encoder_directory(hub.resolve(config.init))))
 
 
 def open_run(config: Config, workdir: Path) -> Run:
@@ -259,12 +260,15 @@ def open_run(config: Config, workdir: Path) -> Run:
     devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned, fsdp=config.mesh.fsdp)
     check_batch_size(config, "train.batch_size", devices)
     test_sets = read_test_sets(config)
-    directory = hub.resolve(config.init)
+    base = hub.resolve(config.init)
+    directory = sentence_transformers.encoder_directory(base)
     tokenizer = load_tokenizer(directory)
     pretrained = huggingface.read(directory, seed=config.seed)
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
     check_lengths(config, pretrained.config)
-    method = make_method(config, pretrained, tokenizer)
+    vectors = sentence_vectors(config, base, pretrained.config)
+    method = make_method(config, pretrained, tokenizer, vectors)
+    warn_of_random_head(config, pretrained)
     dictionaries = read_word_alignment(config)
 
     pairs = open_pairs(config, tokenizer)
@@ -293,17 +297,17 @@ def open_run(config: Config, workdir: Path) -> Run:
         own_shards=range(shards) if config.plan else mesh.own_shards(devices),
         languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
-    run = Run(config, workdir, pretrained, tokenizer, pairs, batches, devices, method, steps, test_sets, dictionaries)
+    run = Run(
+        config, workdir, pretrained, tokenizer, pairs, batches, devices, method, vectors, steps, test_sets, dictionaries
+    )
     _ = run.words, run.translations  # what they raise shows here
     if config.plan:
         return run
     claim_workdir(run, directory)
     if jax.process_index() == 0:
-        base = workdir / "base"
-        huggingface.save_base(base, pretrained, files_from=directory)
-        sentence_transformers.write_settings(
-            base, layer=method.layer, pooling=method.pooling, max_length=config.data.max_length
-        )
+        huggingface.save_base(workdir / "base", pretrained, files_from=directory)
+        if vectors:
+            sentence_transformers.write_settings(workdir / "base", **vectors)
     return run
 
 
@@ -327,9 +331,57 @@ def longest_sequence(config: Config) -> int:
     return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
 
 
-def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) -> align.Method:
+def sentence_vectors(config: Config, base: Path, encoder: EncoderConfig) -> dict[str, Any] | None:
+    """How sentences become vectors, in training and in the export; None where nothing says so and none are trained.
+
+    As the base does it if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
+    contrastive.pooling change these two. The keys are those of `sentence_transformers.read_settings`.
+
+    Raises:
+      UserError: vectors are to be trained that the base makes in a way that cannot be kept, or from shorter sentences.
+    """
+    given = config.contrastive
+    try:
+        own = sentence_transformers.read_settings(base)
+    except UserError as error:
+        if given.weight and not (given.layer and given.pooling):
+            raise UserError(
+                f"{error}; to train the encoder without them, give config.contrastive.layer and "
+                "config.contrastive.pooling"
+            ) from error
+        logging.warning("%s; the encoder alone is trained and exported", error)
+        own = None
+    if not given.weight:
+        return own
+    if own and config.data.max_length > own["max_length"]:
+        raise UserError(
+            f"config.data.max_length={config.data.max_length}: {config.init} cuts sentences at {own['max_length']} "
+            f"pieces (max_seq_length); give {own['max_length']} or less"
+        )
+    vectors = own or {"layer": encoder.num_layers, "pooling": "cls", "max_length": config.data.max_length}
+    if given.layer:
+        vectors["layer"] = encoder.num_layers if given.layer == -1 else given.layer
+    if given.pooling:
+        vectors["pooling"] = given.pooling
+    return vectors
+
+
+def warn_of_random_head(config: Config, pretrained: Pretrained) -> None:
+    """Warns where TLM trains a head from random weights, with what was measured of it (docs/results/random_head.md)."""
+    if not config.tlm.weight or "mlm_head" not in pretrained.initialised:
+        return
+    if config.contrastive.weight:
+        advice = "beside the contrast that does no harm; config.tlm.weight=0 is faster and retrieves about as well"
+    else:
+        advice = "without the contrast that spoils a good encoder; set config.contrastive.weight=1, or give its head"
+    logging.warning("%s has no masked-LM head: TLM trains a random one; %s", config.init, advice)
+
+
+def make_method(
+    config: Config, pretrained: Pretrained, tokenizer: Tokenizer, vectors: dict[str, Any] | None
+) -> align.Method:
     """The settings of the step, with what they need of the model and the tokenizer."""
-    layers, settings = pretrained.config.num_layers, config.contrastive
+    settings = config.contrastive
     projection = pretrained.params.get("projection")
     if settings.weight and projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
         raise UserError(
@@ -345,8 +397,8 @@ def make_method(config: Config, pretrained: Pretrained, tokenizer: Tokenizer) ->
         momentum=settings.momentum,
         temperature=settings.temperature,
         projection_dim=settings.projection_dim,
-        layer=layers if settings.layer == -1 else settings.layer,
-        pooling=settings.pooling,
+        layer=vectors["layer"] if vectors else pretrained.config.num_layers,
+        pooling=vectors["pooling"] if vectors else "cls",
         mask_duplicates=settings.mask_duplicates,
         in_batch=settings.in_batch,
         key_dropout=settings.key_dropout,
@@ -371,6 +423,7 @@ def claim_workdir(run: Run, model: Path) -> None:
         "tokenizer": run.tokenizer.fingerprint,
         "data": {pair.name: [len(pair), *pair.digests] for pair in run.pairs},
         "batches": VERSION,
+        "vectors": run.vectors,
     }
     if given := run.dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in given}

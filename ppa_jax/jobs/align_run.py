@@ -203,7 +203,7 @@ def kept(run: align_inputs.Run) -> Path:
 def measured_by(run: align_inputs.Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
     """The model at its moments, as the report compares them."""
     depth = run.pretrained.config.num_layers
-    own = (run.method.layer, run.method.pooling) if run.method.contrastive_weight else None
+    own = (run.vectors["layer"], run.vectors["pooling"]) if run.vectors else None
     return {
         moment: comparison.Measured(run.config.init, depth, comparison.main_place(depth), own, found)
         for moment, found in models.items()
@@ -219,10 +219,8 @@ def finish(run: align_inputs.Run, params: Any) -> None:
     export = workdir / "export"
     trained = huggingface.load_base(workdir / "base", params)
     huggingface.write(export, trained, files_from=workdir / "base")
-    if run.method.contrastive_weight:  # else no sentence vector was trained, and the export names none
-        sentence_transformers.write_modules(
-            export, trained, layer=run.method.layer, pooling=run.method.pooling, max_length=config.data.max_length
-        )
+    if run.vectors:
+        sentence_transformers.write_modules(export, trained, **run.vectors)
     for words in run.dictionaries:
         write_dictionary(export / "dictionaries" / f"{words.source}-{words.target}.tsv", words)
     languages = sorted({language for pair in run.pairs for language in pair.languages})
@@ -231,7 +229,7 @@ def finish(run: align_inputs.Run, params: Any) -> None:
         title=title(run),
         losses=losses(run),
         base_model=base_model(run),
-        sentence_vectors=run.method.contrastive_weight > 0,
+        sentence_vectors=run.vectors is not None,
         languages=languages,
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config.to_dict()[name] for name in ("data", "train", "contrastive", "tlm", "word_alignment")},

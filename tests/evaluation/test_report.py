@@ -128,6 +128,26 @@ def test_a_difference_says_what_it_was_taken_from():
     assert "**, base there: 25.00" in comparison.differences_table([own], ["base", "other", "same"], "base")
 
 
+def test_a_better_setting_than_the_exported_one_is_named():
+    """The mean at layer 4 has 40 hits more than [CLS], of 200, and loses none: far beyond the interval."""
+    exported, better = [1, 0, 0, 0, 0] * 40, [1, 1, 0, 0, 0] * 40
+    after = measured(score("mean", exported), score("mean", better, layer=4, pooling="mean"))
+    line = comparison.better_setting(after)
+    assert line.startswith("layer 4, mean is better than what is exported, layer 6, cls: tatoeba **+20.00 (+1")
+    assert "contrastive.layer=4 and contrastive.pooling=mean" in line
+    # Ahead by one sentence is no more than chance, and what is exported is not compared with itself.
+    by_chance = measured(score("mean", exported), score("mean", [*exported[:-1], 1], layer=4, pooling="mean"))
+    assert comparison.better_setting(by_chance) == ""
+    assert comparison.better_setting(measured(score("mean", better), score("mean", exported, layer=4))) == ""
+    assert comparison.better_setting(dataclasses.replace(after, own=None)) == ""
+
+    before = measured(score("mean", exported))  # of a run that measured less then
+    table = cells(comparison.settings_table({"before": before, "after": after}))
+    assert table[0] == ["task", "layer and pooling", "before", "after", "against the export"]
+    assert [row[1] for row in table[2:]] == ["**layer 6, cls**", "layer 4, mean"]
+    assert [row[4][:10] for row in table[2:]] == ["", "**+20.00 ("] and table[3][2] == ""
+
+
 def test_every_baseline_has_its_differences():
     shown = comparison.views(MODELS, ["before", "step 5"])
     table = cells(comparison.differences_table(shown, list(MODELS), "step 5"))
@@ -169,7 +189,8 @@ def test_the_whole_report(tmp_path):
     assert {(d["model"], d["baseline"]) for d in differences} == {("step 5", "before"), ("after", "before")}
     for part in ("# Alignment\n", "| steps | 60 |", "+50.00", "(curves.png)", "(bars.png)", "en-de=x.tsv | 12"):
         assert part in text
-    ((title, table),) = tables
+    (title, table), (_, settings) = tables
+    assert "| tatoeba | **layer 6, cls** |" in settings and settings in text
     assert title in text and table in text
     assert "| measure | direction | before | step 5 | after | items |" in text  # evaluations in between
     shown = text.split("```")[1]

@@ -14,6 +14,12 @@ from ppa_jax.interop import huggingface, sentence_transformers
 TEXTS = ["a short one", "b", "this sentence runs on for quite a while longer than ten pieces"]
 MAX_LENGTH = 12
 PAD = 1
+PLAIN = {
+    "model_type": "SentenceTransformer",
+    "prompts": {},
+    "default_prompt_name": None,
+    "similarity_fn_name": "cosine",
+}
 
 
 def our_vectors(directory: Path, settings: dict[str, Any], flax_outputs: Any) -> np.ndarray:
@@ -47,7 +53,8 @@ def test_gives_our_vectors(
     pretrained = make_export(name, tmp_path, tiny, add_tokenizer)
     export, settings = tmp_path / "export", {"layer": layer, "pooling": pooling, "max_length": MAX_LENGTH}
     sentence_transformers.write_modules(export, pretrained, **settings)
-    assert sentence_transformers.read_settings(export) == settings
+    kept = {"normalize": False, "include_prompt": True}
+    assert sentence_transformers.read_settings(export) == settings | kept | {"options": PLAIN}
 
     model = SentenceTransformer(str(export), device="cpu")
     has_pooler = name == "BertForPreTraining" and layer == 3  # else none, rather than one made up
@@ -60,7 +67,8 @@ def test_gives_our_vectors(
     # What sentence-transformers itself saves has none of our settings, only its own layout.
     model.save(str(tmp_path / "saved"))
     assert sentence_transformers.OUR_KEY not in (tmp_path / "saved/config_sentence_transformers.json").read_text()
-    assert sentence_transformers.read_settings(tmp_path / "saved") == settings
+    read = sentence_transformers.read_settings(tmp_path / "saved")
+    assert read == settings | kept | {"options": read["options"]}
     ours = our_vectors(tmp_path / "saved", settings, flax_outputs)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
 
@@ -76,6 +84,34 @@ def test_top_directory_loads_in_transformers(name: str, tiny: Any, add_tokenizer
     assert not info["missing_keys"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert tokenizer("ab")["input_ids"] == [2, 5, 32, 3]  # [CLS] a ##b [SEP]
+
+
+def test_what_sentence_transformers_saved_is_written_again(tiny: Any, add_tokenizer: Any, tmp_path: Path) -> None:
+    """Normalize, prompts, the similarity, what is pooled of a prompt, and the length."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as parts
+
+    pretrained = make_export("BertModel", tmp_path, tiny, add_tokenizer)
+    modules = [
+        parts.Transformer(str(tmp_path / "source"), max_seq_length=9),
+        parts.Pooling(24, "mean", include_prompt=False),
+        parts.Normalize(),
+    ]
+    base = SentenceTransformer(
+        modules=modules, prompts={"q": "ab "}, default_prompt_name=None, similarity_fn_name="dot", device="cpu"
+    )
+    base.save(str(tmp_path / "base"))
+    settings = sentence_transformers.read_settings(tmp_path / "base")
+    assert settings is not None
+    sentence_transformers.write_modules(tmp_path / "export", pretrained, **settings)
+    assert sentence_transformers.read_settings(tmp_path / "export") == settings
+    export = SentenceTransformer(str(tmp_path / "export"), device="cpu")
+    assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Normalize"]
+    assert (export.prompts["q"], export.similarity_fn_name, export.max_seq_length) == ("ab ", "dot", 9)
+    for prompt in (None, "q"):
+        np.testing.assert_array_equal(
+            export.encode(TEXTS, prompt_name=prompt), base.encode(TEXTS, prompt_name=prompt), strict=True
+        )
 
 
 def test_directory_without_sentence_transformers_files(tmp_path: Path) -> None:
@@ -128,7 +164,8 @@ def test_a_change_of_the_text_is_refused(
         with pytest.raises(UserError, match=f"{file}: {refused}"):
             sentence_transformers.read_settings(export)
     else:
-        assert sentence_transformers.read_settings(export) == {"layer": 2, "pooling": "cls", "max_length": 8}
+        read = sentence_transformers.read_settings(export)
+        assert read is not None and (read["layer"], read["pooling"], read["max_length"]) == (2, "cls", 8)
 
 
 @pytest.mark.parametrize(("layer", "pooling"), [(0, "cls"), (4, "cls"), (3, "max")])

@@ -1,6 +1,7 @@
 """The main job through its command line: from sentences to an export, stopped and continued in every way."""
 
 import contextlib
+import copy
 import json
 import multiprocessing
 import os
@@ -23,6 +24,9 @@ from ppa_jax import config as configs
 from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import Dictionary, from_pairs, read_dictionaries
 from ppa_jax.data.tokenizer import load_tokenizer
+from ppa_jax.encoder import Encoder
+from ppa_jax.errors import UserError
+from ppa_jax.interop import huggingface
 from ppa_jax.jobs import align, align_inputs, align_run
 from ppa_jax.main import main
 from ppa_jax.training import mesh
@@ -430,6 +434,99 @@ def test_a_wrong_workdir(whole, command, tmp_path, error_line):
     (workdir / "config.json").unlink()
     assert main(command(workdir)) == 2
     assert "has checkpoints but no config.json" in error_line()
+
+
+# ---- a SentenceTransformer as the base ----
+
+
+@pytest.fixture(scope="module")
+def sentence_transformer(shelf, tmp_path_factory):
+    """The tiny model with mean pooling and Normalize, a prompt and a length, as sentence-transformers saves it."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as parts
+
+    transformer = parts.Transformer(str(shelf / "model"), max_seq_length=30)
+    modules = [transformer, parts.Pooling(32, "mean"), parts.Normalize()]
+    path = tmp_path_factory.mktemp("base")
+    SentenceTransformer(modules=modules, prompts={"query": "query: "}, device="cpu").save(str(path))
+    return path
+
+
+def test_a_sentence_transformer_keeps_its_own_vectors(command, shelf, sentence_transformer, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    fields = {"train.steps": 2, "mesh.data": 1, "tlm.weight": 0}
+    assert main(command(tmp_path / "own", fields | {"init": sentence_transformer})) == 0
+    assert main(command(tmp_path / "plain", fields | {"contrastive.pooling": "mean"})) == 0
+    # Its pooling is what is trained.
+    own, plain = ([r["contrastive"] for r in read_metrics(tmp_path / name)] for name in ("own", "plain"))
+    np.testing.assert_allclose(own, plain, rtol=1e-5)
+    # And it is exported, with Normalize, the prompt and the length.
+    export = SentenceTransformer(str(tmp_path / "own/export"), device="cpu")
+    assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Normalize"]
+    assert (export.prompts["query"], export.max_seq_length) == ("query: ", 30)
+    _, params = load_latest_params(tmp_path / "own/checkpoints")
+    run = Encoder.from_pretrained(shelf / "model")
+    trained = Encoder(run.config, params["encoder"], run.tokenizer, layer=1, pooling="mean", max_length=30)
+    sentences = sample.sentences("de", 0, 12)
+    expected = trained.encode(sentences)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(export.encode(sentences), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(Encoder.from_pretrained(tmp_path / "own").encode(sentences), expected, rtol=0, atol=1e-5)
+
+
+def test_what_the_user_sets_goes_before_what_the_base_has(sentence_transformer, shelf):
+    config = configs.load(str(ROOT / "configs/ppa.py"))
+    config.data.max_length = 24
+    sizes = Encoder.from_pretrained(shelf / "model").config
+
+    def vectors(base, **fields):
+        changed = copy.deepcopy(config)
+        changed.contrastive.update(fields)
+        found = align_inputs.sentence_vectors(changed, base, sizes)
+        return found and (found["layer"], found["pooling"], found["max_length"], found.get("normalize", False))
+
+    assert vectors(sentence_transformer) == (1, "mean", 30, True)
+    assert vectors(sentence_transformer, pooling="cls") == (1, "cls", 30, True)
+    assert vectors(sentence_transformer, weight=0.0) == (1, "mean", 30, True)
+    assert vectors(shelf / "model") == (1, "cls", 24, False)
+    assert vectors(shelf / "model", layer=-1, pooling="mean") == (1, "mean", 24, False)
+    assert vectors(shelf / "model", weight=0.0) is None
+
+
+def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp_path, caplog):
+    config = configs.load(str(ROOT / "configs/ppa.py"))
+    sizes = Encoder.from_pretrained(shelf / "model").config
+    with pytest.raises(UserError, match=r"data\.max_length=128: .* cuts sentences at 30 pieces .* give 30 or less"):
+        align_inputs.sentence_vectors(config, sentence_transformer, sizes)
+    modules = [{"path": "", "type": "Transformer"}, {"path": "2_Dense", "type": "Dense"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UserError, match=r"module Dense is not supported.*; to train .* config\.contrastive\.pooling"):
+        align_inputs.sentence_vectors(config, tmp_path, sizes)
+    config.contrastive.update(layer=1, pooling="mean")  # then by the encoder alone, and the log says so
+    assert align_inputs.sentence_vectors(config, tmp_path, sizes) == {"layer": 1, "pooling": "mean", "max_length": 128}
+    assert "module Dense is not supported" in caplog.text and "the encoder alone" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("weights", "advice"),
+    [
+        ({}, "config.tlm.weight=0 is faster"),
+        ({"contrastive": 0.0}, "set config.contrastive.weight=1"),
+        ({"tlm": 0.0}, None),
+    ],
+)
+def test_a_random_masked_lm_head_is_warned_of(sentence_transformer, shelf, caplog, weights, advice):
+    config = configs.load(str(ROOT / "configs/ppa.py"))
+    config.init = "the-base"
+    for name, weight in weights.items():
+        config[name].weight = weight
+    align_inputs.warn_of_random_head(config, huggingface.read(shelf / "model"))
+    assert not caplog.records  # it has one
+    align_inputs.warn_of_random_head(config, huggingface.read(sentence_transformer))
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == (advice is not None)
+    assert all("the-base has no masked-LM head" in line and advice in line for line in lines)
 
 
 # ---- values that are odd but allowed ----
