@@ -75,4 +75,4 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
 def _rho(x: np.ndarray, y: np.ndarray) -> float:
     import scipy.stats  # takes a second to import, and most reports do not need it
 
-    return float(scipy.stats.spearmanr(x, y).statistic) if len(x) > 1 else np.nan
+    return float(scipy.stats.spearmanr(x, y)[0]) if len(x) > 1 else np.nan

@@ -178,10 +178,12 @@ class Progress:
         now = time.monotonic()
         if self._first is None:
             self._first = step, now  # the clock starts after the first step, which includes compilation
-            if self._stream.isatty():
+            # A pseudo-terminal without a size, as some schedulers give, is a log file: tqdm would show nothing there.
+            if self._stream.isatty() and os.get_terminal_size(self._stream.fileno()).lines:
                 self._bar = tqdm(
-                    total=self._total, initial=step, file=self._stream, bar_format=LINE, dynamic_ncols=True, miniters=1
-                )
+                    total=self._total, initial=step, postfix=_shown(values), file=self._stream, bar_format=LINE,
+                    dynamic_ncols=True, miniters=1,
+                )  # fmt: skip
                 self._redirected.enter_context(logging_redirect_tqdm())
         if self._bar is not None:
             self._bar.set_postfix_str(_shown(values), refresh=False)

@@ -151,10 +151,10 @@ def test_progress_line():
     assert progress_line(2, 4, {}, first=1, elapsed=1862.5).startswith("2/4 steps, 1:02:05 left")
 
 
-def on_a_terminal(columns: int, work: Callable[[TextIO], None]) -> str:
-    """What `work` writes to a terminal of this width."""
+def on_a_terminal(lines: int, columns: int, work: Callable[[TextIO], None]) -> str:
+    """What `work` writes to a terminal of this size."""
     shown, terminal = os.openpty()
-    termios.tcsetwinsize(terminal, (24, columns))
+    termios.tcsetwinsize(terminal, (lines, columns))
     with open(terminal, "w") as stream:
         work(stream)
         stream.flush()
@@ -172,12 +172,23 @@ def test_a_terminal_has_one_line_that_updates_and_never_wraps():
         progress.close()
         logging.getLogger().removeHandler(handler)
 
-    text = on_a_terminal(40, work)
+    text = on_a_terminal(24, 40, work)
     assert text.count("\n") == 1 and text.endswith("\n")
     lines = [line for line in text.replace("\x1b[A", "").split("\r") if line.strip()]
     assert len(lines) >= 3 and all(len(line) <= 40 for line in lines)
-    assert lines[0].startswith("101/103 steps, ? left")
+    assert lines[0].startswith("101/103 steps, ? left, loss 101.00")
     assert lines[-1].startswith("103/103 steps, 00:00 left, loss 103.00")
+
+
+def test_a_terminal_without_a_size_is_a_log_file(caplog):
+    caplog.set_level(logging.INFO, logger="absl")
+
+    def work(stream: TextIO) -> None:
+        Progress(1, stream=stream)(1, {"loss": 1.0})
+        stream.write("end")
+
+    assert on_a_terminal(0, 0, work) == "end"
+    assert caplog.messages == ["1/1 steps, ? left, loss 1.000"]
 
 
 def test_elsewhere_progress_is_logged_at_an_interval_and_for_the_last_step(caplog):
