@@ -51,7 +51,7 @@ class Encoder:
       pooling: "cls", "mean" or "mean_without_special", likewise.
       max_length: word pieces of a sentence with its special tokens; longer ones are cut.
       normalize: whether vectors are brought to length 1, unless a call says otherwise.
-      batch_size: rows of 128 tokens computed at once on each device.
+      batch_size: rows of 128 tokens computed at once on each device; on CPUs it is an upper bound.
       name: where the model came from.
     """
 
@@ -102,7 +102,8 @@ class Encoder:
             model was trained with, as its directory says; the last where it says nothing.
           pooling: "cls", "mean" or "mean_without_special"; the default likewise, or "mean".
           max_length: likewise, or the longest that the model can number.
-          batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row.
+          batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row. On CPUs
+            an upper bound: fewer rows are computed at once where more would not fit the caches.
           dtype: of the matrix products, "float32" (on TPUs and GPUs too) or "bfloat16".
           devices: to split the batches over; all local ones by default.
 

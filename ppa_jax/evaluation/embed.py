@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import operator
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ CHUNK_CHARACTERS = 1 << 22  # characters of these
 SHORTEST = 8  # tokens that a sentence takes of a row at least: it bounds the sentences of a row to W / 8
 WIDTH = 128  # of a row; sentences longer than that have rows of their own width
 SINGLE_ROWS = (16, 32, 64)  # widths when one row is all there is: a lone sentence does not pay for 128 tokens
+TOKENS_PER_CORE = 512  # of a block on CPUs: the activations of more do not stay in a core's caches, nor
+WIDEST_FULL = 256  # do the scores of as many tokens in wider rows
 
 
 class Block(NamedTuple):
@@ -59,6 +62,12 @@ def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
             begin, characters = i, len(sentence)
     if begin < len(sentences):
         yield begin, len(sentences)
+
+
+def cpu_rows(width: int, devices: int) -> int:
+    """Rows of a block for each device, such that a core of this machine's CPU keeps most of its share in its caches."""
+    tokens = TOKENS_PER_CORE * (os.cpu_count() or 1) // devices
+    return max(1, tokens * min(width, WIDEST_FULL) // width**2)
 
 
 def whole_number(name: str, value: Any) -> int:
@@ -92,7 +101,8 @@ class Embedder:
           max_length: word pieces of a sentence with its special tokens; longer ones are cut.
           mesh: splits the rows over its axis `data`; None computes where the parameters are.
           dtype: of the matrix products; float32 is that on every device, where JAX's own default may be less.
-          rows: of 128 tokens in a full block, for each device along `data`; wider rows are as many fewer.
+          rows: of 128 tokens in a full block, for each device along `data`; wider rows are as many fewer. On CPUs an
+            upper bound (`cpu_rows`).
 
         Raises:
           UserError: a max_length that the encoder cannot number, or without room for a word piece.
@@ -105,6 +115,9 @@ class Embedder:
         self.max_length = max_length
         self.mesh = mesh
         self.rows = rows
+        devices = jax.devices()[:1] if mesh is None else mesh.local_devices
+        # Several processes must agree on the shapes of blocks, and may have different numbers of cores.
+        self._cpus = len(devices) if devices[0].platform == "cpu" and jax.process_count() == 1 else 0
         self._shards = data_shards(mesh) if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._dtype = jnp.dtype(dtype)
@@ -238,9 +251,12 @@ class Embedder:
                 row += R
 
     def _row_counts(self, used: int, width: int) -> list[int]:
-        """How many rows each block has: full blocks, then the smallest of three sizes that holds the rest."""
-        full = max(1, self.rows * WIDTH // max(width, WIDTH)) * self._shards
-        sizes = sorted({max(1, full // self._shards // part) * self._shards for part in (16, 4, 1)})
+        """How many rows each block has: full blocks, then the smallest of four sizes that holds the rest."""
+        rows = max(1, self.rows * WIDTH // max(width, WIDTH))
+        if self._cpus:
+            rows = min(rows, cpu_rows(max(width, WIDTH), self._cpus))
+        full = rows * self._shards
+        sizes = sorted({max(1, rows // part) * self._shards for part in (16, 4, 2, 1)})
         counts = [full] * (used // full)
         rest = used % full
         return [*counts, sizes[bisect.bisect_left(sizes, rest)]] if rest else counts

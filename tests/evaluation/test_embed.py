@@ -121,13 +121,35 @@ def test_a_few_short_sentences_take_one_short_row(words, tokens):
     assert [block.ids.shape for _, _, block in blocks] == [(1, tokens)]
 
 
-def test_many_sentences_leave_little_padding():
+def test_many_sentences_leave_little_padding(monkeypatch):
+    monkeypatch.setattr(embed.os, "cpu_count", lambda: 64)  # as many rows as are asked for
     lengths = np.random.default_rng(0).lognormal(3, 0.6, 4000).astype(int)
     embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=512)
     blocks = [block for _, _, block in embedder._blocks([[7] * n for n in lengths])]
     assert np.mean(np.concatenate([block.segments.ravel() > 0 for block in blocks])) > 0.95
     assert len({block.ids.shape for block in blocks}) <= 6
     assert max(block.ids.size for block in blocks) == 16 * 128
+
+
+@pytest.mark.parametrize("cores, devices, rows", [(2, None, 8), (1, None, 4), (64, None, 32), (4, 4, 4), (2, 8, 1)])
+def test_blocks_fit_the_caches_of_a_cpu(cores, devices, rows, monkeypatch):
+    """Rows of 128 for each device, of 32 that are asked for: 512 tokens a core, but at least one row.
+
+    Of 512 half as many tokens, whose scores are twice as many.
+    """
+    monkeypatch.setattr(embed.os, "cpu_count", lambda: cores)
+    mesh = None if devices is None else make_mesh(devices, 1, jax.devices()[:devices])
+    embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=512, mesh=mesh, rows=32)
+    blocks = [block for _, _, block in embedder._blocks([[7] * 126] * 300 + [[7] * 510] * 10)]
+    assert blocks[0].ids.shape == (rows * (devices or 1), 128)
+    assert {block.ids.shape[0] for block in blocks if block.ids.shape[1] == 512} >= {max(1, rows // 8) * (devices or 1)}
+
+
+@pytest.mark.parametrize("sentences, rows", [(8, [8]), (9, [8, 1]), (11, [8, 4]), (14, [8, 8])])
+def test_the_last_block_is_the_smallest_that_holds_the_rest(sentences, rows, monkeypatch):
+    monkeypatch.setattr(embed.os, "cpu_count", lambda: 2)
+    embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=128)
+    assert [block.ids.shape[0] for _, _, block in embedder._blocks([[7] * 126] * sentences)] == rows
 
 
 def test_pooling_by_hand():
