@@ -25,9 +25,9 @@ def test_equals_pytorch():
     np.testing.assert_allclose(attend(*states, mask, None, 0.0), theirs.transpose(1, 2).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype, atol", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.1)])
-def test_dropout_that_drops_nothing_changes_no_value_and_no_gradient(dtype, atol):
-    """What is trained is normalised before the product, what is only computed after it."""
+@pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_dropout_that_drops_nothing_changes_no_value_and_no_gradient(dtype, tolerance):
+    """What is trained is normalised before the product, what is only computed after it. bfloat16 has 8 bits."""
     states, mask = random_states(0, dtype), attention_mask(jnp.asarray(SEGMENTS))
     seeds = jnp.asarray(np.arange(B * L, dtype=np.uint32).reshape(B, L))
 
@@ -39,4 +39,5 @@ def test_dropout_that_drops_nothing_changes_no_value_and_no_gradient(dtype, atol
     (_, found), same = jax.value_and_grad(total, has_aux=True)(states, None)
     assert found.dtype == wanted.dtype == dtype
     for one, other in zip((found, *same), (wanted, *gradient), strict=True):
-        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=atol)
+        one, other = np.float32(one), np.float32(other)
+        assert np.abs(one - other).max() < tolerance * np.abs(other).max()
