@@ -33,7 +33,7 @@ from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import batch_flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
-from ppa_jax.training import mesh, optimizer
+from ppa_jax.training import optimizer, sharding
 from ppa_jax.training.memory import keep_freed_memory
 
 
@@ -136,7 +136,7 @@ def main() -> None:
     lengths = np.minimum(lengths, a.maxlen - 2)
     pairs = RandomPairs(lengths, a.vocab)
     longest = int(lengths.sum(axis=1).max()) + 3
-    devices = mesh.make_mesh(-1, 1)
+    devices = sharding.make_mesh()
     batches = PairBatches(
         [pairs],
         Schedule([lengths], a.batch, a.seed),
@@ -144,7 +144,7 @@ def main() -> None:
         max_length=a.maxlen,
         row_length=a.row_length or -(-longest // 64) * 64,
         mask_rate=0.15,
-        shards=mesh.data_shards(devices),
+        shards=devices.size,
         accumulate=a.accumulate,
     )
     config = EncoderConfig(
@@ -176,7 +176,7 @@ def main() -> None:
         }
         return align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
 
-    shardings = align.state_shardings(jax.eval_shape(init), mesh.RULES["replicated"], devices)
+    shardings = align.state_shardings(jax.eval_shape(init), sharding.RULES["replicated"], devices)
     state = jax.jit(init, out_shardings=shardings)()  # one program, not hundreds of small ones
     step = align.make_step(method, config, adamw, devices, shardings)
     tell("the model")
@@ -190,7 +190,7 @@ def main() -> None:
     seconds, metrics = [], {}
     for t, batch in enumerate(made):
         shape = jax.tree.structure(batch), *(x.shape for x in jax.tree.leaves(batch))
-        on_device = mesh.put_batch(batch, devices)
+        on_device = sharding.put_batch(batch, devices)
         if shape not in compiled:
             start = time.perf_counter()
             compiled[shape] = step.lower(state, on_device).compile()
@@ -208,7 +208,7 @@ def main() -> None:
         with jax.profiler.trace(a.profile, create_perfetto_trace=True):
             for batch in made[-2:]:
                 shape = jax.tree.structure(batch), *(x.shape for x in jax.tree.leaves(batch))
-                state, metrics = compiled[shape](state, mesh.put_batch(batch, devices))
+                state, metrics = compiled[shape](state, sharding.put_batch(batch, devices))
             jax.block_until_ready(state)
     rows = [r for batch in made[1:] for r in (batch.rows, batch.key_rows)]
     real, places = sum(np.count_nonzero(r.segments) for r in rows), sum(r.segments.size for r in rows)

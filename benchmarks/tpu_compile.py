@@ -1,6 +1,6 @@
 """Compiles the real alignment step with the TPU compiler for v5e slices, on a machine without a TPU.
 
-    make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp,tensor
+    make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp
 
 Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
 best, or that the compiler finds that it does not fit; fails if a quarter of the queue or more crosses the network in
@@ -38,8 +38,7 @@ from ppa_jax.jobs import align
 from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
-from ppa_jax.training import mesh as meshes
-from ppa_jax.training import optimizer
+from ppa_jax.training import optimizer, sharding
 from ppa_jax.training.collectives import KINDS, collectives
 
 BATCH, QUEUE = 4096, 65_536
@@ -65,13 +64,12 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     """Compiles one step; MiB a chip of each kind, operations of a chip, and seconds of compiling."""
     topology = topologies.get_topology_desc(f"v5e:{slice_shape}", "tpu")
     chips = len(topology.devices)
-    model = a.model if rules == "tensor" else 1
-    mesh = meshes.make_mesh(-1, model, list(topology.devices), fsdp=a.fsdp if rules == "fsdp" else -1)
+    mesh = sharding.make_mesh(fsdp=a.fsdp if rules == "fsdp" else -1, devices=list(topology.devices))
     lengths = np.clip(np.random.default_rng(1).lognormal(3.3, 0.45, (200_000, 2)), 10, 64).astype(int)
     pairs = RandomPairs(lengths, config.vocab_size)
     batches = PairBatches(
         [pairs], Schedule([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
-        shards=meshes.data_shards(mesh), accumulate=a.accumulate,
+        shards=mesh.size, accumulate=a.accumulate,
     )  # fmt: skip
     method = align.Method(
         queue_size=QUEUE,
@@ -93,8 +91,8 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
         return align.init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
 
     shapes = jax.eval_shape(init)
-    shardings = align.state_shardings(shapes, meshes.RULES[rules], mesh)
-    rows = NamedSharding(mesh, P(None, meshes.DATA))
+    shardings = align.state_shardings(shapes, sharding.RULES[rules], mesh)
+    rows = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
 
     def abstract(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
@@ -134,15 +132,14 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", default="mbert", help=f"of {', '.join(MODELS)}")
     p.add_argument("--slices", default="2x4,16x16")
-    p.add_argument("--rules", default="replicated", help=f"of {', '.join(meshes.RULES)}")
-    p.add_argument("--model", type=int, default=4, help="chips along the axis `model` of the tensor rules")
+    p.add_argument("--rules", default="replicated", help=f"of {', '.join(sharding.RULES)}")
     p.add_argument("--fsdp", type=int, default=-1, help="chips that split the parameters by the fsdp rules; -1: all")
     p.add_argument("--layers", default="", help="all; or fewer; or two numbers, for a line through both")
     p.add_argument("--accumulate", type=int, default=1)
     p.add_argument("--remat", action="store_true", help="as config.train.remat")
     p.add_argument("--scan", action="store_true", help="as config.train.scan")
     a = p.parse_args()
-    for name, known in (("models", MODELS), ("rules", meshes.RULES)):
+    for name, known in (("models", MODELS), ("rules", sharding.RULES)):
         if unknown := set(getattr(a, name).split(",")) - set(known):
             p.error(f"--{name}: {', '.join(sorted(unknown))}: there are {', '.join(known)}")
     rows, status = [], 0

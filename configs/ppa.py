@@ -81,8 +81,7 @@ def get_config(mode: str = "") -> Any:
         ),
         mesh=dict(
             data=-1,  # devices that split the batch; -1: all
-            model=1,  # devices that split matrices
-            rules="replicated",  # or fsdp, tensor
+            rules="replicated",  # or fsdp: parameters are split, and gathered for the step
             fsdp=-1,  # devices of a group that splits the parameters by the fsdp rules; -1: all of mesh.data
             distributed=False,  # several hosts: jax.distributed.initialize() first
         ),

@@ -168,8 +168,13 @@ def _use_steps_or_epochs(config: Config, given: Mapping[str, Any]) -> None:
             train.epochs = 0.0
 
 
+REMOVED = {"mesh.model": "matrices are no longer split over devices; use mesh.rules=fsdp, which sends less"}
+
+
 def _no_such_field(name: str, config: Config) -> str:
     known = fields(config)
+    if name in REMOVED:
+        return f"config.{name}: this setting was removed: {REMOVED[name]}"
     group = name
     while group and not any(field.startswith(f"{group}.") for field in known):
         group = group.rpartition(".")[0]

@@ -25,7 +25,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface, sentence_transformers, verify
 from ppa_jax.log_lines import answer
 from ppa_jax.training import checkpoint
-from ppa_jax.training.mesh import check_platform
+from ppa_jax.training.sharding import check_platform
 
 PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
 

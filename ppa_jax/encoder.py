@@ -33,7 +33,7 @@ from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.log_lines import answer
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory
-from ppa_jax.training.mesh import check_platform, make_mesh
+from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic
 
 DTYPES = ("float32", "bfloat16")
@@ -76,7 +76,7 @@ class Encoder:
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.max_length, self.normalize, self.batch_size = max_length, normalize, batch_size
         devices = jax.local_devices() if devices is None else list(devices)
-        self._mesh = make_mesh(len(devices), 1, devices) if devices != jax.devices()[:1] else None
+        self._mesh = make_mesh(devices=devices) if devices != jax.devices()[:1] else None
         self._dtype = jnp.dtype(dtype)
         self._embedders: dict[int, Embedder] = {}
         [(self.layer, self.pooling)] = self.embedder._checked([(layer, pooling)])

@@ -27,7 +27,7 @@ from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket
 from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
-from ppa_jax.training.mesh import check_platform
+from ppa_jax.training.sharding import check_platform
 from ppa_jax.training.workdir import check_job
 
 JOBS = {

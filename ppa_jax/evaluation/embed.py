@@ -27,7 +27,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import Encoder, EncoderConfig, products_in
 from ppa_jax.model.pooling import POOLINGS, pool
-from ppa_jax.training.mesh import DATA, data_shards, put_whole
+from ppa_jax.training.sharding import BATCH_AXES, put_whole
 
 Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
 Vectors = dict[Request, np.ndarray]
@@ -118,10 +118,10 @@ class Embedder:
         devices = jax.devices()[:1] if mesh is None else mesh.local_devices
         # Several processes must agree on the shapes of blocks, and may have different numbers of cores.
         self._cpus = len(devices) if devices[0].platform == "cpu" and jax.process_count() == 1 else 0
-        self._shards = data_shards(mesh) if mesh is not None else 1
+        self._shards = mesh.size if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._dtype = jnp.dtype(dtype)
-        self._encoder = Encoder(config, self._dtype, mesh=mesh)
+        self._encoder = Encoder(config, self._dtype)
         self._programs: dict[Any, Program] = {}
 
     def embed(
@@ -301,7 +301,7 @@ class Embedder:
     def _put(self, array: np.ndarray) -> Any:
         if self.mesh is None:
             return array
-        return put_whole(array, self.mesh, P(DATA))
+        return put_whole(array, self.mesh, P(BATCH_AXES))
 
     def _place(self, params: Any) -> Any:
         """Parameters on the devices: left where they are if that is the mesh, else copied there once."""

@@ -9,10 +9,13 @@ One step, on a batch of sentences that translate each other:
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
    batch's keys replace the oldest in the queue.
 
-Everything is a pure function of (state, batch). Dropout and masks hang on the step and on a sequence's number in the
-global batch, so the number of devices, the packing and the accumulation change no result beyond float rounding.
+Losses and gradients are written for one shard of the batch and run on all shards by `jax.shard_map`; optimizer, moving
+average and clipping are written for whole arrays. Everything is a pure function of (state, batch). Dropout and masks
+depend on the step and on a sequence's number in the global batch, so the number of devices, the packing and the
+accumulation change no result beyond float rounding.
 
-Axes: A accumulation steps, S data shards, b pairs a block, B = A*S*b pairs, N tokens, D hidden, P projection.
+Axes: A accumulation steps, S shards, b pairs of one shard and accumulation step, B = A*S*b pairs, N tokens and M masked
+positions of b pairs, D width, P projection, V vocabulary.
 """
 
 from __future__ import annotations
@@ -29,12 +32,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.data.dictionaries import WordPairs
+from ppa_jax.data.packing import Rows
 from ppa_jax.data.pairs import Batch
-from ppa_jax.model.bert import Encoder, EncoderConfig, at_places
+from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
 from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, dictionary, masked_lm, masking
-from ppa_jax.training.mesh import DATA, Rules, data_shards, path_name, tree_shardings
+from ppa_jax.training.sharding import (
+    BATCH_AXES,
+    Rules,
+    as_varying,
+    own_copy,
+    specs_of,
+    sum_over_shards,
+    tree_shardings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,41 +122,48 @@ def init_state(
 
 
 def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Where every leaf of the state lives: parameters and moments by the rules, the queue as the batch."""
+    """Where every leaf of the state lives: parameters and moments by the rules, the queue split as the batch."""
     shardings = tree_shardings(state, rules, mesh)
     if state.queue is None:
         return shardings
-    return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.QUEUE_SPEC))
+    specs = contrastive.queue_specs(BATCH_AXES)
+    return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
 
 
-def tables_for_shards(params: Any, mesh: Mesh, dtype: Any) -> Any:
-    """`params` with word embeddings [S, V, D]: one table for each data shard, which is the one that its devices have.
+class Network:
+    """The encoder and its two heads, on the sentences of one shard."""
 
-    Look-ups and predictions both train the word embeddings, in each accumulation step. With a table of its own a shard
-    adds all those gradients up, in float32, before they are summed over the shards; with one for all, XLA sums each
-    over the network, and this is the largest. That sum is in `dtype`, as those of the other matrices are, which come
-    out of their products so. A table that is stored split is gathered here, once.
-    """
-    shards = data_shards(mesh)
-    spec = NamedSharding(mesh, P(DATA, P.UNCONSTRAINED, P.UNCONSTRAINED))
+    def __init__(self, method: Method, config: EncoderConfig) -> None:
+        self._encoder = Encoder(config, method.dtype, method.remat, method.scan)
+        self._mlm_head = MaskedLMHead(config, method.dtype)
+        self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
+        self._dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
+        self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
 
-    @jax.custom_vjp
-    def repeat(table: jax.Array) -> jax.Array:
-        return jax.lax.with_sharding_constraint(jnp.broadcast_to(table, (shards, *table.shape)), spec)
+    def encode(self, params: Any, rows: Rows, seed: Any, layers: int, at: Any = None, types: Any = None) -> list[Any]:
+        """Hidden states after 0 to `layers` blocks, [N, D] each; the last of tokens `at` alone, [K, D], if given."""
+        states = self._encoder.apply(
+            {"params": params["encoder"]},
+            *(x[None] for x in (rows.ids, rows.positions, rows.segments)),
+            None if types is None else types[None],
+            dropout_seed=seed if self._dropout else None,
+            all_hidden=True,
+            layers=layers,
+            layout=rows.layout,
+            at=None if at is None else at[None],
+        )
+        return [x[0] for x in states]
 
-    repeat.defvjp(lambda table: (repeat(table), None), lambda _, found: (sum_over_shards(found, dtype),))
+    def masked_lm(self, params: Any, states_MxD: jax.Array, labels_M: jax.Array) -> jax.Array:
+        """The cross-entropy of each masked position, [M]."""
+        head: Any = self._mlm_head.apply({"params": params["mlm_head"]}, states_MxD)
+        states, bias = head
+        words_VxD = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
+        return self._cross_entropy(states, bias, words_VxD, labels_M)
 
-    def each(path: Any, x: jax.Array) -> jax.Array:
-        return repeat(x) if path_name(path) == "encoder/embeddings/word_embeddings/embedding" else x
-
-    return jax.tree_util.tree_map_with_path(each, params)
-
-
-def sum_over_shards(gradients: jax.Array, dtype: Any) -> jax.Array:
-    """[S, V, D] -> [V, D], sent and added in `dtype`."""
-    sent = gradients.astype(dtype if len(gradients) > 1 else gradients.dtype)
-    total = jax.lax.reduce(sent, jnp.zeros((), sent.dtype), jax.lax.add, (0,))  # jnp.sum would add in float32
-    return total.astype(gradients.dtype)
+    def project(self, params: Any, pooled_bxD: jax.Array) -> Any:
+        """The vectors that are contrasted, [b, P], of length 1."""
+        return self._projection.apply({"params": params["projection"]}, pooled_bxD)
 
 
 def make_step(
@@ -160,134 +179,98 @@ def make_step(
 
     `words` are the dictionary of the word alignment, `translations` [V] that of DICT-MLM.
     """
-    encoder = Encoder(config, method.dtype, method.remat, method.scan, mesh)
-    mlm_head = MaskedLMHead(config, method.dtype)
-    projection = ProjectionHead(config.hidden_size, method.projection_dim)
-    dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
-    blocks, pools_last = method.blocks(config), method.pools_last(config)
+    network, layers, pools_last = Network(method, config), method.blocks(config), method.pools_last(config)
+    specs = specs_of(shardings)
 
-    def read_at(masked, query) -> Any:
-        """The places whose last states the losses read, [S, M + b]: the others' are not computed. None: all tokens'."""
-        if pools_last and method.pooling != "cls":
-            return None
-        read = ([] if masked is None else [masked.at]) + ([query.start] if pools_last else [])
-        return jnp.concatenate(read, axis=1)
-
-    def encode(params, rows, seed, at=None, types=None, layers=None, words=None) -> Any:
-        """Hidden states of all layers, each [S, N, D], the last one `at` places; the shards lie side by side."""
-        return encoder.apply(
-            {"params": params},
-            rows.ids,
-            rows.positions,
-            rows.segments,
-            types,
-            dropout_seed=seed if dropout else None,
-            all_hidden=True,
-            layers=layers,
-            layout=rows.layout,
-            words=words,
-            at=at,
-        )
-
-    def project(params, states, places=None) -> Any:
-        """[S, b, P] from the states of all tokens and the sentences' places, or from those of [CLS] alone."""
-        pooled = states if places is None else pool(states, places.start, places.length, method.pooling)
-        return projection.apply({"params": params}, pooled)
-
-    def encode_keys(state: State, batch: Batch, seed):
-        """The keys of the whole batch, [A, S, b, P], without gradient, one accumulation step after the other."""
+    def encode_keys(params, batch: Batch, seed):
+        """The vectors of the key sentences, [A, b, P]."""
 
         def one(part):
-            rows, places = part
-            at = places.start if method.pooling == "cls" else None
-            states = encode(state.key_params["encoder"], rows, seed, at, layers=method.layer)[-1]
-            return project(state.key_params["projection"], states, places if at is None else None)
+            rows, key = part
+            if method.pooling == "cls":  # the last block computes [CLS] alone
+                pooled = network.encode(params, rows, seed, method.layer, at=key.start)[-1]
+            else:
+                states = network.encode(params, rows, seed, method.layer)[-1]
+                pooled = pool(states, key.start, key.length, method.pooling)
+            return network.project(params, pooled)
 
         return jax.lax.map(one, (batch.key_rows, batch.key))
 
-    def losses(params, queue, batch: Batch, keys, number, step, step_key, masked_total):
-        """The weighted loss of accumulation step `number` (its share of the batch's mean), and metrics."""
-        mask_key, query_seed, _ = step_key
-        rows, masked = batch.rows, None
+    def losses(params, queue, part, step, rngs, masked_total):
+        """One accumulation step's share of the loss, the mean over the whole batch, and metrics."""
+        batch, keys, number = part
+        rows, masked, read = batch.rows, None, []
         if method.tlm_weight:
-            draw = jax.vmap(
-                lambda ids, sequences, slots: masking.mask_tokens(
-                    mask_key,
-                    ids,
-                    sequences,
-                    slots,
-                    longest=method.max_tlm_length,
-                    mask_id=method.mask_id,
-                    vocab_size=method.vocab_size or config.vocab_size,
-                    special_ids=method.special_ids,
-                    translations=jnp.asarray(translations) if method.dict_mlm else None,
-                    form=method.dict_mlm,
-                )
-            )  # over shards
-            masked = draw(rows.ids, batch.sequences, batch.slots)
+            masked = masking.mask_tokens(
+                rngs[0],
+                rows.ids,
+                batch.sequences,
+                batch.slots,
+                longest=method.max_tlm_length,
+                mask_id=method.mask_id,
+                vocab_size=method.vocab_size or config.vocab_size,
+                special_ids=method.special_ids,
+                translations=jnp.asarray(translations) if method.dict_mlm else None,
+                form=method.dict_mlm,
+            )
             rows = dataclasses.replace(rows, ids=masked.ids)
-        tables = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]  # of each shard
-        words = jax.vmap(lambda table, ids: table[ids])(tables, rows.ids)
-        at = read_at(masked, batch.query)
-        hidden = encode(params["encoder"], rows, jax.random.bits(query_seed), at, batch.types, blocks, words)
+            read.append(masked.at)
+        if pools_last:
+            read.append(batch.query.start)
+        # The last block computes only the states that a loss reads. The mean of a sentence reads them all.
+        at = None if pools_last and method.pooling != "cls" else jnp.concatenate(read)
+        hidden = network.encode(params, rows, jax.random.bits(rngs[1]), layers, at, batch.types)
+
         loss, metrics = 0.0, {}
         if masked is not None:
-            states = at_places(hidden[-1], masked.at) if at is None else hidden[-1][:, : masked.at.shape[1]]
-            head: Any = mlm_head.apply({"params": params["mlm_head"]}, states)
-            states, bias = head
-            # Devices along `model` predict a share of the vocabulary each, and its logits stay there.
-            tables = jax.lax.with_sharding_constraint(tables, NamedSharding(mesh, P(DATA, "model", None)))
-            predict = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
-            nll = jax.vmap(predict, in_axes=(0, None, 0, 0))(states, bias, tables, masked.labels)
+            states = hidden[-1].at[masked.at].get(mode="clip") if at is None else hidden[-1][: len(masked.at)]
+            nll = network.masked_lm(params, states, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:
-            b = batch.query.start.shape[1]
+            start, length = batch.query
+            b, (slots, columns) = len(start), queue.hashes.shape
             if pools_last and at is not None:
-                query = project(params["projection"], hidden[-1][:, -b:])  # [S, b, P]
+                pooled = hidden[-1][-b:]
             else:
-                query = project(params["projection"], hidden[method.layer], batch.query)
-            slots, pairs, _ = queue.keys.shape
-            column = jnp.broadcast_to(number * b + jnp.arange(b), query.shape[:2]).reshape(-1)
+                pooled = pool(hidden[method.layer], start, length, method.pooling)
             nll, wins = contrastive.info_nce(
-                query.reshape(-1, method.projection_dim),
-                keys.reshape(-1, method.projection_dim),
-                batch.hashes.reshape(-1),
+                network.project(params, pooled),
+                keys,
+                batch.hashes,
                 queue,
                 jnp.minimum(step + method.in_batch, slots),
-                (step % slots, column) if method.in_batch else None,
+                (step % slots, number * b + jnp.arange(b)) if method.in_batch else None,
                 temperature=method.temperature,
                 mask_duplicates=method.mask_duplicates,
-                mesh=mesh,
+                axes=BATCH_AXES,
             )
+            pairs = columns * mesh.size
             metrics |= {"contrastive": jnp.sum(nll) / pairs, "contrastive_accuracy": jnp.sum(wins) / pairs}
             loss += method.contrastive_weight * metrics["contrastive"]
         return loss, metrics | {"loss": loss}
 
-    def gradients(state: State, queue, batch: Batch, keys, step_key):
-        """Gradient and metrics of the whole batch, one accumulation step after the other."""
-        masked_total = jnp.maximum(1, jnp.sum(batch.slots.rank >= 0)) if method.tlm_weight else 1
-        run = jax.value_and_grad(losses, has_aux=True)
-        params, summed = jax.vjp(lambda params: tables_for_shards(params, mesh, method.dtype), state.params)
+    def on_shard(params, key_params, queue, batch: Batch, step, rng):
+        """Gradients and metrics of the whole batch, and the queue after it. `queue` and `batch` are one shard's."""
+        batch = jax.tree.map(lambda x: x[:, 0], batch)  # [A, 1, ...] -> [A, ...]
+        rngs = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(rng), step), 3)
+        keys, after, masked_total = None, queue, 1
+        if method.contrastive_weight:
+            seed = jax.random.bits(rngs[2]) if method.key_dropout else None
+            keys = encode_keys(own_copy(key_params, specs.key_params, method.dtype), batch, seed)
+            after = contrastive.enqueue(queue, step, keys.reshape(-1, keys.shape[-1]), batch.hashes.reshape(-1))
+        if method.tlm_weight:
+            masked_total = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.slots.rank >= 0), BATCH_AXES))
+        copy, negatives = own_copy(params, specs.params, method.dtype), after if method.in_batch else queue
 
         def one(part):
-            (_, metrics), grads = run(params, queue, *part, state.step, step_key, masked_total)
-            return grads, metrics
+            run = jax.grad(losses, has_aux=True)
+            return run(copy, negatives, part, step, rngs, masked_total)
 
-        parts: Any = batch, keys, jnp.arange(batch.rows.ids.shape[0])
-        first = jax.tree.map(lambda x: x[0], parts)
-        if len(parts[-1]) == 1:
-            grads, metrics = one(first)
-        else:
+        gradients, metrics = sum_of(one, (batch, keys, jnp.arange(len(batch.rows.ids))))
+        return sum_over_shards(gradients, specs.params, method.dtype), jax.lax.psum(metrics, BATCH_AXES), after
 
-            def add(total, part):
-                return jax.tree.map(jnp.add, total, one(part)), None
-
-            zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first))
-            grads, metrics = jax.lax.scan(add, zeros, parts)[0]
-        return summed(grads)[0], metrics  # over the shards' tables
-
-    def add_word_alignment(words: WordPairs, params, metrics, grads):
+    def add_word_alignment(params, gradients, metrics):
         """The loss of the dictionary and its gradient, once a step, whatever the batch."""
 
         def loss(params):
@@ -297,33 +280,42 @@ def make_step(
 
         (value, cosine), more = jax.value_and_grad(loss, has_aux=True)(params)
         metrics |= {"word_alignment": cosine, "loss": metrics["loss"] + value}
-        return metrics, jax.tree.map(jnp.add, grads, more)
+        return jax.tree.map(jnp.add, gradients, more), metrics
 
     def step(state: State, batch: Batch):
-        step_key = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step), 3)
-        keys, queue, key_params = None, state.queue, state.key_params
-        if method.contrastive_weight:
-            keys = encode_keys(state, batch, jax.random.bits(step_key[2]) if method.key_dropout else None)
-            # A device's pairs are neighbours in the global batch: [A, S, b, P] -> [S, A, b, P] -> [B, P].
-            flat = [jnp.swapaxes(x, 0, 1) for x in (keys, batch.hashes)]
-            after = contrastive.enqueue(
-                queue, state.step, flat[0].reshape(-1, method.projection_dim), flat[1].reshape(-1)
-            )
-            queue = after if method.in_batch else queue
-        grads, metrics = gradients(state, queue, batch, keys, step_key)
+        gradients, metrics, queue = jax.shard_map(
+            on_shard,
+            mesh=mesh,
+            in_specs=(specs.params, specs.key_params, specs.queue, P(None, BATCH_AXES), P(), P()),
+            out_specs=(specs.params, P(), specs.queue),
+        )(state.params, state.key_params, state.queue, batch, state.step, state.rng)
         if method.word_alignment_weight and words is not None:
-            metrics, grads = add_word_alignment(words, state.params, metrics, grads)
-        metrics["gradient_norm"] = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            gradients, metrics = add_word_alignment(state.params, gradients, metrics)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params: Any = optax.apply_updates(state.params, updates)
-        if method.contrastive_weight:
-            key_params = contrastive.ema(key_params, {name: params[name] for name in key_params}, method.momentum)
-            queue = after
+        followed = {name: params[name] for name in state.key_params}
         state = state.replace(
-            step=state.step + 1, params=params, key_params=key_params, queue=queue, opt_state=opt_state
+            step=state.step + 1,
+            params=params,
+            key_params=contrastive.ema(state.key_params, followed, method.momentum),
+            queue=queue,
+            opt_state=opt_state,
         )
         return state, metrics
 
-    rows = NamedSharding(mesh, P(None, DATA))
-    whole = NamedSharding(mesh, P())
-    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))
+    batches, whole = NamedSharding(mesh, P(None, BATCH_AXES)), NamedSharding(mesh, P())
+    return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batches), out_shardings=(shardings, whole))
+
+
+def sum_of(function: Callable[[Any], Any], parts: Any) -> Any:
+    """The sum of `function` over the A parts, one after the other, in float32; inside `shard_map`."""
+    first = jax.tree.map(lambda x: x[0], parts)
+    if len(jax.tree.leaves(parts)[0]) == 1:
+        return function(first)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, function(part)), None
+
+    zeros = jax.tree.map(lambda x: as_varying(jnp.zeros(x.shape, jnp.float32)), jax.eval_shape(function, first))
+    return jax.lax.scan(add, zeros, parts)[0]

@@ -52,7 +52,7 @@ from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import align, new_model, plan
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training import mesh, optimizer
+from ppa_jax.training import optimizer, sharding
 from ppa_jax.training.limits import check_training
 from ppa_jax.training.workdir import claim
 
@@ -161,7 +161,7 @@ class Run:
 
 def check_new_model(config: Config) -> None:
     """What can be known of the alignment before the new model is pretrained, which may take long."""
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
+    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(config, "train.batch_size", devices)
     check_batch_size(config, "pretrain.batch_size", devices)
     check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
@@ -171,7 +171,7 @@ def check_new_model(config: Config) -> None:
 
 def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
     """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
-    size, shards, accumulate = fields(config)[field], mesh.data_shards(devices), config.train.accumulate
+    size, shards, accumulate = fields(config)[field], devices.size, config.train.accumulate
     parts = shards * accumulate
     if size % parts:
         raise UserError(
@@ -257,7 +257,7 @@ def prepare(config: Config) -> None:
 def open_run(config: Config, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     planned = plan.devices(config.plan) if config.plan else None
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, planned, fsdp=config.mesh.fsdp)
+    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, planned)
     check_batch_size(config, "train.batch_size", devices)
     test_sets = read_test_sets(config)
     base = hub.resolve(config.init)
@@ -281,7 +281,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         config.data.shuffle_sides,
     )
     steps = training_steps(config, schedule.pairs)
-    shards = mesh.data_shards(devices)
+    shards = devices.size
     batches = PairBatches(
         pairs,
         schedule,
@@ -294,7 +294,7 @@ def open_run(config: Config, workdir: Path) -> Run:
         joint=config.tlm.joint,
         shards=shards,
         accumulate=config.train.accumulate,
-        own_shards=range(shards) if config.plan else mesh.own_shards(devices),
+        own_shards=range(shards) if config.plan else sharding.own_shards(devices),
         languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
     )
     run = Run(

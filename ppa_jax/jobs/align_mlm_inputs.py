@@ -22,7 +22,7 @@ from ppa_jax.jobs import align_inputs, finetune_inputs, new_model, pretrain
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import derive
 from ppa_jax.tasks.derive import ENGLISH
-from ppa_jax.training.mesh import make_mesh
+from ppa_jax.training.sharding import make_mesh
 
 DERIVED = "xx"  # the derived language, whichever it is
 MAY_CHANGE = (
@@ -109,7 +109,7 @@ def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
             align_inputs.validate(given)
             new_model.validate(given)
             align_inputs.check_lengths(given, new_model.encoder_config(given, given.model.vocab_size))
-            devices = make_mesh(given.mesh.data, given.mesh.model, fsdp=given.mesh.fsdp)
+            devices = make_mesh(given.mesh.data, given.mesh.fsdp)
             align_inputs.check_batch_size(given, "train.batch_size", devices)
     for task in tasks.values():
         with _told("finetuning"):

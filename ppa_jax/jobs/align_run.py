@@ -28,7 +28,7 @@ from ppa_jax.evaluation import comparison, report, retrieval, scores
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import align, align_inputs, new_model, plan
 from ppa_jax.model.bert import Layout, products_in
-from ppa_jax.training import bucket, loop, mesh, optimizer
+from ppa_jax.training import bucket, loop, optimizer, sharding
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
@@ -87,7 +87,7 @@ def train(run: align_inputs.Run) -> None:
         seed=config.seed,
     )
     shapes = jax.eval_shape(init, run.pretrained.params)
-    shardings = align.state_shardings(shapes, mesh.RULES[config.mesh.rules], run.mesh)
+    shardings = align.state_shardings(shapes, sharding.RULES[config.mesh.rules], run.mesh)
     step = align.make_step(run.method, encoder_config, adamw, run.mesh, shardings, run.words, run.translations)
     if config.plan:
         print(f"\n{plan.describe(step, shapes, shardings, run.batches, encoder_config, run.method)}")
@@ -108,7 +108,7 @@ def train(run: align_inputs.Run) -> None:
         logging.info("going on from the checkpoint of step %d", start)
     log_facts(run, state)
 
-    shards = mesh.data_shards(run.mesh) / len(run.batches.own_shards)  # of all for each of this process
+    shards = run.mesh.size / len(run.batches.own_shards)  # of all for each of this process
 
     def count(batch: Batch) -> tuple[int, int]:
         real, places = count_tokens(batch)
@@ -119,7 +119,7 @@ def train(run: align_inputs.Run) -> None:
         state = loop.Loop(
             step=step,
             batches=functools.partial(run.batches.iterate, workers=config.data.workers),
-            put=lambda batch: mesh.put_batch(batch, run.mesh),
+            put=lambda batch: sharding.put_batch(batch, run.mesh),
             count=count,
             checkpoints=checkpoints,
             writer=writer,
@@ -133,7 +133,7 @@ def train(run: align_inputs.Run) -> None:
         writer.close()
         checkpoints.close()
     evaluate(run, state.params, run.steps)
-    finish(run, mesh.to_host(state.params))
+    finish(run, sharding.to_host(state.params))
 
 
 def count_tokens(batch: Batch) -> tuple[int, int]:
@@ -152,12 +152,11 @@ def log_facts(run: align_inputs.Run, state: align.State) -> None:
     base = run.batches.ladder.base
     rows = f"{in_words(base.query)} for queries and TLM, {in_words(base.key)} for keys"
     logging.info(
-        "%d steps of %d pairs%s on %d x %d devices (%s), %s parameters trained; a shard's rows: %s; %d masked slots",
+        "%d steps of %d pairs%s on %d devices (%s), %s parameters trained; a shard's rows: %s; %d masked slots",
         run.steps,
         run.config.train.batch_size,
         " (or of lines of one language)" if any(len(pair.languages) == 1 for pair in run.pairs) else "",
-        mesh.data_shards(run.mesh),
-        run.mesh.shape["model"],
+        run.mesh.size,
         run.config.mesh.rules,
         f"{loop.count_parameters(state.params):,}",
         rows if run.method.contrastive_weight else in_words(base.query),

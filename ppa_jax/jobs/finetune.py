@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import Encoder, rows_from_mask
 from ppa_jax.tasks.task import Batch, Outputs, Task
-from ppa_jax.training.mesh import DATA
+from ppa_jax.training.sharding import BATCH_AXES, own_copy, specs_of, sum_over_shards
 
 HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
 
@@ -40,7 +40,7 @@ class Network:
     """The encoder with a task's head, as one function of parameters and batch."""
 
     def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
-        self._encoder = encoder
+        self._encoder, self.dtype = encoder, encoder.dtype
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
         self._first_alone = getattr(task.Head, "first_alone", False)
 
@@ -50,9 +50,9 @@ class Network:
         hidden = jnp.zeros((B, L, self._encoder.config.hidden_size), self._encoder.dtype)
         return self._head.init(jax.random.key(seed), hidden, batch, None)["params"]
 
-    def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None) -> Outputs:
-        """The head's outputs; `seed` switches dropout on."""
-        positions, segments = rows_from_mask(batch["mask"])
+    def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None, first_row: Any = 0) -> Outputs:
+        """The head's outputs. `seed` switches dropout on, which depends on a row's number, counted from `first_row`."""
+        positions, segments = rows_from_mask(batch["mask"], first_row)
         hidden = self._encoder.apply(
             {"params": params["encoder"]},
             batch["ids"],
@@ -81,23 +81,39 @@ def make_step(
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
     """The jitted step: (state, batch) -> (state, metrics). The state is donated."""
 
-    def mean_loss(params, batch, seed):
-        total, count = task.loss(network.apply(params, batch, seed), batch)
-        return total / jnp.maximum(count, 1)
+    specs = specs_of(shardings)
+
+    def on_shard(params, batch, step, rng):
+        """The mean loss of the whole batch and its gradient. `batch` is one shard's."""
+        key = jax.random.fold_in(jax.random.wrap_key_data(rng), step)
+        seed = jax.random.bits(key) if dropout else None
+        first_row = jax.lax.axis_index(BATCH_AXES) * len(batch["ids"])
+
+        def total(params):
+            return task.loss(network.apply(params, batch, seed, first_row), batch)
+
+        copy = own_copy(params, specs.params, network.dtype)
+        (loss, count), gradients = jax.value_and_grad(total, has_aux=True)(copy)
+        loss, count = jax.lax.psum((loss, count), BATCH_AXES)
+        count = jnp.maximum(count, 1)
+        gradients = sum_over_shards(gradients, specs.params, network.dtype)
+        return loss / count, jax.tree.map(lambda x: x / count, gradients)
 
     def step(state: State, batch: Batch):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        loss, grads = jax.value_and_grad(mean_loss)(state.params, batch, jax.random.bits(key) if dropout else None)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        loss, gradients = jax.shard_map(
+            on_shard, mesh=mesh, in_specs=(specs.params, P(BATCH_AXES), P(), P()), out_specs=(P(), specs.params)
+        )(state.params, batch, state.step, state.rng)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(grads)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    rows = NamedSharding(mesh, P(DATA))
-    whole = NamedSharding(mesh, P())
+    rows, whole = NamedSharding(mesh, P(BATCH_AXES)), NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, whole))
 
 
 def make_predict(network: Network, mesh: Mesh) -> Callable[[Any, Batch], Outputs]:
     """The jitted forward pass: (params, batch) -> the head's outputs, whole on every process."""
-    return jax.jit(network.apply, out_shardings=NamedSharding(mesh, P()))
+    rows = P(BATCH_AXES)
+    predict = jax.shard_map(network.apply, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
+    return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))

@@ -25,7 +25,7 @@ from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import files
 from ppa_jax.tasks.code_switching import code_switch
 from ppa_jax.tasks.task import PARTS, Feature, Task
-from ppa_jax.training import mesh, optimizer
+from ppa_jax.training import optimizer, sharding
 from ppa_jax.training.limits import check_training
 from ppa_jax.training.workdir import check_identity, write_identity
 
@@ -129,7 +129,7 @@ class Setup:
     def network(self) -> finetune.Network:
         """Encoder and head."""
         train = self.config.train
-        encoder = Encoder(self.sizes, jnp.dtype(self.config.dtype), train.remat, train.scan, self.mesh)
+        encoder = Encoder(self.sizes, jnp.dtype(self.config.dtype), train.remat, train.scan)
         return finetune.Network(self.task, encoder, self.labels)
 
     @functools.cached_property
@@ -152,7 +152,7 @@ class Setup:
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
         """A batch on the mesh, split over its shards."""
-        return mesh.put_whole(dict(batch), self.mesh, PartitionSpec(mesh.DATA))
+        return sharding.put_whole(dict(batch), self.mesh, PartitionSpec(sharding.BATCH_AXES))
 
 
 @dataclasses.dataclass(eq=False)
@@ -265,8 +265,8 @@ def open_run(config: Config, workdir: Path) -> list[tuple[Model, Setup]]:
 
 def open_devices(config: Config) -> Any:
     """The mesh. Raises UserError unless both batch sizes divide by its devices along `data`."""
-    devices = mesh.make_mesh(config.mesh.data, config.mesh.model, fsdp=config.mesh.fsdp)
-    shards = mesh.data_shards(devices)
+    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    shards = devices.size
     for field, size in (("train.batch_size", config.train.batch_size), ("test_batch_size", config.test_batch_size)):
         if size % shards:
             raise UserError(f"config.{field}={size}: must divide by the {shards} devices along data")

@@ -31,7 +31,7 @@ from ppa_jax.jobs import align_run, finetune, finetune_inputs
 from ppa_jax.jobs.finetune_inputs import Model, Setup, TestSet
 from ppa_jax.model.bert import products_in
 from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
-from ppa_jax.training import bucket, checkpoint, loop, mesh
+from ppa_jax.training import bucket, checkpoint, loop, sharding
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
 from ppa_jax.training.workdir import atomic
@@ -169,7 +169,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
 
     begin = pretrained.params["encoder"], pretrained_head(setup, pretrained)
     shapes = jax.eval_shape(init, *begin)
-    shardings = mesh.tree_shardings(shapes, mesh.RULES[config.mesh.rules], setup.mesh)
+    shardings = sharding.tree_shardings(shapes, sharding.RULES[config.mesh.rules], setup.mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
@@ -199,7 +199,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
             metrics=("loss",),
             profile_to=str(directory / "profile") if config.profile else None,
         ).run(state, start, stop=best.stopped_at or steps)
-        params = mesh.to_host(state.params)
+        params = sharding.to_host(state.params)
         if config.eval.patience:
             best.measure(state, int(state.step))
             params = best.params()
@@ -248,7 +248,7 @@ class Best:
         self.history.append([step, value])
         logging.info("step %d: dev %s %.2f%s", step, metric, value, ", the best so far" if is_best else "")
         if is_best and setup.config.eval.patience:
-            checkpoint.save_params(self._directory / "best", mesh.to_host(state.params))
+            checkpoint.save_params(self._directory / "best", sharding.to_host(state.params))
         if jax.process_index() == 0:
             weights.write_json(self._directory / "dev.json", self.history)
         return self._enough()
@@ -284,7 +284,7 @@ def test(setup: Setup, seed: int, directory: Path, params: Any) -> Records:
     for test_set in setup.tests:
         mine = [r for r in known if (r["language"], r["content"]) == (test_set.language, test_set.content)]
         if not mine:
-            on_devices = mesh.put_whole(params, setup.mesh) if on_devices is None else on_devices
+            on_devices = sharding.put_whole(params, setup.mesh) if on_devices is None else on_devices
             with products_in(setup.config.dtype):
                 scores, predictions = score(setup, on_devices, test_set)
             mine = [
@@ -312,7 +312,8 @@ def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, f
         files_from=files_from,
     )  # fmt: skip
     if not modules:
-        flat = {mesh.path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params["head"])}
+        leaves = jax.tree_util.tree_leaves_with_path(params["head"])
+        flat = {sharding.path_name(path): np.asarray(x) for path, x in leaves}
         weights.write_safetensors(directory / "head.safetensors", flat)
 
 

@@ -22,7 +22,7 @@ from ppa_jax.jobs.flops import flops
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.training.collectives import KINDS, collectives
 from ppa_jax.training.loop import count_parameters
-from ppa_jax.training.mesh import DATA, data_shards
+from ppa_jax.training.sharding import BATCH_AXES
 
 HERE = "true"
 
@@ -60,7 +60,7 @@ def describe(
     """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
     step_sharding: Any = shardings.step
     mesh = step_sharding.mesh
-    rows = NamedSharding(mesh, P(None, DATA))
+    rows = NamedSharding(mesh, P(None, BATCH_AXES))
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
     first: Batch = batches.make(0)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), first)
@@ -69,7 +69,7 @@ def describe(
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     mib, operations = 2**20, flops(method, config, batches)
     table: list[tuple[str, Any]] = [
-        ("devices", f"{data_shards(mesh)} x {mesh.shape['model']} {mesh.devices.flat[0].device_kind}"),
+        ("devices", f"{mesh.size} x {mesh.devices.flat[0].device_kind}"),
         ("parameters trained", f"{count_parameters(shapes.params):,}"),
         ("parameters of the key encoder", f"{count_parameters(shapes.key_params):,}"),
         ("memory of a device: state and batch", f"{held / mib:,.0f} MiB"),

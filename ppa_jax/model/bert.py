@@ -16,13 +16,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import Layout, attend_in_rows, attention_mask, in_rows
-from ppa_jax.training.mesh import DATA
 
 
 def products_in(dtype: Any) -> Any:
@@ -97,10 +94,9 @@ class Embeddings(nn.Module):
     """Sum of word, position and token-type embeddings, normalised: [B, L, D] in float32."""
 
     config: EncoderConfig
-    mesh: Mesh | None
 
     @nn.compact
-    def __call__(self, ids: Array, positions: Array, token_types: Array | None, words: Array | None) -> Array:
+    def __call__(self, ids: Array, positions: Array, token_types: Array | None) -> Array:
         c = self.config
 
         def table(rows: int, name: str) -> nn.Embed:
@@ -108,11 +104,8 @@ class Embeddings(nn.Module):
             return nn.Embed(rows, c.hidden_size, embedding_init=init, name=name)
 
         types = jnp.zeros_like(ids) if token_types is None else token_types
-        looked_up = table(c.vocab_size, "word_embeddings")(ids) if words is None else words
-        if self.mesh is not None:
-            looked_up = jax.lax.with_sharding_constraint(looked_up, NamedSharding(self.mesh, P(DATA, None, None)))
         total = (
-            looked_up
+            table(c.vocab_size, "word_embeddings")(ids)
             + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
             + table(c.type_vocab_size, "token_type_embeddings")(types)
         )
@@ -201,9 +194,6 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
     scan: bool = False  # one block is compiled, in a loop over their stacked parameters
-    # Of rows that are split over `data`: their word embeddings stay with them. A table that is split by its columns
-    # would else hand that split on to the states of all rows, and every block would sum and gather them.
-    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -216,7 +206,6 @@ class Encoder(nn.Module):
         all_hidden: bool = False,
         layers: int | None = None,
         layout: Layout | None = None,
-        words: Float[Array, "B L D"] | None = None,
         at: Int[Array, "B K"] | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer; [B, K, D] with `at`.
@@ -230,14 +219,13 @@ class Encoder(nn.Module):
           all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
           layers: run only so many of the blocks (the rest need no parameters then).
           layout: the L tokens are rows of several widths, one after the other; None: each of the B is one row.
-          words: the word embeddings of `ids`, where the caller has looked them up.
           at: of the L tokens, those whose last states are wanted. The last block then projects and feeds forward
             these alone: three quarters of its operations are those of a token's own.
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments)
-        x: Any = Embeddings(self.config, self.mesh, name="embeddings")(ids, positions, token_types, words)
+        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
@@ -268,8 +256,13 @@ class Encoder(nn.Module):
         return list(jax.lax.scan(body, x, (stacked, _site(jnp.arange(layers))))[1])
 
 
-def rows_from_mask(attention_mask: Int[Array, "B L"]) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
-    """Positions and segments of padded rows with one sentence each, from the usual 0/1 mask (padding at the end)."""
+def rows_from_mask(
+    attention_mask: Int[Array, "B L"], first_row: Any = 0
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+    """Positions and segments of padded rows with one sentence each, from the usual 0/1 mask (padding at the end).
+
+    Segments number the rows from `first_row` + 1.
+    """
     positions = jnp.broadcast_to(jnp.arange(attention_mask.shape[1]), attention_mask.shape)
-    segments = attention_mask * (1 + jnp.arange(attention_mask.shape[0])[:, None])
+    segments = attention_mask * (1 + first_row + jnp.arange(attention_mask.shape[0])[:, None])
     return positions, segments

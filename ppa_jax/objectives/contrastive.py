@@ -4,21 +4,17 @@ The queue of negatives is [S, B, P]: S slots of one batch of keys each. Step t w
 goes. It is sharded over B and never moves: the queries of a batch, which are small, are gathered instead, every
 device compares them with its own keys, and only one maximum and one sum a query cross the network.
 
-Axes: B pairs of the global batch, S slots, P projection.
+Axes: B pairs of the global batch, b of a shard, S slots, C columns of a shard, P projection.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt
-
-from ppa_jax.training.mesh import DATA
 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU rounds float32 operands to bfloat16 unless told otherwise
 MASKED = -1e30
@@ -31,7 +27,9 @@ class Queue(NamedTuple):
     hashes: Any  # [S, B] uint32  # of each key's sentence, to find duplicates
 
 
-QUEUE_SPEC = Queue(keys=P(None, DATA, None), hashes=P(None, DATA))
+def queue_specs(axes: tuple[str, ...]) -> Queue:
+    """How the queue is split over the axes of the mesh that split the batch."""
+    return Queue(keys=P(None, axes, None), hashes=P(None, axes))
 
 
 def slots_for(queue_size: int, batch_size: int) -> int:
@@ -54,70 +52,65 @@ def enqueue(queue: Queue, step: Int[Array, ""], keys: Float[Array, "B P"], hashe
 
 
 def info_nce(
-    query: Float[Array, "B P"],
-    key: Float[Array, "B P"],
-    hashes: UInt[Array, "B"],
+    query: Float[Array, "b P"],
+    key: Float[Array, "b P"],
+    hashes: UInt[Array, "b"],
     queue: Queue,
     filled: Int[Array, ""],
-    own: tuple[Int[Array, ""], Int[Array, "B"]] | None = None,
+    own: tuple[Int[Array, ""], Int[Array, "b"]] | None = None,
     *,
     temperature: float,
     mask_duplicates: bool,
-    mesh: Mesh,
-) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
-    """-log of the positive's share among the positive and the queue, for every pair.
+    axes: tuple[str, ...],
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """-log of the positive's share among the positive and the whole queue, for every pair of one shard.
+
+    To be called inside `jax.shard_map`. The B queries of all shards are gathered, and each shard compares them with its
+    own columns of the queue.
 
     Args:
-      query, key: L2-normalised; row i of one translates row i of the other. Sharded as the batch.
+      query, key: L2-normalised; row i of one translates row i of the other.
       hashes: of the key's sentence.
+      queue: this shard's columns, [S, C, P].
       filled: slots written so far; the others do not count. With none the loss is 0.
       own: for in-batch negatives, when this batch's keys are in the queue already: their slot, and the column of each
-        pair's own key there, counted within its device's share; that key is the positive, so it is no negative.
+        pair's own key; that key is the positive, so it is not a negative.
       temperature: divides the cosine.
       mask_duplicates: leave out negatives whose sentence equals the positive's (equal hashes).
+      axes: of the mesh, which split the batch.
 
     Returns:
       The loss of every pair, and 1.0 where the positive beats every negative; NaN while nothing is `filled`: there is
       nothing to beat. No gradient flows to queue or key.
     """
-    body = functools.partial(_info_nce_on_shard, temperature=temperature, mask_duplicates=mask_duplicates)
-    rows = P(DATA)
-    own_specs = None if own is None else (P(), rows)
-    shard_mapped = jax.shard_map(
-        body, mesh=mesh, in_specs=(rows, rows, rows, QUEUE_SPEC, P(), own_specs), out_specs=(rows, rows)
-    )
-    return shard_mapped(query, jax.lax.stop_gradient(key), hashes, jax.lax.stop_gradient(queue), filled, own)
-
-
-def _info_nce_on_shard(query, key, hashes, queue, filled, own, *, temperature, mask_duplicates):
-    rows = query.shape[0]
-    first = jax.lax.axis_index(DATA) * rows
-    positive = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST) / temperature  # own pairs
-    queries_BxP = jax.lax.all_gather(query, DATA, tiled=True)
-    # [B, slots, own columns of the queue]
-    negative = jnp.einsum("bp,scp->bsc", queries_BxP, queue.keys, precision=HIGHEST) / temperature
+    key, queue = jax.lax.stop_gradient((key, queue))
+    b = query.shape[0]
+    first = jax.lax.axis_index(axes) * b
+    positive_b = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST) / temperature
+    query_BxP = jax.lax.all_gather(query, axes, tiled=True)
+    negative_BxSxC = jnp.einsum("bp,scp->bsc", query_BxP, queue.keys, precision=HIGHEST) / temperature
     slots, columns = queue.hashes.shape
     counts = (jnp.arange(slots) < filled)[None, :, None]
     if mask_duplicates:
-        hashes_B = jax.lax.all_gather(hashes, DATA, tiled=True)
+        hashes_B = jax.lax.all_gather(hashes, axes, tiled=True)
         counts = counts & (queue.hashes[None] != hashes_B[:, None, None])
     if own is not None:
         slot, column = own
-        mine_BxC = jnp.zeros((queries_BxP.shape[0], columns), bool).at[first + jnp.arange(rows), column].set(True)
-        counts = counts & ~(mine_BxC[:, None, :] & (jnp.arange(slots) == slot)[None, :, None])
-    negative = jnp.where(counts, negative, MASKED)
-    largest_B = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(negative, axis=(1, 2))), DATA)
+        is_own_BxC = jnp.zeros((query_BxP.shape[0], columns), bool).at[first + jnp.arange(b), column].set(True)
+        counts = counts & ~(is_own_BxC[:, None, :] & (jnp.arange(slots) == slot)[None, :, None])
+    negative_BxSxC = jnp.where(counts, negative_BxSxC, MASKED)
+    largest_B = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(negative_BxSxC, axis=(1, 2))), axes)
     # Where nothing counts, exp(MASKED - MASKED) would be 1: multiply by what counts.
-    terms = jnp.where(counts, jnp.exp(negative - largest_B[:, None, None]), 0.0)
-    total_B = jax.lax.psum(jnp.sum(terms, axis=(1, 2)), DATA)
+    terms_BxSxC = jnp.where(counts, jnp.exp(negative_BxSxC - largest_B[:, None, None]), 0.0)
+    total_B = jax.lax.psum(jnp.sum(terms_BxSxC, axis=(1, 2)), axes)
 
-    largest = jax.lax.dynamic_slice_in_dim(largest_B, first, rows)
-    total = jax.lax.dynamic_slice_in_dim(total_B, first, rows)
-    reference = jnp.maximum(jax.lax.stop_gradient(positive), largest)
-    share = jnp.exp(positive - reference) + total * jnp.exp(largest - reference)
-    loss = reference + jnp.log(share) - positive
-    wins = (positive > largest).astype(jnp.float32)
-    return loss, jnp.where(filled > 0, wins, jnp.nan)
+    largest_b = jax.lax.dynamic_slice_in_dim(largest_B, first, b)
+    total_b = jax.lax.dynamic_slice_in_dim(total_B, first, b)
+    reference_b = jnp.maximum(jax.lax.stop_gradient(positive_b), largest_b)
+    share_b = jnp.exp(positive_b - reference_b) + total_b * jnp.exp(largest_b - reference_b)
+    loss_b = reference_b + jnp.log(share_b) - positive_b
+    wins_b = (positive_b > largest_b).astype(jnp.float32)
+    return loss_b, jnp.where(filled > 0, wins_b, jnp.nan)
 
 
 def ema(key_params: Any, query_params: Any, momentum: float) -> Any:

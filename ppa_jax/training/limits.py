@@ -2,8 +2,8 @@
 
 from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, one_of
 from ppa_jax.errors import UserError
-from ppa_jax.training.mesh import RULES
 from ppa_jax.training.metrics import import_wandb
+from ppa_jax.training.sharding import RULES
 
 DEVICES = Limit(lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
 LIMITS = {
@@ -20,7 +20,6 @@ LIMITS = {
     "eval.every": NOT_NEGATIVE,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
-    "mesh.model": POSITIVE,
     "mesh.rules": one_of(*RULES),
     "dtype": DTYPE,
 }

@@ -8,7 +8,7 @@ import jax
 import optax
 from absl import logging
 
-from ppa_jax.training.mesh import path_name
+from ppa_jax.training.sharding import path_name
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

@@ -13,7 +13,7 @@ from ppa_jax.evaluation import embed
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.pooling import pool
-from ppa_jax.training.mesh import make_mesh
+from ppa_jax.training.sharding import make_mesh
 
 CONFIG = EncoderConfig(
     vocab_size=60, hidden_size=32, num_layers=3, num_heads=4, intermediate_size=64, max_positions=64,
@@ -66,7 +66,7 @@ def alone(params, text: str, max_length: int) -> dict:
 def test_equals_each_sentence_by_itself_and_keeps_the_order(params, devices, width, monkeypatch):
     monkeypatch.setattr(embed, "CHUNK", 50)  # several chunks, the last one partial
     monkeypatch.setattr(embed, "WIDTH", width)  # at 16, longer sentences need rows of another width
-    mesh = None if devices is None else make_mesh(4, 2)
+    mesh = None if devices is None else make_mesh(4)
     embedder = Embedder(CONFIG, Words(), max_length=24, mesh=mesh, rows=2)
     texts = sentences(120)
     finished = []
@@ -84,7 +84,7 @@ def test_token_states_are_those_of_each_sentence_by_itself(params, devices, monk
     monkeypatch.setattr(embed, "CHUNK", 9)
     monkeypatch.setattr(embed, "WIDTH", 16)
     pieces = Words().encode(sentences(20))
-    mesh = None if devices is None else make_mesh(4, 2)
+    mesh = None if devices is None else make_mesh(4)
     embedder = Embedder(CONFIG, Words(), max_length=24, mesh=mesh, rows=2)
     got = dict(embedder.token_states(params, pieces, [3, 0]))
     assert sorted(got) == list(range(len(pieces)))

@@ -29,7 +29,7 @@ from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import align, align_inputs, align_run
 from ppa_jax.main import main
-from ppa_jax.training import mesh
+from ppa_jax.training import sharding
 from ppa_jax.training.checkpoint import load_latest_params
 from ppa_jax.training.metrics import read_metrics
 
@@ -44,14 +44,14 @@ def whole(command, compilation, tmp_path_factory):
     """A run from the first step to the last on 8 devices: its workdir, what was compiled, the shapes of its batches."""
     workdir = tmp_path_factory.mktemp("whole")
     methods, steps, shapes = [], [], []
-    make_step, put_batch = align.make_step, mesh.put_batch
+    make_step, put_batch = align.make_step, sharding.put_batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             align,
             "make_step",
             lambda *args: methods.append(args[0]) or steps.append(make_step(*args)) or steps[-1],
         )
-        patch.setattr(mesh, "put_batch", lambda *args: shapes.append(args[0].rows.ids.shape) or put_batch(*args))
+        patch.setattr(sharding, "put_batch", lambda *args: shapes.append(args[0].rows.ids.shape) or put_batch(*args))
         fields = {"eval.sample": 6, "eval.every": 4}
         assert main(command(workdir, fields | {"profile": "true"})) == 0
     return SimpleNamespace(workdir=workdir, method=methods[0], step=steps[0], shapes=shapes, fields=fields)

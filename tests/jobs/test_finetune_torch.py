@@ -12,8 +12,7 @@ from ppa_jax.interop import huggingface
 from ppa_jax.jobs import finetune, finetune_run
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import nli, qa, tagging
-from ppa_jax.training import mesh as meshes
-from ppa_jax.training import optimizer
+from ppa_jax.training import optimizer, sharding
 from ppa_jax.training.collectives import collectives
 
 TASKS = {  # name -> (module, transformers' class after the model's name, labels)
@@ -102,8 +101,8 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
     params = {"encoder": pretrained.params["encoder"], "head": head}
     state = jax.jit(lambda p: finetune.init_state(p, adamw, 0))(params)
-    mesh = meshes.make_mesh(1, 1, jax.devices()[:1])
-    shardings = meshes.tree_shardings(jax.eval_shape(lambda: state), meshes.RULES["replicated"], mesh)
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    shardings = sharding.tree_shardings(jax.eval_shape(lambda: state), sharding.RULES["replicated"], mesh)
     step = finetune.make_step(network, module, adamw, mesh, shardings, dropout=False)
     ours = []
     for t in range(STEPS):
@@ -114,7 +113,7 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     assert np.mean(curve[-4:]) < 0.9 * np.mean(curve[:4]), "nothing was learned: the curves say little"
 
     setup: Any = SimpleNamespace(task=module, labels=labels)
-    finetune_run.export(setup, pretrained, tmp_path / "after", meshes.to_host(state.params), tmp_path / "before")
+    finetune_run.export(setup, pretrained, tmp_path / "after", sharding.to_host(state.params), tmp_path / "before")
     loaded, info = getattr(transformers, f"AutoModel{architecture}").from_pretrained(
         tmp_path / "after", output_loading_info=True
     )
@@ -160,8 +159,8 @@ def test_parameters_that_are_split_split_no_states():
     )
     rows = {"ids": (64, 12), "types": (64, 12), "mask": (64, 12), "label": (64,)}
     batch = {name: np.ones(shape, np.int32) for name, shape in rows.items()}
-    mesh = meshes.make_mesh(4, 1, jax.devices()[:4])
-    network = finetune.Network(nli, Encoder(sizes, mesh=mesh), nli.LABELS)
+    mesh = sharding.make_mesh(4)
+    network = finetune.Network(nli, Encoder(sizes), nli.LABELS)
     adamw = optimizer.adamw(lambda step: 1e-3, weight_decay=0.0, clip=1.0)
 
     def init():
@@ -169,7 +168,7 @@ def test_parameters_that_are_split_split_no_states():
         return finetune.init_state({"encoder": encoder, "head": network.init_head(0, batch)}, adamw, 0)
 
     state = jax.eval_shape(init)
-    shardings = meshes.tree_shardings(state, meshes.RULES["fsdp"], mesh)
+    shardings = sharding.tree_shardings(state, sharding.RULES["fsdp"], mesh)
     step = finetune.make_step(network, nli, adamw, mesh, shardings, dropout=False)
     moved = collectives(step.lower(state, batch).compile().as_text())
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(state.params))

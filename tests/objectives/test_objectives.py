@@ -1,20 +1,28 @@
 """The losses against plain NumPy and PyTorch, on one device and on eight."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.model.heads import decode
 from ppa_jax.objectives import contrastive, masked_lm, masking
-from ppa_jax.training.mesh import DATA, make_mesh
+from ppa_jax.training.sharding import BATCH_AXES, make_mesh
 
 
-def mesh_of(data: int, model: int = 1):
-    devices = jax.devices()[: data * model]
-    return make_mesh(data, model, devices)
+def info_nce(devices, query, key, hashes, queue, filled, own=None, **options):
+    """`contrastive.info_nce` on so many shards: the losses and wins of all pairs."""
+    rows, own_specs = P(BATCH_AXES), None if own is None else (P(), P(BATCH_AXES))
+    on_shards = jax.shard_map(
+        functools.partial(contrastive.info_nce, temperature=0.05, axes=BATCH_AXES, **options),
+        mesh=make_mesh(devices),
+        in_specs=(rows, rows, rows, contrastive.queue_specs(BATCH_AXES), P(), own_specs),
+        out_specs=(rows, rows),
+    )
+    return on_shards(query, key, hashes, jax.tree.map(jnp.asarray, queue), jnp.int32(filled), own)
 
 
 def sequences_and_slots(lengths, middles, rate):
@@ -208,19 +216,7 @@ def info_nce_by_hand(query, key, hashes, queue, filled, temperature, mask_duplic
 @pytest.mark.parametrize("filled, duplicates", [(0, False), (2, False), (3, True)])
 def test_info_nce_equals_the_formula(devices, filled, duplicates):
     query, key, hashes, queue = contrast_case()
-    mesh = mesh_of(devices)
-    put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))  # noqa: E731
-    sharded = jax.tree.map(put, queue, contrastive.QUEUE_SPEC)
-    loss, wins = contrastive.info_nce(
-        put(query, P(DATA)),
-        put(key, P(DATA)),
-        put(hashes, P(DATA)),
-        sharded,
-        jnp.int32(filled),
-        temperature=0.05,
-        mask_duplicates=duplicates,
-        mesh=mesh,
-    )
+    loss, wins = info_nce(devices, query, key, hashes, queue, filled, mask_duplicates=duplicates)
     expected, expected_wins = info_nce_by_hand(query, key, hashes, queue, filled, 0.05, duplicates)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-5)
     assert np.array_equal(wins, expected_wins, equal_nan=True)
@@ -238,17 +234,8 @@ def test_in_batch_negatives_are_all_other_keys_of_the_batch(devices, accumulate)
     b = B // (devices * accumulate)
     part = np.concatenate([np.arange(b) + (d * accumulate + accumulate - 1) * b for d in range(devices)])
     column = part % (accumulate * b)
-    loss, wins = contrastive.info_nce(
-        query[part],
-        key[part],
-        hashes[part],
-        queue,
-        jnp.int32(2),
-        (jnp.int32(slot), jnp.asarray(column)),
-        temperature=0.05,
-        mask_duplicates=False,
-        mesh=mesh_of(devices),
-    )
+    own = jnp.int32(slot), jnp.asarray(column)
+    loss, wins = info_nce(devices, query[part], key[part], hashes[part], queue, 2, own, mask_duplicates=False)
     for place, n in enumerate(part):
         negatives = [queue.keys[0], np.delete(np.asarray(queue.keys[slot]), n, axis=0)]
         logits = np.concatenate([[query[n] @ key[n]], *(np.asarray(x) @ query[n] for x in negatives)]) / 0.05
@@ -261,13 +248,9 @@ def test_info_nce_gradient_equals_pytorch_and_spares_the_key(devices):
     import torch
 
     query, key, hashes, queue = contrast_case(1)
-    mesh = mesh_of(devices)
 
     def ours(query, key):
-        loss, _ = contrastive.info_nce(
-            query, key, hashes, queue, jnp.int32(2), temperature=0.05, mask_duplicates=False, mesh=mesh
-        )
-        return loss.mean()
+        return info_nce(devices, query, key, hashes, queue, 2, mask_duplicates=False)[0].mean()
 
     grad, key_grad = jax.jit(jax.grad(ours, (0, 1)))(query, key)
     q, k = torch.tensor(query, requires_grad=True), torch.tensor(key)
