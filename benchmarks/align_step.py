@@ -27,10 +27,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppa_jax.data.pairs import PairBatches
+from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import Schedule
-from ppa_jax.jobs import align
-from ppa_jax.jobs.flops import batch_flops
+from ppa_jax.jobs.align import method as align
+from ppa_jax.jobs.align.flops import batch_flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import optimizer, sharding

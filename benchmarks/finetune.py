@@ -23,25 +23,26 @@ from typing import Any
 import jax
 import numpy as np
 
-from ppa_jax.jobs import finetune, finetune_inputs
+from ppa_jax.jobs.finetune import method as finetune
+from ppa_jax.jobs.finetune import setup as finetune_setup
 from ppa_jax.tasks.batches import WINDOW, FeatureBatches
 from ppa_jax.training import mesh
 
 RECIPE = Path(__file__).parents[1] / "configs" / "xnli.py"
 
 
-def open_setup(a: argparse.Namespace) -> finetune_inputs.Setup:
+def open_setup(a: argparse.Namespace) -> finetune_setup.Setup:
     """Of configs/xnli.py with this model and these data, in float32."""
     spec: Any = importlib.util.spec_from_file_location("recipe", RECIPE)
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config()
     config.init, config.dtype, config.data.train, config.train.batch_size = a.model, "float32", f"en={a.data}", a.batch
-    [(_, setup)] = finetune_inputs.open_run(config, Path("unused"))
+    [(_, setup)] = finetune_setup.open_run(config, Path("unused"))
     return setup
 
 
-def jax_seconds(a: argparse.Namespace, setup: finetune_inputs.Setup, features: list) -> Iterable[tuple[float, Any]]:
+def jax_seconds(a: argparse.Namespace, setup: finetune_setup.Setup, features: list) -> Iterable[tuple[float, Any]]:
     """(seconds, batch) of each step."""
     from ppa_jax.interop import huggingface
     from ppa_jax.training.memory import keep_freed_memory
@@ -70,7 +71,7 @@ def jax_seconds(a: argparse.Namespace, setup: finetune_inputs.Setup, features: l
         yield time.perf_counter() - start, batch
 
 
-def torch_seconds(a: argparse.Namespace, setup: finetune_inputs.Setup, features: list) -> Iterable[tuple[float, Any]]:
+def torch_seconds(a: argparse.Namespace, setup: finetune_setup.Setup, features: list) -> Iterable[tuple[float, Any]]:
     """(seconds, batch) of each step."""
     import torch
     from torch.nn.utils.rnn import pad_sequence

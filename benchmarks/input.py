@@ -20,7 +20,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ppa_jax.jobs import align_inputs, align_run
+from ppa_jax.jobs.align import run as align_run
+from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.log_lines import answer
 from ppa_jax.main import parse
 
@@ -35,8 +36,8 @@ def main() -> int:
     a, rest = p.parse_known_args()
     with tempfile.TemporaryDirectory() as directory:
         config, _ = parse([*rest, f"--workdir={directory}"])
-        align_inputs.validate(config)
-        run = align_inputs.open_run(config, Path(directory))
+        align_setup.validate(config)
+        run = align_setup.open_run(config, Path(directory))
         batches = run.batches
         if a.own_shards:
             batches.own_shards = range(a.own_shards)

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.align_step import RandomPairs
 from ppa_jax.data import packing
-from ppa_jax.data.pairs import PairBatches
+from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import WINDOW, Schedule
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppa_jax.jobs import align
+from ppa_jax.jobs.align import method as align
 from ppa_jax.main import main as run
 
 

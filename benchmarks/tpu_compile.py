@@ -31,15 +31,15 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.align_step import RandomPairs
-from ppa_jax import markdown
-from ppa_jax.data.pairs import PairBatches
+from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import Schedule
-from ppa_jax.jobs import align
-from ppa_jax.jobs.flops import flops
+from ppa_jax.evaluation.report import tables
+from ppa_jax.jobs.align import method as align
+from ppa_jax.jobs.align.collectives import KINDS, collectives
+from ppa_jax.jobs.align.flops import flops
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import optimizer, sharding
-from ppa_jax.training.collectives import KINDS, collectives
 
 BATCH, QUEUE = 4096, 65_536
 MODELS = {
@@ -183,7 +183,7 @@ def main() -> int:
         "ms: products",
         "s: compiling",
     )
-    print(markdown.table(("", "slice, rules", *counts), [row + [""] * (2 + len(counts) - len(row)) for row in rows]))
+    print(tables.table(("", "slice, rules", *counts), [row + [""] * (2 + len(counts) - len(row)) for row in rows]))
     return status
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from ppa_jax.config import leave_out, load
-from ppa_jax.jobs.align_mlm_inputs import OWN
+from ppa_jax.studies.align_mlm.setup import OWN
 
 
 def get_config(mode: str = "") -> Any:
@@ -24,7 +24,7 @@ def get_config(mode: str = "") -> Any:
     c: Any = config_dict.create(
         job="align_mlm",  # what is run
         objectives="mlm,xlm,dict_mlm,align_mlm",  # of pretraining, each compared with the others
-        transformations="trans,trans+inv",  # trans+perm and trans+syn, too; see ppa_jax/data/derived.py
+        transformations="trans,trans+inv",  # trans+perm and trans+syn, too; see ppa_jax/studies/align_mlm/derivation.py
         seeds="0,1,2",  # of pretraining, one model each
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(

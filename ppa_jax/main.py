@@ -31,12 +31,12 @@ from ppa_jax.training.sharding import check_platform
 from ppa_jax.training.workdir import check_job
 
 JOBS = {
-    "align": "ppa_jax.jobs.align_run",
+    "align": "ppa_jax.jobs.align.run",
     "pretrain": "ppa_jax.jobs.pretrain",
     "evaluate": "ppa_jax.jobs.evaluate",
-    "finetune": "ppa_jax.jobs.finetune_run",
-    "align_mlm": "ppa_jax.jobs.align_mlm",
-    "ablate_layers": "ppa_jax.jobs.ablate_layers",
+    "finetune": "ppa_jax.jobs.finetune.run",
+    "align_mlm": "ppa_jax.studies.align_mlm.run",
+    "ablate_layers": "ppa_jax.studies.layer_ablation.run",
 }  # each module has run(config, workdir) -> exit status
 
 

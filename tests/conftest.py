@@ -17,13 +17,15 @@ import fake_storage
 import numpy as np
 import pytest
 
+pytest_plugins = ["run_fixtures"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first: none is left to one process when the others are done."""
-    long = ("test_align", "test_two_processes", "test_notebook", "test_finetune")
-    items.sort(key=lambda item: not item.path.stem.startswith(long))
+    long = ("jobs", "studies", "test_notebook.py")
+    items.sort(key=lambda item: not any(part in long for part in item.path.parts))
 
 
 @pytest.fixture(autouse=True, scope="module")

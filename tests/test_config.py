@@ -180,11 +180,11 @@ def test_modes(load):
 
 def test_every_recipe_passes_its_own_check():
     """With what a user must add, which is all that is missing."""
-    from ppa_jax.jobs import align_inputs
+    from ppa_jax.jobs.align import setup as align_setup
 
-    align_inputs.validate(configs.load(f"{RECIPE}:demo"))
+    align_setup.validate(configs.load(f"{RECIPE}:demo"))
     recipe = configs.load(str(RECIPE), ["--config.init=x", "--config.data.pairs=en-de=sample"])
-    align_inputs.validate(recipe)
+    align_setup.validate(recipe)
     assert recipe.train.epochs == 10 and recipe.contrastive.queue_size == 32_000
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import ppa_jax
 from ppa_jax.errors import UserError
-from ppa_jax.jobs import align_inputs
+from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.main import main, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,7 +117,7 @@ COMMAND = ["--config=configs/ppa.py", "--workdir=w", "--config.init=x", "--confi
 def run_instead(monkeypatch, job):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which is off in a background job of a shell
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(align_inputs, "open_run", job)
+    monkeypatch.setattr(align_setup, "open_run", job)
     return main(COMMAND)
 
 

@@ -22,8 +22,9 @@ from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.encoder import DTYPES, Encoder
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation import comparison, lexicon, mining, report, retrieval, scores, similarity, word_alignment
+from ppa_jax.evaluation import comparison, lexicon, mining, retrieval, scores, similarity, word_alignment
 from ppa_jax.evaluation.embed import Remembered, Request
+from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings

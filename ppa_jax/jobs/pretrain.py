@@ -23,7 +23,9 @@ from ml_collections import config_dict
 from ppa_jax.config import Config, check, one_of
 from ppa_jax.data import sources
 from ppa_jax.errors import UserError
-from ppa_jax.jobs import align_inputs, align_run, new_model
+from ppa_jax.jobs import new_model
+from ppa_jax.jobs.align import run as align_run
+from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.training import loop
 
 # What the job sets itself: no contrast, which the alignment still wants settings of; and the objective's part.
@@ -43,13 +45,13 @@ def run(config: Config, workdir: str) -> int:
     if config.init:
         return align_run.run(config, workdir)
     config.init = str(Path(workdir) / "random")
-    align_inputs.validate(config)
+    align_setup.validate(config)
     new_model.validate(config)
     if config.mesh.distributed:
         loop.initialize_hosts()
     # What is wrong with them shows before a model is made of settings that are about to be corrected.
-    align_inputs.check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
-    align_inputs.read_word_alignment(config)
+    align_setup.check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
+    align_setup.read_word_alignment(config)
     random = Path(config.init)
     if jax.process_index() == 0:
         new_model.make_random(config, random)

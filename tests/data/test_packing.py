@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppa_jax.data import packing
-from ppa_jax.data.pairs import PairBatches
+from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import WINDOW, Schedule
 
 

@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 
-from ppa_jax.jobs import align_inputs, align_run
+from ppa_jax.jobs.align import run as align_run
+from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
 
@@ -259,7 +260,7 @@ def disk(tmp_path):
 @pytest.mark.parametrize(("moment", "room"), [("open_run", 10), ("train", 400), ("evaluate", 0), ("finish", 0)])
 def test_a_full_disk(command, disk, error_line, monkeypatch, moment, room):
     """A disk that is full (but for `room` kilobytes) when a part of the run begins."""
-    module = align_inputs if moment == "open_run" else align_run
+    module = align_setup if moment == "open_run" else align_run
     part = getattr(module, moment)
 
     def fill_up_first(*args):

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.evaluation import comparison, report
+from ppa_jax.evaluation import comparison
+from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.scores import Score, per_item
 from ppa_jax.interop import huggingface, sentence_transformers
 from ppa_jax.jobs import evaluate

@@ -44,11 +44,12 @@ if sys.argv[3] == "signalled" and int(sys.argv[2]) == int(os.environ["PROCESSES"
     os.kill(os.getpid(), signal.SIGTERM)
 if sys.argv[3] == "refused" and sys.argv[2] == "0":
     from ppa_jax.errors import UserError
-    from ppa_jax.jobs import align_run
+    from ppa_jax.jobs.align import run as align_run
     def refuse(*_):
         raise UserError("what this process alone has met")
     align_run.log_facts = refuse
-from ppa_jax.evaluation import report, task_report
+from ppa_jax.evaluation.report import training as report
+from ppa_jax.evaluation.report import tasks as task_report
 from ppa_jax.main import main
 for reports in (report, task_report):  # as the fixture no_pictures
     reports.plot_curves = reports.plot_bars = lambda *_, **__: None

@@ -1,0 +1,162 @@
+"""The report of fine-tuning: mean and spread over the seeds, by language, of one model or of several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import training as report
+from ppa_jax.evaluation.report.plots import MEANS, Bars, Panel, plot_bars, plot_curves
+from ppa_jax.evaluation.scores import Difference, mean_and_spread
+from ppa_jax.training.metrics import read_metrics
+
+Record = Mapping[str, Any]
+Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, language) -> {seed: value}
+
+LEGEND = (
+    "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages, `zero-shot` that "
+    "over the languages that were not trained on. Every score is in [scores.json](scores.json), the predictions in the "
+    "seeds' directories. `items` are those of the first score."
+)
+DIFFERENCES = (
+    "The mean over the seeds of the difference to **{first}** with the same seed, and its 95% interval by Student's t. "
+    "It says how sure the difference is for these test sets, whatever the seed. In bold: the interval is off zero."
+)
+
+
+def write(
+    workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str, trained: Sequence[str] = ()
+) -> tuple[Path, str]:
+    """Writes report.md and its pictures; returns the path of report.md and the tables of the scores.
+
+    Args:
+      workdir: with the directories seed-0, seed-1, ... of each model, whose curves are drawn.
+      records: `task`, `seed`, `language`, `metric`, `value` (percent) and `count` of each score, and `model` where
+        there are several; may be empty.
+      facts: name -> value.
+      sources: a Markdown table of what was read.
+      trained: the languages of the training.
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    parts, tables = ["# Fine-tuning", *report.facts_table(facts)], []
+    with report.writing(workdir):
+        if records:
+            found = by_language(records, trained)
+            first = records[0]["metric"]  # whose items are counted
+            tables = scores_tables(found, {r["language"]: r["count"] for r in records if r["metric"] == first})
+            labels, panels = _bars(found)
+            plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
+            parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
+        curve = next(iter(sorted(workdir.glob("**/seed-*/metrics.jsonl"))), None)
+        if curve and plot_curves(workdir / "curves.png", read_metrics(curve.parent), [Panel("loss", "Loss", "nats")],
+                                 title=f"Training, {curve.parent.relative_to(workdir)}"):  # fmt: skip
+            parts += ["## Training", "![Training curve](curves.png)"]
+        parts += ["## Data", sources]
+        return report.write_text(workdir, parts), "\n\n".join(tables)
+
+
+def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Values:
+    """The value of each seed, and MEANS over the languages, seed by seed, where all have the same seeds.
+
+    Sets of a language may have more in their name: en-mlqa, zh-Hans, en/de (context/question: the context counts).
+    """
+    values: dict[tuple[str, str, str], dict[int, float]] = {}
+    for record in records:
+        values.setdefault((record.get("model", ""), record["metric"], record["language"]), {})[record["seed"]] = record[
+            "value"
+        ]
+    for model, metric in dict.fromkeys((model, metric) for model, metric, _ in values):
+        own = {key[2]: found for key, found in values.items() if key[:2] == (model, metric)}
+        targets = [found for x, found in own.items() if not any(_same_language(x, y) for y in trained)]
+        if len(own) < 2 or len({frozenset(found) for found in own.values()}) > 1:
+            continue
+        for name, some in zip(MEANS, (targets, list(own.values())), strict=True):
+            if name == "mean" or 1 < len(some) < len(own):
+                values[model, metric, name] = {seed: float(np.mean([x[seed] for x in some])) for seed in some[0]}
+    return values
+
+
+def _same_language(first: str, second: str) -> bool:
+    one, other = (name.split("/")[0] for name in (first, second))
+    return one == other or one.startswith(f"{other}-") or other.startswith(f"{one}-")
+
+
+def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
+    """A line for each language; columns: the metrics of a model alone, or the models, with a table for each metric."""
+    models, metrics, languages = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
+    languages.sort(key=lambda language: language in MEANS)
+    named = [f"**{language}**" if language in MEANS else language for language in languages]
+
+    def table(columns: Sequence[str], cells: Mapping[str, list[str | None]]) -> str:
+        rows = [[name, *cells[x], counts.get(x)] for name, x in zip(named, languages, strict=True)]
+        return tables.table(["language", *columns, "items"], rows)
+
+    if models == [""]:
+        return [table([m.replace("_", " ") for m in metrics], {
+            x: [_shown(values.get(("", metric, x))) for metric in metrics] for x in languages
+        })]  # fmt: skip
+    tables = []
+    for metric in metrics:
+        cells = {x: [_shown(values.get((model, metric, x))) for model in models] for x in languages}
+        tables += [f"### {metric.replace('_', ' ')}", table(models, cells)]
+        first, *others = models
+        if not others:
+            continue
+        cells = {
+            x: [
+                difference(values.get((first, metric, x), {}), values.get((model, metric, x), {})).text(digits=2)
+                for model in others
+            ]
+            for x in languages
+        }
+        tables += [DIFFERENCES.format(first=first), table([f"{model} - {first}" for model in others], cells)]
+    return tables
+
+
+def grids(values: Values) -> list[str]:
+    """MLQA's grid, where test sets are called context/question: contexts down, questions across."""
+    pairs = {x: tuple(x.split("/")) if "/" in x else (x, x) for _, _, x in values if x not in MEANS}
+    if not any("/" in x for x in pairs):
+        return []
+    name = {pair: x for x, pair in pairs.items()}
+    contexts, questions = (list(dict.fromkeys(pair[i] for pair in name)) for i in range(2))
+    parts = []
+    for model, metric in dict.fromkeys(key[:2] for key in values):
+        rows = [
+            [f"**{c}**", *(_shown(values.get((model, metric, name.get((c, q), "")))) for q in questions)]
+            for c in contexts
+        ]
+        title = " ".join(filter(None, (model, metric.replace("_", " "), "by language of context (down) and question")))
+        parts += [f"### {title}", tables.table(["", *questions], rows)]
+    return parts
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+    """Of other - one, over the seeds that both have."""
+    return Difference.of([other[seed] - one[seed] for seed in one if seed in other])
+
+
+def _shown(values: Mapping[int, float] | None) -> str | None:
+    return mean_and_spread(list((values or {}).values()), digits=2)
+
+
+def _bars(values: Values) -> tuple[list[str], list[Bars]]:
+    models, metrics, labels = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
+    labels.sort(key=lambda language: language in MEANS)
+    panels = []
+    for metric in metrics:
+        bars, marks = {}, {}
+        for model in models:
+            found = [list(values.get((model, metric, x), {}).values()) or [np.nan] for x in labels]
+            means = [float(np.mean(x)) for x in found]
+            spread = [float(np.std(x, ddof=1)) if len(x) > 1 else float("nan") for x in found]
+            name = model or "mean of the seeds"
+            bars[name], marks[name] = means, [(m - s, m + s) for m, s in zip(means, spread, strict=True)]
+        panels.append(Bars(metric.replace("_", " "), bars, marks))
+    return labels, panels

@@ -1,0 +1,191 @@
+"""The report of ALIGN-MLM's experiment: the table beside the paper's, alignment against transfer, training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import training as report
+from ppa_jax.evaluation.report.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
+from ppa_jax.evaluation.scores import mean_and_spread
+from ppa_jax.studies.correlation import FEWEST, Correlation, spearman
+from ppa_jax.training.metrics import read_metrics
+
+Record = Mapping[str, Any]
+
+LEGEND = (
+    "Percent; mean over the seeds of pretraining, ± their standard deviation. **BS**: fine-tuned and tested on the "
+    "derived language. **BZ**: fine-tuned on English, tested on the derived language (zero-shot). **delta**: BS - BZ, "
+    "the gap. **alignment**: of the word pieces, how many have their own clone nearest among all clones, by the "
+    "cosine of input embeddings; **unseen**: the same of the pieces that are not in the dictionary. Those of the "
+    "dictionary were trained to lie together by align_mlm, and to stand for each other by dict_mlm: what these two "
+    "learned beyond it is the second number. **rotated**: of a random half of the pieces, after the rotation that "
+    "brings the other half nearest to its clones: high where the model knows the translation, but through a linear "
+    "map. XLM is fine-tuned with the mean of its language embeddings in place of each. All scores are in "
+    "[scores.json](scores.json)."
+)
+PAPER_LEGEND = (
+    "Tang et al. 2022, by their code: RoBERTa with 8 layers of 512, 500,000 steps of 128 rows of 512 tokens, another "
+    "text, another size of vocabulary (40,000). For the pattern, not for the level. BS / BZ, percent. Their entities "
+    "were reversed with their labels; here an entity begins with B- in its new order, too."
+)
+# transformation -> objective -> (XNLI, NER, POS as BS, BZ; alignment)
+PAPER = {
+    "trans": {
+        "mlm": ((76.4, 74.9), (80.6, 78.0), (95.0, 94.6), 90.0),
+        "xlm": ((77.3, 77.5), (80.8, 79.7), (95.0, 94.8), 97.7),
+        "dict_mlm": ((77.0, 75.9), (79.3, 78.3), (95.1, 94.8), 95.7),
+        "align_mlm": ((75.1, 75.5), (79.4, 78.6), (94.9, 94.8), 98.4),
+    },
+    "trans+inv": {
+        "mlm": ((73.9, 56.7), (79.2, 35.9), (95.0, 56.5), 0.3),
+        "xlm": ((75.4, 67.2), (80.0, 60.7), (95.0, 61.8), 85.6),
+        "dict_mlm": ((74.5, 65.3), (79.1, 59.8), (95.0, 76.0), 64.2),
+        "align_mlm": ((75.5, 68.8), (80.0, 64.5), (95.0, 92.0), 95.2),
+    },
+    "trans+syn": {
+        "mlm": ((73.5, 69.0), (71.3, 52.3), (93.6, 91.6), 57.3),
+        "xlm": ((76.1, 74.1), (71.5, 59.6), (93.7, 92.7), 98.6),
+        "dict_mlm": ((74.3, 72.2), (71.4, 57.6), (93.6, 92.6), 93.7),
+        "align_mlm": ((74.7, 71.1), (71.3, 58.3), (93.7, 92.9), 98.2),
+    },
+}
+_PAPER_TASKS = {"nli": 0, "ner": 1, "pos": 2}
+
+
+def write(
+    workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], curves: Mapping[str, Mapping[str, Path]]
+) -> tuple[Path, str]:
+    """Writes report.md with alignment.png and curves.png; returns its path and the tables.
+
+    Args:
+      workdir: where.
+      records: `transformation`, `objective`, `seed`, `task` ("" for the alignment), `metric`, `value`, `count`.
+      facts: name -> value.
+      curves: transformation -> objective -> the run whose loss is drawn.
+    """
+    found = _values(records)
+    tasks = list(dict.fromkeys(r["task"] for r in records if r["task"]))
+    tables = [_alignment_table(found), *(_task_table(found, task) for task in tasks)]
+    correlations = [line for task in tasks for line in _correlation_lines(records, task)]
+    parts = ["# Alignment of word embeddings and transfer to a derived language", *report.facts_table(facts)]
+    parts += ["## Scores", LEGEND, tables[0]]
+    for task, table in zip(tasks, tables[1:], strict=True):
+        parts += [f"### {task}", table]
+    paper = _paper_table(found, tasks)
+    if paper:
+        parts += ["### The paper's", PAPER_LEGEND, paper]
+    parts += ["## Alignment and transfer"]
+    with report.writing(workdir):
+        if tasks:
+            panels = [_scatter(records, task) for task in tasks]
+            plot_scatter(workdir / "alignment.png", panels, title="Alignment of word embeddings and zero-shot transfer")
+            parts += [
+                "A point is one pretrained model. Intervals are 95%, by bootstrap over groups.",
+                "![Alignment and transfer](alignment.png)",
+            ]
+            parts += ["\n".join(f"- {line}" for line in correlations)]
+        drawn = [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()]
+        plot_layers(
+            workdir / "curves.png",
+            drawn,
+            title="Pretraining: loss, first seed (XLM's is of masked LM and TLM together)",
+            xlabel="step",
+            marker="",
+        )
+        parts += ["## Pretraining", "![Masked LM](curves.png)"]
+        return report.write_text(workdir, parts), "\n\n".join(tables)
+
+
+_Values = dict[tuple[str, str, str, str], list[float]]  # (transformation, objective, task, metric) -> by seed
+
+
+def _values(records: Sequence[Record]) -> _Values:
+    found: _Values = {}
+    for r in records:
+        found.setdefault((r["transformation"], r["objective"], r["task"], r["metric"]), []).append(r["value"])
+    return found
+
+
+def _models(found: _Values) -> list[tuple[str, str]]:
+    return list(dict.fromkeys(key[:2] for key in found))
+
+
+def _alignment_table(found: _Values) -> str:
+    rows = []
+    for model in _models(found):
+        kinds = [found.get((*model, "", f"alignment{kind}"), []) for kind in ("", "_unseen", "_rotated")]
+        rows.append([*model, *map(mean_and_spread, kinds), len(kinds[0])])
+    return tables.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)
+
+
+def _task_table(found: _Values, task: str) -> str:
+    kinds = ("en", "BS", "BZ", "delta")
+    rows = [
+        [*model, *(mean_and_spread(found.get((*model, task, kind), [])) for kind in kinds)] for model in _models(found)
+    ]
+    return tables.table(["derived language", "objective", "English", *kinds[1:]], rows)
+
+
+def _paper_table(found: _Values, tasks: Sequence[str]) -> str:
+    known = [task for task in tasks if task in _PAPER_TASKS]
+    rows = []
+    for name, objective in _models(found):
+        if (told := PAPER.get(name, {}).get(objective)) is not None:
+            pairs: Any = [told[_PAPER_TASKS[task]] for task in known]
+            rows.append([name, objective, *(f"{bs:.1f} / {bz:.1f}" for bs, bz in pairs), told[3]])
+    return tables.table(["derived language", "objective", *known, "alignment"], rows) if rows else ""
+
+
+def points(records: Sequence[Record], task: str, metric: str) -> list[tuple[Record, float, float]]:
+    """(record, alignment, value) of every pretrained model."""
+    aligned = {_model(r): r["value"] for r in records if r["metric"] == "alignment"}
+    return [(r, aligned[_model(r)], r["value"]) for r in records if (r["task"], r["metric"]) == (task, metric)]
+
+
+def _model(record: Record) -> tuple[str, str, int]:
+    return record["transformation"], record["objective"], record["seed"]
+
+
+def correlation(records: Sequence[Record], task: str, metric: str) -> Correlation | None:
+    """Of alignment with BZ or delta; trainings with one objective on one language belong together."""
+    given = points(records, task, metric)
+    cells = ["/".join(_model(record)[:2]) for record, *_ in given]
+    return spearman([x for _, x, _ in given], [y for *_, y in given], {"objectives and languages": cells})
+
+
+def _correlation_lines(records: Sequence[Record], task: str) -> list[str]:
+    """For all derived languages together, whose difficulty moves both numbers, and for each by itself."""
+    every = list(dict.fromkeys(r["transformation"] for r in records))
+    lines = []
+    for names in [every, *([name] for name in every if len(every) > 1)]:
+        mine = [r for r in records if r["transformation"] in names]
+        found = {metric: correlation(mine, task, metric) for metric in ("BZ", "delta")}
+        told = [f"with {metric} {value}" for metric, value in found.items() if value is not None]
+        none = f"none for fewer than {FEWEST} models, or for values that do not vary"
+        lines.append(f"{task}, {', '.join(names)}: Spearman's coefficient of alignment {'; '.join(told) or none}")
+    return lines
+
+
+def _scatter(records: Sequence[Record], task: str) -> Scatter:
+    series: dict[str, list[tuple[float, float, str]]] = {}
+    for record, x, y in points(records, task, "BZ"):
+        series.setdefault(record["objective"], []).append((x, y, record["transformation"]))
+    return Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series)
+
+
+def _losses(runs: Mapping[str, Path]) -> dict[str, dict[int, float]]:
+    curves = {}
+    for objective, run in runs.items():
+        metrics = read_metrics(run)
+        if not metrics:  # the models were moved away, the scores not
+            continue
+        means = running_mean(np.array([m["tlm"] for m in metrics]))
+        averaged = metrics[len(metrics) - len(means) :]
+        every = max(1, len(metrics) // 200)
+        curves[objective] = {int(m["step"]): float(v) for m, v in list(zip(averaged, means, strict=True))[::every]}
+    return curves

@@ -1,0 +1,392 @@
+"""The report of a layer ablation: what each set of blocks is worth to the source and to the targets, and a summary.
+
+Axes: everything is by model, set of blocks ("none": nothing re-initialised), seed and language.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import training as report
+from ppa_jax.evaluation.report.plots import LayerCurves, plot_heat_maps, plot_layers
+from ppa_jax.evaluation.scores import Difference, mean_and_spread
+from ppa_jax.studies.correlation import FEWEST, GROUPS, Correlation, spearman
+
+NONE = "none"
+TARGETS = "targets"  # their mean
+MARGIN = 1.0  # point: a set whose extra loss is surely below it does not widen the gap
+Record = Mapping[str, Any]
+Scores = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, set, language) -> {seed: percent}
+
+LEGEND = (
+    "{metric}, percent: mean over the seeds, ± their standard deviation. `gap` is the source's score minus the mean of "
+    "the targets'. The blocks named on the left were re-initialised before fine-tuning; `none`: the model as it was."
+)
+LOSSES = (
+    "Points lost against `none` with the same seed. **extra**: what the targets lose beyond the source, so how much "
+    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval is off zero. It "
+    "says nothing of other sentences or languages, and is not corrected for the number of sets compared."
+)
+SUMMARY = (
+    "A set of blocks **widens** the gap if the 95% interval of the extra loss (below) is above zero; it **does not** "
+    f"if the interval ends below {MARGIN:g} point; all else is **undecided**. The aligner ends where, from block 1 on, "
+    "the sets that widen the gap end; at the latest before the first that does not. By a single seed, which has no "
+    f"interval, it ends where the extra loss falls below {MARGIN:g} point. All this asks that the source recovers: "
+    "where it loses much itself, the gap says little of alignment."
+)
+MOVEMENT = (
+    "Fine-tuning without ablation. **distance**: norm of the change of a block's parameters over their norm before. "
+    "**similarity**: {measure} of the source language's sentences, to the pretrained layer; 1 where nothing changed."
+)
+CORRELATION = (
+    "Points are a target language, a set of blocks and a seed: Spearman's coefficient of the similarity to the source "
+    "({measure} of the fine-tuned model) with the gap of that language. Points of one language vary together, and "
+    f"so do those of one set: the 95% interval draws both, where there are {GROUPS} or more of each. No coefficient "
+    f"for fewer than {FEWEST} points, or where nothing varies."
+)
+
+
+def write(
+    workdir: Path,
+    scores: Sequence[Record],
+    similarity: Sequence[Record],
+    movement: Sequence[Record],
+    *,
+    source: str,
+    measure: str,
+    facts: Mapping[str, str],
+    data: str,
+) -> tuple[Path, str]:
+    """Writes report.md and its pictures; returns its path, and the summary with the tables of losses.
+
+    Args:
+      workdir: where.
+      scores: `model`, `ablation`, `seed`, `language`, `metric`, `value`; the first metric is reported.
+      similarity: `model`, `ablation`, `seed`, `language`, `layer`, `measure`, `value`; `ablation` "" is the pretrained
+        model.
+      movement: `model`, `ablation`, `seed`, `layer`, `distance`, and each measure where there is parallel text.
+      source: the language that was trained on.
+      measure: the one that is shown.
+      facts: name -> value.
+      data: a table of what was read.
+    """
+    found = by_language(scores, source)
+    similarity = [r for r in similarity if r["measure"] == measure]
+    metric = scores[0]["metric"]
+    models, sets, languages = (list(dict.fromkeys(key[i] for key in found)) for i in range(3))
+    languages = [source, *(x for x in languages if x not in (source, TARGETS)), TARGETS]
+    lines = [line for model in models for line in summary(found, model, sets, source)]
+    lines += border_comparison(found, models, sets, source)
+    parts = ["# Where transfer lives: blocks re-initialised before fine-tuning", *report.facts_table(facts)]
+    parts += ["## Data", data]
+    parts += ["## Summary", "\n".join(f"- {line}" for line in lines), SUMMARY]
+    tables = []
+    for model in models:
+        title = f"{model}: losses" if model else "Losses"
+        tables += [f"### {title}", losses_table(found, model, sets, languages, source)]
+    parts += ["## What each set of blocks is worth", LOSSES, *tables]
+    with report.writing(workdir):
+        maps = {
+            model or metric: np.array([[_lost(found, model, s, x) for x in languages] for s in sets if s != NONE])
+            for model in models
+        }
+        rows = [s for s in sets if s != NONE]
+        if rows:
+            plot_heat_maps(
+                workdir / "losses.png", {name: -values for name, values in maps.items()}, rows, languages,
+                title=f"Change of {metric} against the model as it was, points; source ({source}) and targets",
+            )  # fmt: skip
+            parts += ["![Losses by set of blocks and language](losses.png)"]
+        parts += ["## Scores", LEGEND.format(metric=metric)]
+        for model in models:
+            parts += [f"### {model}"] if model else []
+            parts += [scores_table(found, model, sets, languages, source)]
+        if similarity:
+            parts += ["## Similarity of the languages", *_similarity(workdir, similarity, models, source, measure)]
+            parts += [CORRELATION.format(measure=measure)]
+            parts += ["\n".join(f"- {line}" for line in correlations(found, similarity, models, source))]
+        if movement:
+            about = MOVEMENT.format(measure=measure)
+            parts += ["## How far fine-tuning moved each block", about, movement_table(movement, models, measure)]
+        return report.write_text(workdir, parts), "\n\n".join([*lines, *tables])
+
+
+def by_language(scores: Sequence[Record], source: str) -> Scores:
+    """The first metric's value by seed; `targets` is the mean of all languages but the source."""
+    metric = scores[0]["metric"]
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for r in scores:
+        if r["metric"] == metric:
+            found.setdefault((r["model"], r["ablation"], r["language"]), {})[r["seed"]] = r["value"]
+    for model, one in dict.fromkeys(key[:2] for key in found):
+        targets = [v for (m, s, x), v in found.items() if (m, s) == (model, one) and x != source]
+        seeds = set.intersection(*map(set, targets)) if targets else set()
+        if seeds:
+            found[model, one, TARGETS] = {seed: float(np.mean([v[seed] for v in targets])) for seed in sorted(seeds)}
+    return found
+
+
+def _differences(found: Scores, model: str, one: str, language: str) -> dict[int, float]:
+    """What the language loses by the set, by seed, in points."""
+    before, after = (found.get((model, s, language), {}) for s in (NONE, one))
+    return {seed: before[seed] - after[seed] for seed in before if seed in after}
+
+
+def _lost(found: Scores, model: str, one: str, language: str) -> float:
+    values = list(_differences(found, model, one, language).values())
+    return float(np.mean(values)) if values else float("nan")
+
+
+def extra_by_seed(found: Scores, model: str, one: str, source: str) -> dict[int, float]:
+    """What the targets lose beyond the source, by seed."""
+    own, targets = (_differences(found, model, one, language) for language in (source, TARGETS))
+    return {seed: targets[seed] - own[seed] for seed in targets if seed in own}
+
+
+def extra(found: Scores, model: str, one: str, source: str) -> Difference:
+    """What the targets lose beyond the source."""
+    return Difference.of(list(extra_by_seed(found, model, one, source).values()))
+
+
+def chains(sets: Sequence[str]) -> dict[str, list[str]]:
+    """The singles, and the pairs, that follow each other from block 1 without a hole, two sets or more."""
+    spans = {(int(s.partition("-")[0]), int(s.rpartition("-")[2])): s for s in sets if s != NONE and "+" not in s}
+    found: dict[str, list[str]] = {}
+    for name, size in (("single blocks", 1), ("pairs", 2)):
+        one, first = [], 1
+        while (here := spans.get((first, first + size - 1))) is not None:
+            one.append(here)
+            first += size
+        if size == 2 and one and (last := spans.get((first, first))) is not None:
+            one.append(last)  # of an odd depth
+        if len(one) > 1:
+            found[name] = one
+    return found
+
+
+WIDENS, UNDECIDED, DOES_NOT = "widens", "undecided", "does not"
+
+
+def state(change: Difference) -> str:
+    """What an extra loss says of its set of blocks, if it has an interval."""
+    if change.high < MARGIN:
+        return DOES_NOT
+    return WIDENS if change.low > 0 else UNDECIDED
+
+
+def _last_block(sets: Sequence[str]) -> int:
+    return int(sets[-1].rpartition("-")[2]) if sets else 0
+
+
+def border(changes: Mapping[str, Difference]) -> tuple[int, int]:
+    """Of the sets of a chain: the last block of the aligner, at the earliest and at the latest; 0: there is none."""
+    states = {s: state(change) for s, change in changes.items()}
+    sure = list(itertools.takewhile(lambda s: states[s] == WIDENS, states))
+    possible = list(itertools.takewhile(lambda s: states[s] != DOES_NOT, states))
+    return _last_block(sure), _last_block(possible)
+
+
+def border_by_seed(found: Scores, model: str, sets: Sequence[str], source: str) -> dict[int, int]:
+    """The last block before the first set whose extra loss is below MARGIN, for each seed by itself."""
+    extras = {s: extra_by_seed(found, model, s, source) for s in sets}
+    seeds = set.intersection(*map(set, extras.values()))
+    return {
+        seed: _last_block(list(itertools.takewhile(lambda s: extras[s][seed] >= MARGIN, sets)))  # noqa: B023
+        for seed in sorted(seeds)
+    }
+
+
+def _in_words(low: int, high: int) -> str:
+    if high == 0:
+        return "no aligner shows: the first set does not widen the gap"
+    if low == high:
+        return f"an aligner up to block {low}"
+    return f"an aligner up to block {low} at least, {high} at most" if low else f"an aligner up to block {high} at most"
+
+
+def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list[str]:
+    """What the numbers say of one model, in sentences."""
+    name = f"**{model}**: " if model else ""
+    known = [s for s in sets if s != NONE and extra_by_seed(found, model, s, source)]
+    if not known:
+        return [f"{name}nothing was re-initialised, or there is no target language"]
+    extras = {s: extra(found, model, s, source) for s in known}
+    costs = {s: _lost(found, model, s, source) for s in known}
+    worst = max(extras, key=lambda s: extras[s].mean)
+    if extras[worst].mean > 0:
+        first = f"the gap to the targets grows most, by {extras[worst].text()} points, when blocks {worst} are"
+        lines = [f"{name}{first} re-initialised; {source} itself loses {costs[worst]:.1f} then"]
+    else:
+        lines = [f"{name}no set widens the gap to the targets; {worst} comes nearest ({extras[worst].text()})"]
+    dear = max(costs, key=lambda s: costs[s])
+    lines.append(f"{name}{source} loses most, {costs[dear]:.1f} points, with {dear}, and least, "
+                 f"{min(costs.values()):.1f}, with {min(costs, key=lambda s: costs[s])}")  # fmt: skip
+    if any(np.isnan(x.low) for x in extras.values()):
+        return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
+    for kind, chain in chains(known).items():
+        told = []
+        for one, words in ((WIDENS, "widen the gap"), (UNDECIDED, "undecided"), (DOES_NOT, "do not")):
+            if mine := [s for s in chain if state(extras[s]) == one]:
+                told.append(f"{words}: {', '.join(mine)}")
+        seeds = ", ".join(map(str, border_by_seed(found, model, chain, source).values()))
+        ends = _in_words(*border({s: extras[s] for s in chain}))
+        lines.append(f"{name}by {kind}, {ends} ({'; '.join(told)}; by single seeds up to block {seeds})")
+    top = max(_last_block([s]) for s in known if "+" not in s) if any("+" not in s for s in known) else 0
+    upwards = [s for s in known if "+" not in s and _last_block([s]) == top and int(s.partition("-")[0]) > 1]
+    if len(upwards) > 1:
+        told = "; ".join(f"{s} {extras[s].text()}" for s in sorted(upwards, key=lambda s: -int(s.partition("-")[0])))
+        lines.append(f"{name}extra loss of the targets without the blocks at the top: {told}")
+    return lines
+
+
+def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str], source: str) -> list[str]:
+    """Of the first model and each other: their borders, and where the extra loss differs; seeds are paired."""
+    lines = []
+    for model in models[1:]:
+        pair = (models[0], model)
+        changes = {}
+        for one in (s for s in sets if s != NONE):
+            first, other = (extra_by_seed(found, m, one, source) for m in pair)
+            both = [other[seed] - first[seed] for seed in first if seed in other]
+            if len(both) > 1:
+                changes[one] = Difference.of(both)
+        if not changes:
+            continue
+        for kind, chain in chains(list(changes)).items():
+            told = []
+            for m in pair:
+                ends = _in_words(*border({s: extra(found, m, s, source) for s in chain}))
+                seeds = ", ".join(map(str, border_by_seed(found, m, chain, source).values()))
+                told.append(f"{m}: {ends} (single seeds: {seeds})")
+            lines.append(f"does the border move, by {kind}? {'; '.join(told)}")
+        moved = [f"{s} {change.text()}" for s, change in changes.items() if change.excludes_zero]
+        lines.append(
+            f"**{model}** against **{models[0]}**, extra loss of the targets, intervals off zero among {len(changes)} "
+            f"sets (95% each, not corrected): {'; '.join(moved) or 'none'}"
+        )
+    return lines
+
+
+def _shown(values: Mapping[int, float] | None) -> str | None:
+    return mean_and_spread(list((values or {}).values()))
+
+
+def scores_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
+    """A line for each set, a column for each language, and the gap."""
+    rows = []
+    for one in sets:
+        own, targets = (found.get((model, one, x), {}) for x in (source, TARGETS))
+        gap = {seed: own[seed] - targets[seed] for seed in own if seed in targets}
+        rows.append([one, *(_shown(found.get((model, one, x))) for x in languages), _shown(gap)])
+    return tables.table(["blocks", *languages, "gap"], rows)
+
+
+def losses_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
+    """A line for each set but `none`: what each language loses, and the extra loss of the targets."""
+    rows = []
+    for one in (s for s in sets if s != NONE):
+        lost = (_shown(_differences(found, model, one, x)) for x in languages)
+        rows.append([one, *lost, extra(found, model, one, source).text()])
+    return tables.table(["blocks", *languages, "extra"], rows)
+
+
+def _curve(records: Sequence[Record]) -> dict[int, float]:
+    """Mean over languages and seeds, by layer."""
+    layers = sorted({r["layer"] for r in records})
+    return {layer: float(np.mean([r["value"] for r in records if r["layer"] == layer])) for layer in layers}
+
+
+def _range(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
+    """Lowest and highest of the languages' means over the seeds, by layer."""
+    languages = list(dict.fromkeys(r["language"] for r in records))
+    curves = [_curve([r for r in records if r["language"] == language]) for language in languages]
+    return {layer: (min(c[layer] for c in curves), max(c[layer] for c in curves)) for layer in curves[0]}
+
+
+def _similarity(
+    workdir: Path, similarity: Sequence[Record], models: Sequence[str], source: str, measure: str
+) -> list[str]:
+    """Two pictures: curves before and after fine-tuning, and every set of blocks in a map."""
+    panels, maps = [], {}
+    names = {"": "pretrained", NONE: "fine-tuned"}
+    sets = list(dict.fromkeys(r["ablation"] for r in similarity))
+    layers = sorted({r["layer"] for r in similarity})
+    for model in models:
+        mine = {s: [r for r in similarity if (r["model"], r["ablation"]) == (model, s)] for s in sets}
+        shown = {names[s]: mine[s] for s in names if mine.get(s)}
+        curves = {name: _curve(x) for name, x in shown.items()}
+        bands = {name: _range(x) for name, x in shown.items()}
+        panels.append(LayerCurves(model or measure, measure, curves, bands))
+        rows = [_curve(mine[s]) for s in sets]
+        maps[model or measure] = np.array([[row.get(layer, np.nan) for layer in layers] for row in rows])
+    plot_layers(
+        workdir / "similarity.png", panels,
+        title=f"Similarity of the targets to {source}: their mean, and from the lowest to the highest of them",
+    )  # fmt: skip
+    rows = [names.get(s, f"{s} anew") for s in sets]
+    plot_heat_maps(
+        workdir / "similarity_sets.png", maps, rows, [str(layer) for layer in layers], signed=False,
+        title=f"{measure} of the targets with {source}, by layer (0: embeddings); rows: the set that was drawn anew",
+    )  # fmt: skip
+    return ["![Similarity by layer](similarity.png)", "![Similarity by set of blocks and layer](similarity_sets.png)"]
+
+
+def correlation(
+    found: Scores,
+    similarity: Sequence[Record],
+    model: str,
+    source: str,
+    layer: int | None = None,
+    language: str | None = None,
+) -> Correlation | None:
+    """Of the similarity after fine-tuning (at a layer, or the mean of all) with the gap, over all languages or one."""
+    values: dict[tuple[str, str, int], list[float]] = {}
+    for r in similarity:
+        if r["model"] == model and r["ablation"] and layer in (None, r["layer"]) and language in (None, r["language"]):
+            values.setdefault((r["language"], r["ablation"], r["seed"]), []).append(r["value"])
+    points = []
+    for (target, one, seed), alike in values.items():
+        own, other = (found.get((model, one, x), {}).get(seed) for x in (source, target))
+        if own is not None and other is not None:
+            points.append((float(np.mean(alike)), own - other, target, one))
+    groups = {"languages": [x for *_, x, _ in points], "sets of blocks": [x for *_, x in points]}
+    if language:
+        groups.pop("languages")
+    return spearman([x for x, *_ in points], [y for _, y, *_ in points], groups)
+
+
+def correlations(found: Scores, similarity: Sequence[Record], models: Sequence[str], source: str) -> list[str]:
+    """For each model: over all languages, by the mean of the layers and by the last one; then within each language."""
+    lines = []
+    for model in models:
+        mine = [r for r in similarity if r["model"] == model]
+        name, last = f"{model}, " if model else "", max(r["layer"] for r in mine)
+        for kind, layer in {"mean over the layers": None, f"layer {last}": last}.items():
+            lines.append(f"{name}{kind}: {correlation(found, mine, model, source, layer) or 'none'}")
+        languages = dict.fromkeys(r["language"] for r in mine)
+        within = {x: correlation(found, mine, model, source, language=x) for x in languages}
+        told = ", ".join(f"{x} {c.rho:+.2f}" for x, c in within.items() if c is not None)
+        if told:
+            lines.append(f"{name}within each language, over sets and seeds, mean over the layers: {told}")
+    return lines
+
+
+def movement_table(movement: Sequence[Record], models: Sequence[str], measure: str) -> str:
+    """Blocks down, models across; without ablation, mean over the seeds."""
+    layers = sorted({r["layer"] for r in movement})
+    rows = []
+    for layer in layers:
+        row: list[Any] = ["embeddings" if layer == 0 else f"block {layer}"]
+        for model in models:
+            mine = [r for r in movement if (r["model"], r["ablation"], r["layer"]) == (model, NONE, layer)]
+            row.append(f"{np.mean([r['distance'] for r in mine]):.4f}" if mine else None)
+            row.append(f"{np.mean([r[measure] for r in mine]):.3f}" if mine and measure in mine[0] else None)
+        rows.append(row)
+    columns = [f"{model} {kind}".strip() for model in models for kind in ("distance", "similarity")]
+    return tables.table(["", *columns], rows)

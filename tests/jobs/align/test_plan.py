@@ -1,0 +1,77 @@
+"""`config.plan`: what a run would take, from the compiled step of the user's own settings; and that nothing is left."""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ppa_jax.interop import huggingface
+from ppa_jax.jobs.align import setup as align_setup
+from ppa_jax.jobs.align.flops import flops
+from ppa_jax.main import main, parse
+
+pytestmark = pytest.mark.usefixtures("compilation")
+
+
+def planned(capsys, arguments):
+    assert main(arguments) == 0
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    return {name.strip(): value.strip() for name, value in rows[2:]}
+
+
+def test_tells_parameters_memory_operations_and_traffic(command, shelf, tmp_path, capsys):
+    table = planned(capsys, command(tmp_path / "run", {"plan": "true"}))
+    params = huggingface.read(shelf / "model").params
+    trained = sum(x.size for name in ("encoder", "mlm_head") for x in jax.tree.leaves(params[name]))
+    trained += 32 * 32 + 32 + 32 * 8 + 8  # the projection of the tests' settings
+    assert table["parameters trained"] == f"{trained:,}" and table["devices"] == "8 x cpu"
+    state, _ = (
+        int(re.fullmatch(r"(\d+) MiB", table[f"memory of a device{name}"])[1])
+        for name in (": state and batch", ": temporary")
+    )
+    assert state > 0 and "memory of a device, at the peak" not in table, "a CPU's is no peak"
+    assert "MiB in" in table["all-reduce, a device and step"]
+    reduced = float(table["all-reduce, a device and step"].split()[0])
+    assert float(table["sent by a device in a step"].split()[0]) >= 1.75 * reduced - 0.2, "a ring of 8 sends 2 x 7/8"
+    assert not list((tmp_path / "run").glob("*")), "nothing is written"
+    alone = planned(capsys, command(tmp_path / "run", {"plan": "true", "mesh.data": 1}))
+    assert alone["sent by a device in a step"] == "nothing" and alone["devices"] == "1 x 1 cpu"
+
+
+def test_operations_are_those_of_real_tokens(command, tmp_path):
+    """Counted sequence by sequence: products with its tokens, scores among them, predictions; forward and backward."""
+    config, _ = parse(command(tmp_path))
+    run = align_setup.open_run(config, tmp_path)
+    c, batch = run.pretrained.config, run.batches.make(0)
+    D, own, total = c.hidden_size, 2 * c.hidden_size * (c.hidden_size + 2 * c.intermediate_size), 0.0
+    for rows, times in ((batch.rows, 3), (batch.key_rows, 1)):
+        segments = np.asarray(rows.segments).reshape(rows.segments.shape[1], -1)
+        for shard in segments:
+            for number in set(shard.tolist()) - {0}:
+                n = int((shard == number).sum())
+                total += times * (c.num_layers * (n * (6 * D * D + own) + 4 * n * n * D) - n * own)
+    masked, pairs = (np.asarray(batch.slots.rank) >= 0).sum(), batch.query.start.size
+    total += 3 * masked * 2 * D * (D + c.vocab_size)
+    read = own * (3 * (masked + pairs) + pairs)  # in the last block: masked tokens, [CLS] of queries and of keys
+    assert flops(run.method, c, run.batches, steps=1) == pytest.approx(total + read)
+    mean = dataclasses.replace(run.method, pooling="mean")
+    everything = sum(k * np.count_nonzero(r.segments) for k, r in ((3, batch.rows), (1, batch.key_rows)))
+    assert flops(mean, c, run.batches, steps=1) == pytest.approx(total + own * everything)
+
+
+def test_mistakes(command, tmp_path, error_line, monkeypatch):
+    from jax.experimental import topologies
+
+    def none(name, platform):
+        raise RuntimeError("no\nlibtpu")
+
+    monkeypatch.setattr(topologies, "get_topology_desc", none)
+    for given, said in (
+        ({"plan": "8"}, "config.plan=8: write true"),
+        ({"plan": "v5e:2x4"}, "config.plan=v5e:2x4: the TPU compiler does not take it (no libtpu)"),
+        ({"plan": "true", "init": None, "pretrain.steps": 3}, "config.plan: give config.init"),
+    ):
+        assert main(command(tmp_path, given)) == 2
+        assert said in error_line()
