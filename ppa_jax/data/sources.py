@@ -328,7 +328,8 @@ def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[R
     if source.kind == "lines":
         return _read_lines(source.paths, limit)
     if source.kind == "sample":
-        return ((a.encode(), b.encode()) for a, b in sample.pairs(*source.languages, *_sample_range(source)))
+        first, second = source.languages
+        return ((a.encode(), b.encode()) for a, b in sample.pairs(first, second, *_sample_range(source)))
     return _open_dataset(source).read(limit)
 
 
