@@ -33,7 +33,7 @@ from jax.sharding import PartitionSpec as P
 from benchmarks.align_step import RandomPairs
 from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import Schedule
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
@@ -183,7 +183,7 @@ def main() -> int:
         "ms: products",
         "s: compiling",
     )
-    print(tables.table(("", "slice, rules", *counts), [row + [""] * (2 + len(counts) - len(row)) for row in rows]))
+    print(markdown.table(("", "slice, rules", *counts), [row + [""] * (2 + len(counts) - len(row)) for row in rows]))
     return status
 
 

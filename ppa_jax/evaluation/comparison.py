@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ppa_jax.evaluation.embed import Request
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import Bars, LayerCurves
 from ppa_jax.evaluation.scores import Record, Score, difference, draw
 
@@ -157,7 +157,7 @@ def means_table(shown: Sequence[View], models: Sequence[str]) -> str:
                 first = next(iter(by_model.values()))
                 cells = [_shown(by_model[name], view) if name in by_model else None for name in models]
                 rows.append([view.title, first.direction, *cells, first.count])
-    return tables.table(["measure", "direction", *models, "items"], rows)
+    return markdown.table(["measure", "direction", *models, "items"], rows)
 
 
 def differences_table(shown: Sequence[View], models: Sequence[str], baseline: str) -> str:
@@ -169,7 +169,7 @@ def differences_table(shown: Sequence[View], models: Sequence[str], baseline: st
         cells = [_gain(view, baseline, by_model.get(name), name) for name in others]
         if any(cells):
             rows.append([view.title, next(iter(by_model.values())).direction, *cells])
-    return tables.table(["measure", "direction", *others], rows)
+    return markdown.table(["measure", "direction", *others], rows)
 
 
 def settings_table(models: Models) -> str:
@@ -187,7 +187,7 @@ def settings_table(models: Models) -> str:
         cells = [_value(scores[key]) if key in scores else None for scores in moments]
         gain = _difference(gains[key]) if key in gains else None
         rows.append((task, f"**{place}**" if tuple(setting) == measured.own else place, *cells, gain))
-    return tables.table(("task", "layer and pooling", *models, "against the export"), rows)
+    return markdown.table(("task", "layer and pooling", *models, "against the export"), rows)
 
 
 def better_setting(measured: Measured) -> str:
@@ -251,7 +251,7 @@ def language_table(view: View, baseline: str) -> str:
     header = ["language", "direction"]
     for name in names:
         header += [name] if name == baseline or not few else [name, "difference"]
-    return tables.table([*header, "items"], rows)
+    return markdown.table([*header, "items"], rows)
 
 
 def _place(layer: int | None, pooling: str) -> str:

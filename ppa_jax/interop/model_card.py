@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.interop import hub
 from ppa_jax.training.workdir import atomic
 
@@ -85,13 +85,13 @@ def write_card(
         "",
         "## Scores",
         "",
-        tables.table(list(scores[0]), [list(score.values()) for score in scores])
+        markdown.table(list(scores[0]), [list(score.values()) for score in scores])
         if scores
         else "Not measured in this run.",
         "",
         "## Settings",
         "",
-        tables.table(["setting", "value"], [(f"`{name}`", value) for name, value in rows]),
+        markdown.table(["setting", "value"], [(f"`{name}`", value) for name, value in rows]),
         "",
     ]
     with atomic(Path(directory) / "README.md") as unfinished:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import MEANS, Bars, Panel, plot_bars, plot_curves
 from ppa_jax.evaluation.scores import Difference, mean_and_spread
@@ -95,7 +95,7 @@ def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
 
     def table(columns: Sequence[str], cells: Mapping[str, list[str | None]]) -> str:
         rows = [[name, *cells[x], counts.get(x)] for name, x in zip(named, languages, strict=True)]
-        return tables.table(["language", *columns, "items"], rows)
+        return markdown.table(["language", *columns, "items"], rows)
 
     if models == [""]:
         return [table([m.replace("_", " ") for m in metrics], {
@@ -133,7 +133,7 @@ def grids(values: Values) -> list[str]:
             for c in contexts
         ]
         title = " ".join(filter(None, (model, metric.replace("_", " "), "by language of context (down) and question")))
-        parts += [f"### {title}", tables.table(["", *questions], rows)]
+        parts += [f"### {title}", markdown.table(["", *questions], rows)]
     return parts
 
 

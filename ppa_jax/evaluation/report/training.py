@@ -13,7 +13,7 @@ from typing import Any
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Models, View
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import Panel, plot_bars, plot_curves, plot_layers, plot_models
 from ppa_jax.training.metrics import read_metrics
 from ppa_jax.training.workdir import atomic
@@ -167,7 +167,7 @@ def _models(models: Models, baselines: Sequence[str]) -> str:
          place(m.own))
         for name, m in models.items()
     ]  # fmt: skip
-    return tables.table(("model", "source", "trainings", "layers", "main", "as trained"), rows)
+    return markdown.table(("model", "source", "trainings", "layers", "main", "as trained"), rows)
 
 
 def facts_table(facts: Facts) -> list[str]:
@@ -176,7 +176,7 @@ def facts_table(facts: Facts) -> list[str]:
     if "command" in facts:
         parts.append(f"```\n{_wrap_command(facts['command'])}\n```")
     rows = [(name, value) for name, value in facts.items() if name != "command"]
-    return [*parts, tables.table(("setting", "value"), rows)] if rows else parts
+    return [*parts, markdown.table(("setting", "value"), rows)] if rows else parts
 
 
 def _wrap_command(command: str) -> str:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from ppa_jax.data.batches import Batch, PairBatches
 from ppa_jax.errors import UserError, reason
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
@@ -87,4 +87,4 @@ def describe(
             table.append((f"{kind}, a device and step", f"{size / mib:,.1f} MiB in {count}"))
     sent = f"{sum(x.sent for x in moved) / mib:,.1f} MiB, by ring algorithms" if moved else "nothing"
     table.append(("sent by a device in a step", sent))
-    return tables.table(("plan", ""), table)
+    return markdown.table(("plan", ""), table)

@@ -24,7 +24,7 @@ from ppa_jax.data.batches import Batch
 from ppa_jax.data.dictionaries import write_dictionary
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison, retrieval, scores
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import new_model
@@ -250,7 +250,7 @@ def finish(run: align_setup.Run, params: Any) -> None:
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
-        sources=tables.table(*sources_table(run.pairs)),
+        sources=markdown.table(*sources_table(run.pairs)),
     )
     for heading, table in written:
         print(f"\n{heading}\n\n{table}")

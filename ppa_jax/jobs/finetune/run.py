@@ -23,7 +23,7 @@ from absl import logging
 from ppa_jax import config as configs
 from ppa_jax.config import Config
 from ppa_jax.errors import UserError
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import tasks as task_report
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.interop import huggingface, weights
@@ -346,4 +346,4 @@ def sources_table(setup: Setup) -> str:
     examples = setup.examples
     parts = {"train": examples.train, "dev": examples.dev, "test": examples.test}
     rows = [(part, language, len(found)) for part, sets in parts.items() for language, found in sets.items()]
-    return tables.table(("part", "language", "examples"), rows)
+    return markdown.table(("part", "language", "examples"), rows)

@@ -1,4 +1,4 @@
-"""Text and labelled tasks in a derived language (studies/align_mlm/derivation.py), written as files that every job reads.
+"""Text and labelled tasks in a derived language (derivation.py), written as files that every job reads.
 
 A sentence is one of CoNLL-U or of tagged text; in plain text, a line. A word is a row there; in plain text, what stands
 between two spaces, and the punctuation at its ends by itself. What the tokenizer would cut apart within a word

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
 from ppa_jax.evaluation.scores import mean_and_spread
@@ -120,7 +120,7 @@ def _alignment_table(found: _Values) -> str:
     for model in _models(found):
         kinds = [found.get((*model, "", f"alignment{kind}"), []) for kind in ("", "_unseen", "_rotated")]
         rows.append([*model, *map(mean_and_spread, kinds), len(kinds[0])])
-    return tables.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)
+    return markdown.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)
 
 
 def _task_table(found: _Values, task: str) -> str:
@@ -128,7 +128,7 @@ def _task_table(found: _Values, task: str) -> str:
     rows = [
         [*model, *(mean_and_spread(found.get((*model, task, kind), [])) for kind in kinds)] for model in _models(found)
     ]
-    return tables.table(["derived language", "objective", "English", *kinds[1:]], rows)
+    return markdown.table(["derived language", "objective", "English", *kinds[1:]], rows)
 
 
 def _paper_table(found: _Values, tasks: Sequence[str]) -> str:
@@ -138,7 +138,7 @@ def _paper_table(found: _Values, tasks: Sequence[str]) -> str:
         if (told := PAPER.get(name, {}).get(objective)) is not None:
             pairs: Any = [told[_PAPER_TASKS[task]] for task in known]
             rows.append([name, objective, *(f"{bs:.1f} / {bz:.1f}" for bs, bz in pairs), told[3]])
-    return tables.table(["derived language", "objective", *known, "alignment"], rows) if rows else ""
+    return markdown.table(["derived language", "objective", *known, "alignment"], rows) if rows else ""
 
 
 def points(records: Sequence[Record], task: str, metric: str) -> list[tuple[Record, float, float]]:

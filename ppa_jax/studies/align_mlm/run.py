@@ -1,6 +1,6 @@
 """ALIGN-MLM's experiment (Tang et al. 2022): does alignment of word embeddings carry transfer to a derived language?
 
-Every objective is pretrained on English and on a language derived from it (studies/align_mlm/derivation.py), each with several seeds;
+Every objective is pretrained on English and on a language derived from it (derivation.py), each with several seeds;
 how well the input embeddings of a piece and its clone lie together is measured; and each model is fine-tuned twice for
 each task: on the derived language (BS, supervised) and on English (BZ, zero-shot), both tested on the derived language.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ppa_jax.evaluation.report import tables
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import LayerCurves, plot_heat_maps, plot_layers
 from ppa_jax.evaluation.scores import Difference, mean_and_spread
@@ -284,7 +284,7 @@ def scores_table(found: Scores, model: str, sets: Sequence[str], languages: Sequ
         own, targets = (found.get((model, one, x), {}) for x in (source, TARGETS))
         gap = {seed: own[seed] - targets[seed] for seed in own if seed in targets}
         rows.append([one, *(_shown(found.get((model, one, x))) for x in languages), _shown(gap)])
-    return tables.table(["blocks", *languages, "gap"], rows)
+    return markdown.table(["blocks", *languages, "gap"], rows)
 
 
 def losses_table(found: Scores, model: str, sets: Sequence[str], languages: Sequence[str], source: str) -> str:
@@ -293,7 +293,7 @@ def losses_table(found: Scores, model: str, sets: Sequence[str], languages: Sequ
     for one in (s for s in sets if s != NONE):
         lost = (_shown(_differences(found, model, one, x)) for x in languages)
         rows.append([one, *lost, extra(found, model, one, source).text()])
-    return tables.table(["blocks", *languages, "extra"], rows)
+    return markdown.table(["blocks", *languages, "extra"], rows)
 
 
 def _curve(records: Sequence[Record]) -> dict[int, float]:
@@ -389,4 +389,4 @@ def movement_table(movement: Sequence[Record], models: Sequence[str], measure: s
             row.append(f"{np.mean([r[measure] for r in mine]):.3f}" if mine and measure in mine[0] else None)
         rows.append(row)
     columns = [f"{model} {kind}".strip() for model in models for kind in ("distance", "similarity")]
-    return tables.table(["", *columns], rows)
+    return markdown.table(["", *columns], rows)

@@ -13,7 +13,7 @@ import pytest
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Measured
-from ppa_jax.evaluation.report import plots, tables
+from ppa_jax.evaluation.report import markdown, plots
 from ppa_jax.evaluation.report.plots import WINDOW, Bars, Panel, plot_bars, plot_curves, running_mean
 from ppa_jax.evaluation.report.training import write_training
 from ppa_jax.evaluation.scores import Score, mean_over_languages, over_runs, per_item
@@ -166,7 +166,7 @@ def test_several_trainings_show_their_spread():
 
 
 def test_cells_cannot_break_a_table():
-    table = tables.table(("a", "b"), [("x|y\nz", 1)])
+    table = markdown.table(("a", "b"), [("x|y\nz", 1)])
     assert table.splitlines() == ["| a | b |", "| --- | ---: |", "| x\\|y z | 1 |"]
 
 

@@ -543,7 +543,7 @@ ODD = [
         "contrastive.layer": 1, "contrastive.pooling": "mean", "contrastive.queue_size": 3, "tlm.joint": "false",
         "data.row_length": 25, "train.accumulate": 4, "checkpoint.every": 0,
     },
-    {"tlm.weight": 0, "data.shuffle_sides": "no", "contrastive.key_dropout": "no"},
+    {"tlm.weight": 0, "data.shuffle_sides": "false", "contrastive.key_dropout": "false"},
     {
         "data.pairs": "en-de=sample:0-1,en-ru=sample:0-300,zh-en=sample:7-9", "data.temperature": 100,
         "train.batch_size": 64, "dtype": "bfloat16", "tlm.mask_rate": 0.99, "data.max_pair_pieces": 60,
