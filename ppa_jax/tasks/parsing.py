@@ -224,14 +224,16 @@ def _best_relations(child_BxLxR: jax.Array, parent_BxLxR: jax.Array, relation_Tx
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         highest, best = carry
         number, matrix = numbered
-        product = jnp.einsum("bir,rs->bis", child_BxLxR, matrix)
-        score = jnp.einsum("bis,bjs->bij", product, parent_BxLxR, preferred_element_type=jnp.float32)
+        score = score_of(matrix)
         return (jnp.maximum(score, highest), jnp.where(score > highest, number, best)), None
 
-    B, L, _ = child_BxLxR.shape
-    start = jnp.full((B, L, L), -jnp.inf), jnp.zeros((B, L, L), jnp.int16)
-    numbers = jnp.arange(relation_TxRxR.shape[0], dtype=jnp.int16)
-    return jax.lax.scan(step, start, (numbers, relation_TxRxR))[0][1]
+    def score_of(matrix: jax.Array) -> jax.Array:
+        product = jnp.einsum("bir,rs->bis", child_BxLxR, matrix)
+        return jnp.einsum("bis,bjs->bij", product, parent_BxLxR, preferred_element_type=jnp.float32)
+
+    first = score_of(relation_TxRxR[0])  # a constant could not be carried inside `shard_map`
+    numbers = jnp.arange(1, len(relation_TxRxR), dtype=jnp.int16)
+    return jax.lax.scan(step, (first, jnp.zeros_like(first, jnp.int16)), (numbers, relation_TxRxR[1:]))[0][1]
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:

@@ -140,7 +140,7 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
 
 
 def test_one_device_trains_like_eight(whole, shelf, files, tmp_path):
-    one_device = {"mesh.data": 1, "mesh.model": 1, "seeds": "0"}
+    one_device = {"mesh.data": 1, "seeds": "0"}
     assert main(arguments(tmp_path, shelf, files, **one_device)) == 0
     one, eight = ([r["loss"] for r in read_metrics(path / "seed-0")] for path in (tmp_path, whole))
     np.testing.assert_allclose(one, eight, rtol=1e-5)
