@@ -1,11 +1,12 @@
 """Makes a multilingual encoder that knows its languages and is not aligned, out of a sentence encoder that is.
 
-    python benchmarks/competent_base.py --model=MODEL --data=DATA --workdir=WORKDIR [--config.train.steps=1000 ...]
+    python -m benchmarks.competent_base --model=MODEL --data=DATA --workdir=WORKDIR [--config.train.steps=1000 ...]
 
 The top blocks of MODEL (a Hugging Face directory), where its contrastive training shows most, are re-initialised, their
 LayerNorms with them: scales fitted to the old blocks would keep part of what is to go, and First Align, then Predict
 re-initialises whole blocks too. Masked LM then trains all of it, each line a sequence of its own, never as pairs. The
-same command goes on where it stopped; settings of configs/pretrain.py may follow. Expect the base in WORKDIR/run/export.
+same command goes on where it stopped; settings of configs/pretrain.py may follow. Expect the base in
+WORKDIR/run/export.
 
 The text is what DATA has in the forms of docs/data.md, without the test sets: bible, multi30k, tldr, the train sets of
 wikiann and English EWT, and the last 997 lines of ntrex, the only text of some of XNLI's languages (retrieval is
@@ -101,19 +102,23 @@ def main() -> None:
     if not start.is_dir():
         with atomic(start) as unfinished:
             write_reinitialised(args.model, unfinished, args.blocks, args.seed)
-    command = [
-        sys.executable,
-        "-m",
-        "ppa_jax.main",
-        "--config=configs/pretrain.py",
+    settings = [
         f"--workdir={args.workdir / 'run'}",
+        f"--config.init={start}",
+        "--config.objective=mlm",
+        "--config.dtype=float32",
+        "--config.data.pairs=" + ",".join(f"{path.stem}={path}" for path in sorted(text.glob("*.txt"))),
+        "--config.data.max_length=64",
+        "--config.data.max_characters=250",
+        "--config.data.temperature=3",  # languages with little text are drawn more often than their share
+        "--config.train.steps=2000",
+        "--config.train.batch_size=32",
+        "--config.train.learning_rate=2e-4",
+        "--config.train.warmup=0.1",
+        "--config.checkpoint.every=100",
+        *settings,
     ]
-    command += [f"--config.init={start}", "--config.dtype=float32", "--config.objective=mlm"]
-    # Languages with little text are drawn more often than their share.
-    command += ["--config.data.pairs=" + ",".join(f"{path.stem}={path}" for path in sorted(text.glob("*.txt")))]
-    command += ["--config.data.max_length=64", "--config.data.max_characters=250", "--config.data.temperature=3"]
-    command += ["--config.train.steps=2000", "--config.train.batch_size=32", "--config.train.learning_rate=2e-4"]
-    command += ["--config.train.warmup=0.1", "--config.checkpoint.every=100", *settings]
+    command = [sys.executable, "-m", "ppa_jax.main", "--config=configs/pretrain.py", *settings]
     os.execv(sys.executable, command)  # signals reach the job, and its exit status the caller
 
 

@@ -46,8 +46,16 @@ for task in "${TASKS[@]}"; do
         head -n 1650 "$file" > "$W/xnli_split/train.${name#dev.}"
         tail -n +1651 "$file" > "$W/xnli_split/test.${name#dev.}"
       done
+      # Test sets whose premise and hypothesis differ in language, for a few of them.
+      TEST="$W/xnli_split/test.{lang}.tsv"
+      for lang in de hi ru sw zh; do
+        foreign="$W/xnli_split/test.$lang.tsv" english="$W/xnli_split/test.en.tsv"
+        paste <(cut -f1 "$foreign") <(cut -f2,3 "$english") > "$W/xnli_split/mixed.$lang-en.tsv"
+        paste <(cut -f1 "$english") <(cut -f2,3 "$foreign") > "$W/xnli_split/mixed.en-$lang.tsv"
+        TEST+=",$lang/en=$W/xnli_split/mixed.$lang-en.tsv,en/$lang=$W/xnli_split/mixed.en-$lang.tsv"
+      done
       # Half of the text is English in the second and third, and the sides of half of the rows differ in the third alone.
-      SPLIT=(--config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$W/xnli_split/test.{lang}.tsv")
+      SPLIT=(--config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$TEST")
       run translate_train xnli "${SPLIT[@]}" --config.data.code_switch=
       run translate_train_half_english xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0
       run translate_train_code_switched xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0.5 ;;

@@ -5,9 +5,15 @@
 #
 # MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
 # and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. Some 25 minutes a training on two
-# CPU cores. The same command goes on where it stopped. From the environment: NAMES, the trainings ("mlm tlm contrast ppa
-# ppa_unshuffled"; ppa_words is PPA with the loss of ALIGN-MLM on MUSE's dictionaries, ppa_words_small with their words in
-# small letters alone), and BASELINE (before,mlm,ppa).
+# CPU cores. The same command goes on where it stopped. From the environment:
+#
+#   NAMES     the trainings (mlm tlm contrast ppa ppa_unshuffled). ppa_words is PPA with the loss of ALIGN-MLM on MUSE's
+#             dictionaries, ppa_words_small with their words in small letters alone, ppa_cls PPA as in the paper: [CLS] of
+#             the last layer, whatever SETTINGS says
+#   STEPS     of each training (400)
+#   SETTINGS  of the main job, for every training
+#   BASELINE  of the evaluation (before,mlm,ppa)
+#   MEASURE   yes, or no: train and do not evaluate
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir} SEEDS=${4:-0 1}
@@ -23,6 +29,7 @@ declare -A CHANGES=(
   [contrast]="--config.tlm.weight=0"
   [ppa]=""
   [ppa_unshuffled]="--config.data.shuffle_sides=false"
+  [ppa_cls]="--config.contrastive.layer=-1 --config.contrastive.pooling=cls"
   [ppa_words]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries"
   [ppa_words_small]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries
     --config.word_alignment.capitalised=false"
@@ -34,11 +41,12 @@ for seed in $SEEDS; do
     # shellcheck disable=SC2086 # several words
     $PYTHON -m ppa_jax.main --config=configs/ppa.py --workdir="$W/$name-$seed" --config.init="$MODEL" \
       --config.dtype=float32 --config.data.pairs="$PAIRS" --config.data.max_length=64 --config.data.min_pieces=1 \
-      --config.data.max_pair_pieces=128 --config.data.temperature=2 --config.train.steps=400 \
+      --config.data.max_pair_pieces=128 --config.data.temperature=2 --config.train.steps="${STEPS:-400}" \
       --config.train.batch_size=64 --config.train.learning_rate=1e-4 --config.contrastive.queue_size=8192 \
-      --config.contrastive.momentum=0.99 --config.seed="$seed" ${CHANGES[$name]}
+      --config.contrastive.momentum=0.99 --config.seed="$seed" ${SETTINGS:-} ${CHANGES[$name]}
   done
 done
+[[ ${MEASURE:-yes} == yes ]] || exit 0
 MODELS="before=$MODEL"
 for name in $NAMES; do
   RUNS=""
