@@ -1,4 +1,4 @@
-# make demo: the main job on the built-in sample.  make test: the tests.  Both start from Python 3.11+ alone.
+# make demo: the main job on the built-in sample. make test: linter and tests. Both need only Python 3.11 or newer.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -19,7 +19,7 @@ lint: $(VENV)/installed-test
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 
-# Compiles the real step with the TPU compiler, on a machine without a TPU: memory and collectives per chip.
+# Compiles the training step with the TPU compiler, without a TPU: memory and collectives per chip.
 tpu-compile: $(VENV)/installed-tpu
 	TPU_LIBRARY_PATH=$(VENV)/tpu/libtpu/libtpu.so $(PY) -m benchmarks.tpu_compile
 
@@ -36,7 +36,7 @@ $(VENV)/installed-test: requirements-test.txt $(VENV)/installed
 	$(PIP) --requirement requirements-test.txt
 	touch $@
 
-# Beside the environment, not in it: every other program would look for a TPU when it starts.
+# Outside the environment: with libtpu in it, every program would look for a TPU when it starts.
 $(VENV)/installed-tpu: $(VENV)/installed
 	$(PIP) --no-deps --target $(VENV)/tpu libtpu==0.0.42
 	touch $@

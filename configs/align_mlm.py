@@ -4,10 +4,10 @@
         --config.data.text=english.txt,en.conllu \\
         --config.tasks.pos.train=en_ewt-ud-train.conllu --config.tasks.pos.test=en_ewt-ud-test.conllu
 
-For every derived language (`transformations`) each objective is pretrained from nothing with every seed, on English and
-on its derivation; then fine-tuned on either and tested on the derived language. `:demo` runs a slice on the built-in
-sample in some minutes. The settings of pretraining are those of configs/pretrain.py, those of fine-tuning
-of configs/tagging.py, in the groups `pretraining` and `finetuning`.
+For every derived language (`transformations`) each objective is pretrained from scratch with every seed, on English and
+its derivation, then fine-tuned on either and tested on the derived language. `:demo` runs a small version on the
+built-in sample in a few minutes. The groups `pretraining` and `finetuning` have the settings of configs/pretrain.py and
+configs/tagging.py.
 Expect BS, BZ, their gap and the alignment in report.md, beside the paper's.
 """
 
@@ -20,20 +20,20 @@ from ppa_jax.studies.align_mlm.setup import OWN
 
 
 def get_config(mode: str = "") -> Any:
-    """The recipe, with the paper's model by its code; mode "demo" for the built-in sample."""
+    """The recipe, with the model of the paper's code; mode "demo" for the built-in sample."""
     c: Any = config_dict.create(
         job="align_mlm",  # what is run
-        objectives="mlm,xlm,dict_mlm,align_mlm",  # of pretraining, each compared with the others
-        transformations="trans,trans+inv",  # trans+perm and trans+syn, too; see ppa_jax/studies/align_mlm/derivation.py
+        objectives="mlm,xlm,dict_mlm,align_mlm",  # of pretraining; they are compared
+        transformations="trans,trans+inv",  # also trans+perm, trans+syn (ppa_jax/studies/align_mlm/derivation.py)
         seeds="0,1,2",  # of pretraining, one model each
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
-            text="",  # English files, with commas: .conllu (with trees), .tsv of tagged words, else a text a line
-            order_from="",  # for trans+syn: CoNLL-U of the language whose order of words is taken, or a .tsv of rules
-            dictionary_share=0.5,  # of the pieces, known to dict_mlm and align_mlm; the paper tries 0.25, 0.5, 1
+            text="",  # English files, comma-separated: .conllu (with trees), .tsv of tagged words, else a text per line
+            order_from="",  # for trans+syn: CoNLL-U of the language whose word order is used, or a .tsv of rules
+            dictionary_share=0.5,  # of the tokens, for dict_mlm and align_mlm; the paper tries 0.25, 0.5 and 1
             seed=0,  # of the dictionary and of trans+perm
         ),
-        tasks=dict(  # on where they have files, joined by |; epochs are the paper's, by its code
+        tasks=dict(  # run if they have files (joined by |); epochs are the paper's, from its code
             pos=dict(task="tagging", train="", test="", epochs=10.0),
             ner=dict(task="tagging", train="", test="", epochs=10.0),
             nli=dict(task="nli", train="", test="", epochs=5.0),

@@ -1,9 +1,9 @@
-"""Fine-tuning: the settings that configs/xnli.py, mlqa.py, tagging.py and parsing.py share, where their comments are.
+"""Fine-tuning: the settings that configs/xnli.py, mlqa.py, tagging.py and parsing.py share, with their comments.
 
     python -m ppa_jax.main --config=configs/finetune.py --workdir=runs/t --config.task=topics.py --config.init=DIR \\
         --config.data.train=en=train.tsv --config.data.test=test.{lang}.tsv
 
-By itself it is for a task of your own (docs/finetuning.md); expect its scores by language in report.md.
+By itself it is for a task of your own (docs/finetuning.md). Expect its scores by language in report.md.
 """
 
 from typing import Any
@@ -18,42 +18,42 @@ def get_config(mode: str = "") -> Any:
     c: Any = config_dict.create(
         job="finetune",  # what is run
         task="",  # nli, qa, tagging or parsing, or a Python file with a task (docs/finetuning.md)
-        init="",  # Hugging Face directory or hub name, a run's export for example; NAME=DIR,NAME=DIR compares several
-        align_first="",  # where init is empty: FILE:MODE of the main job, which makes the models before and after
+        init="",  # Hugging Face directory or hub name, e.g. a run's export; NAME=DIR,NAME=DIR compares several
+        align_first="",  # if init is empty: FILE:MODE of the main job, which makes the models before and after
         seeds="0,1,2",  # one training each
         dtype="bfloat16",  # of the matmuls; on a CPU float32
         data=dict(
             # LANGUAGE=FILE,... or LANGUAGE=FILE|FILE, or a path with {lang} in it (and {question} for MLQA's grid);
             # FILE may be tfds:NAME or hf:NAME with [/CONFIG][@SPLIT], or sample:A-B, the sample
             train="",  # LANGUAGE=FILE,... or a path with {lang}
-            dev="",  # likewise; for stopping early
+            dev="",  # likewise; for early stopping
             test="",  # likewise: every language is tested
-            test_examples=0,  # of each test set, its first so many; 0: all
-            max_length=128,  # tokens of a row, special ones included
+            test_examples=0,  # the first so many of each test set; 0: all
+            max_length=128,  # tokens of a row, including special tokens
             code_switch="",  # languages of the two sides: pivot=en (PPA's), uniform, en=0.5,de=0.5; empty: off
-            switch_rate=0.5,  # of code_switch: how often the two sides differ in language (the paper's is not known)
+            switch_rate=0.5,  # with code_switch: how often the two sides differ in language (the paper's is unknown)
         ),
         train=dict(
             steps=0,  # optimizer steps; 0: by epochs
             epochs=3.0,  # passes over the features
             batch_size=32,  # features, global
             learning_rate=2e-5,  # peak
-            warmup=0.1,  # share of the steps; from 1 on: steps
+            warmup=0.1,  # share of the steps; 1 or more: number of steps
             weight_decay=0.01,  # not on biases and LayerNorm
             clip=1.0,  # global norm of the gradient; 0: none
-            dropout=-1.0,  # of the encoder; -1: as pretrained, 0: none at all, the parser's own included
-            remat=False,  # keep less for the backward pass and compute it again, as in configs/ppa.py
-            scan=False,  # compile one block, and loop over the layers
+            dropout=-1.0,  # of the encoder; -1: as pretrained; 0: none, also not in the parser
+            remat=False,  # recompute activations in the backward pass instead of keeping them
+            scan=False,  # compile one block and loop over the layers
         ),
         eval=dict(
             every=0,  # steps between scores of the dev set; 0: none
-            patience=0,  # stop after so many without a better one, and take the best; 0: train to the end
+            patience=0,  # stop after so many scores without an improvement, use the best; 0: never
         ),
         test_batch_size=64,  # features, global
         mesh=dict(
             data=-1,  # devices that split the batch; -1: all
-            rules="replicated",  # or fsdp: parameters are split, and gathered for the step
-            fsdp=-1,  # devices of a group that splits the parameters by the fsdp rules; -1: all of mesh.data
+            rules="replicated",  # or fsdp: parameters are split and gathered for the step
+            fsdp=-1,  # devices in a group that splits the parameters (rules=fsdp); -1: all of mesh.data
             distributed=False,  # several hosts: jax.distributed.initialize() first
         ),
         checkpoint=dict(

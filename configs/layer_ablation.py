@@ -4,10 +4,11 @@
         --config.data.train=en=en_ewt-ud-train.conllu --config.data.test={lang}_pud-ud-test.conllu \\
         --config.parallel=ud
 
-For each set of blocks (`ablations`) they are re-initialised, the model is fine-tuned on the source language and tested
-on all. `task` is that of configs/tagging.py, parsing.py, xnli.py or mlqa.py, and so are the settings that are not here.
+For each set of blocks in `ablations`, these blocks are re-initialised and the model is fine-tuned on the source
+language and tested on all. `task` is that of configs/tagging.py, parsing.py, xnli.py or mlqa.py; the other settings are
+those of configs/finetune.py.
 Expect report.md: what the targets lose beyond the source, a heat map, CKA by layer, how far fine-tuning moves each
-block, and up to where the model is an aligner by these numbers.
+block, and up to which block the model is an aligner.
 """
 
 from typing import Any
@@ -23,10 +24,10 @@ def get_config(mode: str = "") -> Any:
     c.task = "tagging"
     c.job = "ablate_layers"
     c.ablations = "pairs"  # and singles, upwards (from each block to the last), or sets of blocks from 1: 3, 1-2, 1+4
-    c.keep_layer_norm = False  # of re-initialised blocks; the paper draws them anew, too
-    c.parallel = ""  # n-way text as in configs/evaluate.py (a directory, or PUD), or sample:A-B; empty: no similarity
+    c.keep_layer_norm = False  # in re-initialised blocks; the paper re-initialises them
+    c.parallel = ""  # n-way parallel text (a directory, or PUD), or sample:A-B; empty: no similarity
     c.similarity = config_dict.create(
-        measure="cka_linear_debiased",  # is shown, of cka_linear, cka_rbf (the paper's), both _debiased, retrieval
+        measure="cka_linear_debiased",  # shown: cka_linear, cka_rbf (the paper's), either with _debiased, or retrieval
         batch=256,  # sentences; values depend on it
         sentences=512,  # from the top of the parallel text
     )

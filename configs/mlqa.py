@@ -19,7 +19,7 @@ def get_config(mode: str = "") -> Any:
     c.data.max_length = 384  # recalled: 386; rows are a multiple of 128 here
     c.train.update(epochs=3.0, batch_size=32, learning_rate=3e-5, warmup=500.0, weight_decay=1e-4)
     if mode == "demo":
-        # The words of questions do not stand in the text that is aligned, so these are in English everywhere.
+        # The words of the questions are not in the aligned text, so all questions are in English.
         c.align_first, c.dtype, c.seeds = "ppa:demo_words", "float32", "0"
         c.data.test = ",".join(f"{side}=sample:12000-12600" for side in ("en", "de/en", "es/en", "ru/en", "zh/en"))
         c.data.update(train="en=sample:0-12000", max_length=64)

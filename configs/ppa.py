@@ -4,14 +4,14 @@
         --config.data.pairs="en-fr=europarl/fr-en,en-de=europarl/de-en" --config.eval.tatoeba=tatoeba/v1
 
 Without a mode this is the paper's recipe for mBERT (arXiv 2010.12547). No code was published with it: settings marked
-(recalled) are quoted from memory of the paper and want checking against it before they are cited. Expect the aligned
-model in runs/x/export, in the Hugging Face format, and retrieval before and after in runs/x/report.md.
+(recalled) are quoted from memory of the paper; check them against it before citing them. Expect the aligned model in
+runs/x/export, in the Hugging Face format, and retrieval before and after in runs/x/report.md.
 
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
-trains a small masked LM on the built-in sample for a moment and aligns it, in under 4 minutes on two CPU cores.
-Retrieval among 500 unseen sentences goes from chance (0.2%) to 98 or 99% for the mean of the trained layer, by the seed
-(97 or 98% at layer 1).
+briefly trains a small masked LM on the built-in sample and aligns it, in under 4 minutes on two CPU cores. Retrieval
+among 500 unseen sentences rises from chance (0.2%) to 98 or 99% for the mean of the trained layer, depending on the
+seed (97 or 98% at layer 1).
 """
 
 from typing import Any
@@ -28,31 +28,31 @@ def get_config(mode: str = "") -> Any:
         dtype="bfloat16",  # of the matmuls; parameters, optimizer, EMA, softmax and losses are float32
         data=dict(
             pairs="",  # lang1-lang2=SOURCE,...: file.tsv[.gz], prefix, a.txt|b.txt, tfds:NAME, hf:NAME, sample[:A-B]
-            max_length=128,  # word pieces of one sentence with special tokens; longer ones are cut (recalled)
-            min_pieces=10,  # a pair is dropped when either side has fewer (recalled)
-            max_pair_pieces=128,  # or both together more (recalled)
+            max_length=128,  # tokens of a sentence, including special tokens; longer ones are truncated (recalled)
+            min_pieces=10,  # tokens: a pair is dropped if either side has fewer (recalled)
+            max_pair_pieces=128,  # or if both together have more (recalled)
             max_characters=10_000,  # a longer line is skipped
-            skip_lines="<range>",  # lines that are such a marker and no text
-            drop_identical=False,  # drop a pair whose sides are the same text
-            drop_duplicates=False,  # keep the first of equal pairs of a source
+            skip_lines="<range>",  # lines that consist of such a marker
+            drop_identical=False,  # drop pairs whose sides are the same text
+            drop_duplicates=False,  # keep only the first of equal pairs in a source
             temperature=1.0,  # T: a language pair is drawn with probability ~ n**(1/T)
             shuffle_sides=True,  # random input shuffling: which side comes first, and feeds the query encoder
             row_length=0,  # tokens of the widest packed rows; 0: the longest sequence, rounded up to a multiple of 64
             cache="",  # where corpora are prepared once; empty: ~/.cache/ppa_jax
-            workers=0,  # processes that make batches; 0: threads of this one
+            workers=0,  # processes that make batches; 0: threads of the main process
         ),
         train=dict(
             steps=0,  # optimizer steps; 0: by epochs
             epochs=10.0,  # passes over all pairs (recalled: 10; 5 for 2M pairs)
             batch_size=128,  # pairs, global (recalled)
             learning_rate=3e-5,  # peak (recalled)
-            warmup=0.1,  # share of the steps; from 1 on: steps (recalled)
+            warmup=0.1,  # share of the steps; 1 or more: number of steps (recalled)
             weight_decay=0.01,  # not on biases and LayerNorm (recalled)
             clip=1.0,  # global norm of the gradient; 0: none (not stated in the paper)
             dropout=-1.0,  # -1: as the model was pretrained
-            accumulate=1,  # split the batch into so many passes
-            remat=False,  # blocks and logits are computed again in the backward pass, not kept: a third more operations
-            scan=False,  # one block is compiled, in a loop over the layers: starts sooner; take remat with it
+            accumulate=1,  # gradient accumulation steps per batch
+            remat=False,  # recompute blocks and logits in the backward pass: less memory, a third more operations
+            scan=False,  # compile one block and loop over the layers: starts sooner; use it with remat
         ),
         contrastive=dict(
             weight=1.0,  # 0: TLM alone (recalled: the losses are summed)
@@ -62,27 +62,27 @@ def get_config(mode: str = "") -> Any:
             projection_dim=300,  # (recalled)
             layer=0,  # whose states are pooled; -1: the last; 0: a SentenceTransformer's own, else the last
             pooling="",  # cls or mean; empty: a SentenceTransformer's own, else cls
-            mask_duplicates=True,  # a negative with the positive's very sentence does not count
-            in_batch=False,  # the other keys of the batch are negatives beside the queue
+            mask_duplicates=True,  # ignore negatives with the same text as the positive
+            in_batch=False,  # the other keys of the batch are negatives too
             key_dropout=True,  # dropout in the key encoder, as in MoCo's training mode
         ),
         tlm=dict(
             weight=1.0,  # 0: contrast alone
-            mask_rate=0.15,  # share of the pieces that are predicted
+            mask_rate=0.15,  # share of the tokens that are predicted
             joint=True,  # False: each sentence alone, which is plain masked LM on the same text (the control)
-            language_embeddings=False,  # XLM's form: the language as token type, positions begin again; not PPA's
+            language_embeddings=False,  # XLM's form: token types are languages, positions restart; not PPA's
             dict_mlm="",  # input or label: DICT-MLM, by word_alignment.dictionaries (objectives/masking.py); not PPA's
         ),
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
-            dictionaries="",  # directory with en-xx.tsv (MUSE), files with commas between, or sample: the sample's
-            max_words=5000,  # English words from the top of each; 0: all. Lexicon induction tests later ones
-            capitalised=True,  # every word of the files with a capital, too: MUSE's have none
+            dictionaries="",  # directory with en-xx.tsv (MUSE), comma-separated files, or sample: the sample's
+            max_words=5000,  # the first so many English words of each; 0: all. Lexicon induction tests later ones
+            capitalised=True,  # add every word in its capitalised form: MUSE's words are lower-case
         ),
         mesh=dict(
             data=-1,  # devices that split the batch; -1: all
-            rules="replicated",  # or fsdp: parameters are split, and gathered for the step
-            fsdp=-1,  # devices of a group that splits the parameters by the fsdp rules; -1: all of mesh.data
+            rules="replicated",  # or fsdp: parameters are split and gathered for the step
+            fsdp=-1,  # devices in a group that splits the parameters (rules=fsdp); -1: all of mesh.data
             distributed=False,  # several hosts: jax.distributed.initialize() first
         ),
         checkpoint=dict(
@@ -92,19 +92,19 @@ def get_config(mode: str = "") -> Any:
         eval=dict(
             tatoeba="",  # directory with tatoeba.xxx-eng.{xxx,eng}; empty: no retrieval
             every=0,  # steps; 0: only before and after
-            sample=0,  # unseen sentences of the built-in sample to retrieve among
+            sample=0,  # retrieval among the last so many sentences of the built-in sample
         ),
         log=dict(
             tensorboard=True,  # write curves into the workdir
             wandb="",  # project name
         ),
-        plan="",  # true, or a slice of TPUs as v5e:4x4: print memory, operations and traffic of a step; train nothing
+        plan="",  # true, or a TPU slice such as v5e:4x4: print memory, operations and traffic of a step and exit
         profile=False,  # trace steps 10 to 14 into workdir/profile
         model=dict(  # of a new model, when init is empty
-            tokenizer="",  # Hugging Face directory or name whose vocabulary to take; empty: one is trained
-            vocabulary="wordpiece",  # trained on the pairs' text; or bpe, of bytes, as RoBERTa's
+            tokenizer="",  # Hugging Face directory or name whose vocabulary to use; empty: one is trained
+            vocabulary="wordpiece",  # trained on the pairs' text; or bpe (byte-level, like RoBERTa's)
             vocab_size=4000,  # of the vocabulary that is trained
-            hidden_size=256,  # width; the feed-forward layers have four times as much
+            hidden_size=256,  # width; the feed-forward layers are four times as wide
             num_layers=4,  # blocks
             num_heads=4,  # of attention
         ),
@@ -120,17 +120,17 @@ def get_config(mode: str = "") -> Any:
         c.data.update(max_length=32, min_pieces=1, max_pair_pieces=60)
         c.model.update(vocab_size=1500, hidden_size=64, num_layers=2, num_heads=2)
         c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
-        # So small a model, trained for so short a time, wants other settings than mBERT: docs/results/demo.md has what
-        # was tried. Mean pooling, contrast above TLM, fresh negatives, no dropout; and a key encoder that is quicker
-        # than mBERT's, but not much: with momentum 0.95 the outcome hangs on the seed, with 0.8 nothing is learned.
+        # So small a model, trained so briefly, needs other settings than mBERT: mean pooling, little TLM, fresh
+        # negatives, no dropout, and a lower momentum. But not much lower: with 0.95 the result depends on the seed, and
+        # with 0.8 nothing is learned (docs/results/demo.md).
         c.train.update(steps=400, epochs=0.0, batch_size=128, learning_rate=3e-3, dropout=0.0)
         c.contrastive.update(pooling="mean", queue_size=512, in_batch=True, momentum=0.98, projection_dim=64)
         c.tlm.weight = 0.1
         c.eval.sample = 500
         c.dtype = "float32"
         if mode == "demo_words":
-            # For the demos of fine-tuning, where single words have to mean the same: they are whole pieces, the
-            # contrast is below the last block, and the sample's dictionary helps (docs/results/demo.md).
+            # For the demos of fine-tuning, in which single words must be aligned: whole words are tokens, the contrast
+            # is below the last block, and the sample's dictionary is added (docs/results/demo.md).
             c.model.vocab_size, c.train.steps = 4000, 350
             c.contrastive.layer = 1
             c.word_alignment.update(weight=10.0, dictionaries="sample")

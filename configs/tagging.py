@@ -3,10 +3,10 @@
     python -m ppa_jax.main --config=configs/tagging.py --workdir=runs/pos --config.init=runs/x/export \\
         --config.data.train=en=en_ewt-ud-train.conllu --config.data.test={lang}_pud-ud-test.conllu
 
-The recipe is XTREME's (Hu et al. 2020; its scripts/train_udpos.sh and train_panx.sh): batch 32, length 128, 2e-5,
-10 epochs, no warm-up, no weight decay. It also scores English dev data every 500 steps and takes the best: give
-data.dev, eval.every=500 and an eval.patience that is never reached. The files say which task it is: CoNLL-U gives
-parts of speech and accuracy, tags with B- and I- give entities and F1.
+The recipe is XTREME's (Hu et al. 2020; its scripts/train_udpos.sh and train_panx.sh): batch 32, length 128, 2e-5, 10
+epochs, no warm-up, no weight decay. It also scores English dev data every 500 steps and uses the best: set data.dev,
+eval.every=500 and an eval.patience that is never reached. The files determine the task: CoNLL-U gives parts of speech
+and accuracy, tags with B- and I- give entities and F1.
 """
 
 from typing import Any

@@ -5,8 +5,8 @@
 
 The recipe is PPA's (arXiv 2010.12547), recalled: batch 32, length 128, 2 epochs, 5e-5, 1,000 steps of warm-up. Where
 data.train has translations of the same rows, it is the paper's code-switched fine-tuning: data.code_switch=pivot=en
-draws another language xx for each row, and its sides as en-en, xx-xx, en-xx or xx-en; empty, the translations are
-trained on as they are.
+draws another language xx for each row, and its sides as en-en, xx-xx, en-xx or xx-en. If it is empty, training uses the
+translations as they are.
 Expect accuracy by language, mean and spread over the seeds, in report.md.
 """
 
@@ -20,7 +20,7 @@ def get_config(mode: str = "") -> Any:
     c = load("finetune")
     c.task = "nli"
     c.data.max_length = 128
-    c.data.code_switch = "pivot=en"  # of train sets in several languages; one alone stays as it is
+    c.data.code_switch = "pivot=en"  # if there are training sets in several languages
     c.train.update(epochs=2.0, batch_size=32, learning_rate=5e-5, warmup=1000.0)
     if mode == "demo":
         c.align_first, c.dtype = "ppa:demo_words", "float32"
