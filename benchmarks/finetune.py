@@ -26,7 +26,7 @@ import numpy as np
 from ppa_jax.jobs.finetune import method as finetune
 from ppa_jax.jobs.finetune import setup as finetune_setup
 from ppa_jax.tasks.batches import WINDOW, FeatureBatches
-from ppa_jax.training import mesh
+from ppa_jax.training import optimizer, sharding
 
 RECIPE = Path(__file__).parents[1] / "configs" / "xnli.py"
 
@@ -38,8 +38,8 @@ def open_setup(a: argparse.Namespace) -> finetune_setup.Setup:
     spec.loader.exec_module(recipe)
     config = recipe.get_config()
     config.init, config.dtype, config.data.train, config.train.batch_size = a.model, "float32", f"en={a.data}", a.batch
-    [(_, setup)] = finetune_setup.open_run(config, Path("unused"))
-    return setup
+    (model,) = finetune_setup.open_models(config, Path("unused"))
+    return model.setup
 
 
 def jax_seconds(a: argparse.Namespace, setup: finetune_setup.Setup, features: list) -> Iterable[tuple[float, Any]]:
@@ -50,16 +50,16 @@ def jax_seconds(a: argparse.Namespace, setup: finetune_setup.Setup, features: li
     keep_freed_memory()  # as the job does
     batches = FeatureBatches(features, a.batch, 0, setup.tokenizer.pad_id, setup.sizes.max_length)
     made = list(batches.iterate(0, a.steps))
-    training = setup.training(1000)
+    adamw = optimizer.adamw(lambda step: 2e-5, weight_decay=0.01, clip=1.0)
     encoder = huggingface.read(Path(a.model)).params["encoder"]
     params = {"encoder": encoder, "head": setup.network.init_head(0, made[0])}
 
     def init(params: Any) -> finetune.State:
-        return finetune.init_state(params, training.optimizer, 0)
+        return finetune.init_state(params, adamw, 0)
 
-    shardings = mesh.tree_shardings(jax.eval_shape(init, params), mesh.RULES["replicated"], setup.mesh)
+    shardings = sharding.tree_shardings(jax.eval_shape(init, params), sharding.RULES["replicated"], setup.mesh)
     state = jax.jit(init, out_shardings=shardings)(params)
-    step = training.step(shardings)
+    step = finetune.make_step(setup.network, setup.task, adamw, setup.mesh, shardings, dropout=True)
     one_of_each_shape = {batch["ids"].shape: batch for batch in made}
     for batch in one_of_each_shape.values():
         state, metrics = step(state, setup.put(batch))

@@ -36,8 +36,7 @@ def main() -> int:
     a, rest = p.parse_known_args()
     with tempfile.TemporaryDirectory() as directory:
         config, _ = parse([*rest, f"--workdir={directory}"])
-        align_setup.validate(config)
-        run = align_setup.open_run(config, Path(directory))
+        run = align_setup.open_run(config, align_setup.validate(config), Path(directory))
         batches = run.batches
         if a.own_shards:
             batches.own_shards = range(a.own_shards)

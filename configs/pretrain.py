@@ -13,7 +13,9 @@ Expect the model in runs/p/export, in the Hugging Face format, and the losses in
 from typing import Any
 
 from ppa_jax.config import leave_out, load
-from ppa_jax.jobs.pretrain import OWN
+
+# Settings of the alignment that the job does not have: the contrastive loss, and what the objective stands for.
+WITHOUT = ("contrastive", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
 
 
 def get_config(mode: str = "") -> Any:
@@ -29,7 +31,7 @@ def get_config(mode: str = "") -> Any:
     c.data.update(max_length=128, max_characters=500, min_pieces=1, max_pair_pieces=256)
     c.model.update(vocab_size=40_000, hidden_size=512, num_layers=8, num_heads=8)
     c.train.update(steps=500_000, epochs=0.0, batch_size=128, learning_rate=1e-4, warmup=10_000.0)
-    leave_out(c, OWN)
+    leave_out(c, WITHOUT)
     c.word_alignment.update(weight=10.0, max_words=0)  # for align_mlm; all words, also those of lexicon tests
     c.checkpoint.every = 5_000
     return c

@@ -25,7 +25,7 @@ from ppa_jax.config import Config
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
 from ppa_jax.training import bucket
-from ppa_jax.training.loop import ended_with_the_others, wait_for_hosts
+from ppa_jax.training.loop import Stopped, ended_with_the_others, wait_for_hosts
 from ppa_jax.training.memory import keep_freed_memory
 from ppa_jax.training.sharding import check_platform
 from ppa_jax.training.workdir import check_job
@@ -37,7 +37,7 @@ JOBS = {
     "finetune": "ppa_jax.jobs.finetune.run",
     "align_mlm": "ppa_jax.studies.align_mlm.run",
     "ablate_layers": "ppa_jax.studies.layer_ablation.run",
-}  # each module has run(config, workdir) -> exit status
+}  # each module has run(config, workdir)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, str]:
@@ -97,7 +97,12 @@ def run(arguments: Sequence[str]) -> int:
         with place as directory, ended_with_the_others():
             if not is_plan:
                 check_job(directory, config.job)  # before anything is read
-            status = importlib.import_module(JOBS[config.job]).run(config, directory)
+            status = 0
+            try:
+                importlib.import_module(JOBS[config.job]).run(config, directory)
+            except Stopped as stopped:
+                print(stopped, file=sys.stderr)
+                status = stopped.status
             wait_for_hosts("its files", read=False)  # JAX has less patience at the exit than a slow disk may want
             return status
     except OSError as error:

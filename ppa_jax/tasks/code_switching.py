@@ -28,6 +28,45 @@ class TwoSided(Protocol):
         ...
 
 
+def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
+    """Each row once for every language, its two languages drawn anew each time; the same rows for the same seed.
+
+    With a pivot, which is PPA's recipe, a single language has nothing to switch to: its rows stay as they are.
+
+    Args:
+      task: of the examples.
+      train: language -> its examples.
+      spec: `pivot=en`, `uniform`, or probabilities as `en=0.5,de=0.5`.
+      rate: how often the two sides differ in language.
+      seed: for the languages.
+
+    Raises:
+      UserError: the task has no two sides; another form of `spec`; the languages do not fit.
+    """
+    field = f"config.data.code_switch={spec}"
+    pivot = spec.removeprefix("pivot=") if spec.startswith("pivot=") else ""
+    if len(train) < 2:
+        if not pivot:
+            raise UserError(f"{field}: give config.data.train in two languages or more, row by row alike")
+        return [row for examples in train.values() for row in examples]
+    if not hasattr(task, "mix"):
+        raise UserError(f"{field}: the examples of this task have no two sides; leave it empty")
+    probabilities = dict.fromkeys(train, 1 / len(train))
+    if spec != "uniform" and not pivot:
+        try:
+            entries = [entry.split("=") for entry in spec.split(",")]
+            probabilities = {name.strip(): float(share) for name, share in entries}
+        except ValueError:
+            raise UserError(f"{field}: give pivot=en, uniform, or en=0.5,de=0.5") from None
+    if unused := [name for name in train if name not in probabilities]:
+        raise UserError(
+            f"{field} does not name {', '.join(unused)} of config.data.train; name all its languages, or leave them "
+            "out there"
+        )
+    rng = np.random.default_rng((seed, 2))
+    return [row for _ in train for row in code_switch(task, train, probabilities, rng, rate=rate, pivot=pivot)]
+
+
 def code_switch(
     task: TwoSided,
     parallel: Mapping[str, Sequence[Any]],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ppa_jax import storage
@@ -49,6 +51,11 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
             raise UserError(f"{field}: {path} has no example that can be used")
         examples.setdefault(language, []).extend(found)
     return examples
+
+
+def checksum(examples: Sequence[Any]) -> int:
+    """A checksum of all examples and their number."""
+    return functools.reduce(lambda crc, example: zlib.crc32(repr(example).encode(), crc), examples, len(examples))
 
 
 def _from_dataset(task: Any, location: str, split: str | None, *, language: str, field: str) -> list[Any]:

@@ -32,3 +32,14 @@ def check_training(config: Config) -> None:
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
     if config.log.wandb:
         import_wandb()
+
+
+def parse_seeds(config: Config) -> list[int]:
+    """The entries of config.seeds. Raises UserError unless they are different numbers."""
+    try:
+        seeds = [int(word) for word in str(config.seeds).split(",") if word.strip()]
+    except ValueError:
+        raise UserError(f"config.seeds={config.seeds}: must be numbers with commas between, as 0,1,2") from None
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise UserError(f"config.seeds={config.seeds}: must be different numbers from 0 on, as 0,1,2")
+    return seeds

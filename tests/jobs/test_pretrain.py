@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from ppa_jax.data import sample
+from ppa_jax.data import sample, vocabulary
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.interop import huggingface
-from ppa_jax.jobs import new_model
 from ppa_jax.main import main
 from ppa_jax.training.metrics import read_metrics
 
@@ -49,22 +48,22 @@ def test_every_objective_from_nothing_to_an_export(shelf, tmp_path, objective):
     assert not (tmp_path / "export/modules.json").exists(), "no sentence vectors were trained"
     report, card = (tmp_path / "report.md").read_text(), (tmp_path / "export/README.md").read_text()
     own = {"mlm": "masked language model x 1", "xlm": "(token types are languages: 0 en, 1 de, 2 ru)",
-           "dict_mlm": "meet it as input)", "align_mlm": "+ alignment of word embeddings x 10"}  # fmt: skip
+           "dict_mlm": "are paired with it as input)", "align_mlm": "+ alignment of word embeddings x 10"}  # fmt: skip
     for text in (report, card):
         assert f"# Pretraining of a new model: {objective}\n" in text and own[objective] in text
         assert "contrast" not in text.replace("contrastive.", "")
 
 
-@pytest.mark.parametrize("vocabulary", ["wordpiece", "bpe"])
-def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path, vocabulary):
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_on_from_a_checkpoint_with_a_vocabulary_of_its_own(shelf, tmp_path, kind):
     from transformers import AutoTokenizer
 
-    own = {"model.tokenizer": "", "model.vocab_size": 300, "model.vocabulary": vocabulary}
+    own = {"model.tokenizer": "", "model.vocab_size": 300, "model.vocabulary": kind}
     assert main(arguments(tmp_path / "a", shelf, **own)) == 0
     sizes = json.loads((tmp_path / "a/export/config.json").read_text())
     assert 150 < sizes["vocab_size"] <= 300
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "a/export"), load_tokenizer(tmp_path / "a/export")
-    text = "Die Katze schläft." if vocabulary == "wordpiece" else "Straße ☃ 猫"  # bytes spell what no one has seen
+    text = "Die Katze schläft." if kind == "wordpiece" else "Straße ☃ 猫"  # bytes spell what no one has seen
     assert theirs.unk_token_id not in theirs(text)["input_ids"]
     assert theirs(text)["input_ids"] == [ours.cls_id, *ours.encode([text])[0], ours.sep_id]
     assert theirs.decode(ours.encode([text])[0]).replace(" ", "") == text.replace(" ", "")
@@ -88,7 +87,7 @@ def test_a_workdir_may_be_moved_and_spelled_otherwise(shelf, tmp_path, monkeypat
     assert "train.learning_rate: 0.001 -> 0.002)" in error_line()
 
 
-@pytest.mark.parametrize("train", new_model.VOCABULARIES.values())
+@pytest.mark.parametrize("train", vocabulary.TRAINERS.values())
 def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
     """Ties among merges included, which come with small texts."""
     texts = [text for language in ("en", "ru", "zh") for text in sample.sentences(language, 0, 400)]
@@ -105,7 +104,10 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
     [
         ({"objective": "bert"}, "config.objective=bert: must be one of mlm, xlm, dict_mlm, align_mlm"),
         ({"objective": "xlm"}, "config.data.pairs: xlm needs translations"),
-        ({"objective": "align_mlm", "word_alignment.weight": 0}, "align_mlm is masked LM then"),
+        (
+            {"objective": "align_mlm", "word_alignment.weight": 0},
+            "greater than 0: without it align_mlm is mlm",
+        ),
         ({"word_alignment.dictionaries": "sample"}, "word_alignment.dictionaries: mlm has no use for them"),
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "dictionaries is empty: dict_mlm needs them"),
         (

@@ -1,15 +1,14 @@
-"""What a run of the main job needs: settings checked, model and corpora opened, and all of it made to fit.
+"""Turns a configuration into what the step needs: checks the settings, opens the model and the corpora.
 
-A mistake of the user shows here, before anything is trained.
+Every mistake of the user is reported here, before anything is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +45,6 @@ from ppa_jax.data.schedule import VERSION, Schedule
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
-from ppa_jax.evaluation.comparison import main_place
 from ppa_jax.evaluation.embed import Embedder
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
@@ -54,17 +52,17 @@ from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
 from ppa_jax.model.bert import EncoderConfig
-from ppa_jax.training import optimizer, sharding
+from ppa_jax.training import sharding
 from ppa_jax.training.limits import check_training
 from ppa_jax.training.workdir import claim
 
-# A workdir continues with other values of these; anything else would be another run.
+# Settings that may change when a run is resumed; with any other change the workdir is refused.
 MAY_CHANGE = (
     "eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "train.remat",
     "train.scan", "plan",
 )  # fmt: skip
 
-LIMITS = {
+SHARED_LIMITS = {  # of alignment and of pretraining
     "seed": SEED,
     "data.max_length": at_least(3, "a piece and two special tokens"),
     "data.min_pieces": NOT_NEGATIVE,
@@ -74,6 +72,11 @@ LIMITS = {
     "data.row_length": Limit(lambda n: n >= 0, "0 (chosen from the lengths) or a number of tokens"),
     "data.workers": NOT_NEGATIVE,
     "train.accumulate": Limit(lambda n: 0 < n <= 2**10, "greater than 0, at most 2**10"),
+    "tlm.mask_rate": Limit(lambda x: 0 < x < 1, "between 0 and 1"),
+    "word_alignment.weight": NOT_NEGATIVE,
+    "word_alignment.max_words": NOT_NEGATIVE,
+}
+LIMITS = {
     "contrastive.weight": NOT_NEGATIVE,
     "contrastive.queue_size": Limit(lambda n: 0 < n < 2**31, "greater than 0, below 2**31"),
     "contrastive.momentum": Limit(lambda x: 0 <= x <= 1, "between 0 and 1"),
@@ -82,29 +85,67 @@ LIMITS = {
     "contrastive.layer": Limit(lambda n: n >= -1, "0 (the base's own), -1 (the last) or a layer from 1"),
     "contrastive.pooling": Limit(lambda name: name in ("", "cls", "mean"), "cls, mean or empty"),
     "tlm.weight": NOT_NEGATIVE,
-    "tlm.mask_rate": Limit(lambda x: 0 < x < 1, "between 0 and 1"),
     "tlm.dict_mlm": one_of("", "input", "label"),
-    "word_alignment.weight": NOT_NEGATIVE,
-    "word_alignment.max_words": NOT_NEGATIVE,
 }
+CONTRAST = (
+    "queue_size", "momentum", "temperature", "projection_dim", "mask_duplicates", "in_batch", "key_dropout",
+)  # fmt: skip
+CLEANING = (
+    "min_pieces", "max_pair_pieces", "max_length", "max_characters", "skip_lines", "drop_identical", "drop_duplicates",
+)  # fmt: skip
 
 
-def validate(config: Config) -> None:
-    """Checks every field that has limits, before anything is opened. Raises UserError naming the field."""
-    check_training(config)
+class Losses(NamedTuple):
+    """What is trained: the weight of each loss, and the form of TLM. `config.contrastive` is read where it has one."""
+
+    tlm: float = 0.0
+    contrastive: float = 0.0
+    word_alignment: float = 0.0
+    joint: bool = False  # both sentences in one TLM sequence
+    language_embeddings: bool = False
+    dict_mlm: str = ""
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything that is open while the job runs."""
+
+    config: Config
+    losses: Losses
+    workdir: Path
+    pretrained: Pretrained
+    tokenizer: Tokenizer
+    pairs: list[corpora.LanguagePair]
+    batches: PairBatches
+    mesh: Mesh
+    method: align.Method
+    vectors: dict[str, Any] | None  # how the export computes sentence vectors; None: it has none
+    steps: int
+    test_sets: retrieval.Sets
+    embedder: Embedder  # of any parameters of this shape; compiled once
+    dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
+    words: WordPairs | None  # the dictionaries' entries as token ids, for word alignment
+    translations: np.ndarray | None  # the translation of every token id, for DICT-MLM
+
+
+# ---- checks before anything is opened ----
+
+
+def validate(config: Config) -> Losses:
+    """Checks the settings of an alignment, and returns its losses. Raises UserError naming the field."""
+    check_shared(config)
     size = sample.size()
     check(config, LIMITS | {"eval.sample": Limit(lambda n: 0 <= n <= size, f"at most {size}, all of the sample")})
-    if (config.word_alignment.weight or config.tlm.dict_mlm) and not config.word_alignment.dictionaries:
+    tlm, settings = config.tlm, config.contrastive
+    if (config.word_alignment.weight or tlm.dict_mlm) and not config.word_alignment.dictionaries:
         raise UserError(
             "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
             "or word_alignment.weight=0 and no tlm.dict_mlm"
         )
-    if not config.data.pairs:
-        raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
-    if not config.tlm.weight and not config.contrastive.weight:
+    if not tlm.weight and not settings.weight:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
     alone = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
-    if alone and config.contrastive.weight:
+    if alone and settings.weight:
         raise UserError(
             f"config.data.pairs: {alone[0]}: text of one language has no translations to contrast; for translations "
             "write lang1-lang2=SOURCE, else leave it out or set config.contrastive.weight=0"
@@ -114,61 +155,38 @@ def validate(config: Config) -> None:
             raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
         check(config, dict.fromkeys(("pretrain.steps", "pretrain.batch_size", "pretrain.learning_rate"), POSITIVE))
         new_model.validate(config)
+    return Losses(
+        tlm=tlm.weight,
+        contrastive=settings.weight,
+        word_alignment=config.word_alignment.weight,
+        joint=tlm.joint,
+        language_embeddings=tlm.language_embeddings,
+        dict_mlm=tlm.dict_mlm,
+    )
 
 
-@dataclasses.dataclass
-class Run:
-    """Everything that is open while the job runs."""
-
-    config: Config
-    workdir: Path
-    pretrained: Pretrained
-    tokenizer: Tokenizer
-    pairs: list[corpora.LanguagePair]
-    batches: PairBatches
-    mesh: Mesh
-    method: align.Method
-    vectors: dict[str, Any] | None  # how the export makes sentence vectors; None: it has none
-    steps: int
-    test_sets: retrieval.Sets
-    dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
-
-    @functools.cached_property
-    def words(self) -> WordPairs | None:
-        """The dictionaries as word pieces, for word alignment."""
-        return word_pairs(self.dictionaries, self.tokenizer) if self.method.word_alignment_weight else None
-
-    @functools.cached_property
-    def translations(self) -> np.ndarray | None:
-        """The translation of every piece, for DICT-MLM."""
-        return translations(self.dictionaries, self.tokenizer) if self.method.dict_mlm else None
-
-    @functools.cached_property
-    def schedule(self) -> Any:
-        """The learning rate of every step."""
-        return optimizer.schedule(self.config.train.learning_rate, self.config.train.warmup, self.steps)
-
-    @functools.cached_property
-    def requests(self) -> list[tuple[int, str]]:
-        """(layer, pooling) that are measured: [CLS] and mean at the trained layer, at two thirds and at the last."""
-        last = self.pretrained.config.num_layers
-        layers = sorted({self.method.layer, main_place(last)[0], last})
-        return [(layer, pooling) for layer in layers for pooling in ("cls", "mean")]
-
-    @functools.cached_property
-    def embedder(self) -> Embedder:
-        """Embeds sentences with any parameters of this shape; compiled once for the whole run."""
-        return Embedder(self.pretrained.config, self.tokenizer, max_length=self.config.data.max_length, mesh=self.mesh)
+def check_shared(config: Config) -> None:
+    """Checks the settings that alignment and pretraining share. Raises UserError naming the field."""
+    check_training(config)
+    check(config, SHARED_LIMITS)
+    if not config.data.pairs:
+        raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
 
 
-def check_new_model(config: Config) -> None:
-    """What can be known of the alignment before the new model is pretrained, which may take long."""
+def check_new_model(config: Config, losses: Losses, *batch_sizes: str) -> None:
+    """Checks what can be known before a new model is made: sizes, lengths, dictionaries. Raises UserError.
+
+    `batch_sizes` names further fields that are batch sizes. To be called when the processes are connected.
+    """
+    if config.plan:
+        raise UserError("config.plan: give config.init; what a new model takes is not planned")
+    new_model.validate(config)
     devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch_size(config, "train.batch_size", devices)
-    check_batch_size(config, "pretrain.batch_size", devices)
-    check_lengths(config, new_model.encoder_config(config, config.model.vocab_size))
+    for field in ("train.batch_size", *batch_sizes):
+        check_batch_size(config, field, devices)
+    check_lengths(config, losses, new_model.encoder_config(config, config.model.vocab_size))
     read_test_sets(config)
-    read_word_alignment(config)
+    read_word_alignment(config, losses)
 
 
 def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
@@ -182,9 +200,9 @@ def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
         )
 
 
-def check_lengths(config: Config, encoder: EncoderConfig) -> None:
-    """Raises UserError unless the longest sequence fits the model and the rows, and the layer is one of the model's."""
-    longest = longest_sequence(config)
+def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
+    """Raises UserError unless the longest sequence fits the model and the rows, and the model has the layer."""
+    longest = longest_sequence(config, losses)
     if longest > encoder.max_length:
         raise UserError(
             f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, the model's "
@@ -195,16 +213,33 @@ def check_lengths(config: Config, encoder: EncoderConfig) -> None:
             f"config.data.row_length={config.data.row_length}: the longest sequence has {longest} pieces; give that or "
             "more, or 0 to have it chosen"
         )
-    layer = config.contrastive.layer
-    if layer > encoder.num_layers:
-        raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
+    if losses.contrastive and config.contrastive.layer > encoder.num_layers:
+        raise UserError(
+            f"config.contrastive.layer={config.contrastive.layer}: the model has {encoder.num_layers} layers"
+        )
+
+
+def longest_sequence(config: Config, losses: Losses) -> int:
+    """Tokens of the longest sequence there can be: a TLM pair with three special tokens, or a sentence with two."""
+    sentence = config.data.max_length
+    if not losses.tlm or not losses.joint:
+        return sentence
+    return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
+
+
+def token_types(config: Config, losses: Losses) -> int:
+    """Token types that a new model needs: BERT's two, or one for each language."""
+    return max(2, len(sources.languages_of(config.data.pairs))) if losses.language_embeddings else 2
+
+
+# ---- files ----
 
 
 def read_test_sets(config: Config) -> retrieval.Sets:
-    """The sentences to retrieve among, by language; none if the config asks for none.
+    """The test sentences for retrieval, by language; empty if none are configured.
 
     Raises:
-      UserError: the files of eval.tatoeba are not as they should be; training would see the sentences of eval.sample.
+      UserError: a file of eval.tatoeba cannot be used; data.pairs would train on the sentences of eval.sample.
     """
     if config.eval.tatoeba:
         return retrieval.read_tatoeba(config.eval.tatoeba)
@@ -218,10 +253,10 @@ def read_test_sets(config: Config) -> retrieval.Sets:
     return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
 
 
-def read_word_alignment(config: Config) -> list[Dictionary]:
-    """The dictionaries, none where nothing asks for them. Raises UserError as `read_dictionaries` does."""
+def read_word_alignment(config: Config, losses: Losses) -> list[Dictionary]:
+    """The dictionaries; none where no loss uses them. Raises UserError as `read_dictionaries` does."""
     given = config.word_alignment
-    if not given.weight and not config.tlm.dict_mlm:
+    if not losses.word_alignment and not losses.dict_mlm:
         return []
     if given.dictionaries == "sample":
         others = [language for language in sample.LANGUAGES if language != ENGLISH]
@@ -235,44 +270,40 @@ def read_word_alignment(config: Config) -> list[Dictionary]:
 
 
 def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePair]:
-    """The corpora of `data`, prepared if they are not in the cache yet, which may take long."""
+    """The corpora of `data`; prepares those that are not in the cache yet, which may take long."""
     return corpora.open_pairs(
         config.data.pairs,
         tokenizer,
         cache_dir=config.data.cache or storage.cache_directory(),
-        min_pieces=config.data.min_pieces,
-        max_pair_pieces=config.data.max_pair_pieces,
-        max_length=config.data.max_length,
-        max_characters=config.data.max_characters,
-        skip_lines=config.data.skip_lines,
-        drop_identical=config.data.drop_identical,
-        drop_duplicates=config.data.drop_duplicates,
+        **{name: config.data[name] for name in CLEANING},
     )
 
 
 def prepare(config: Config) -> None:
-    """Prepares the corpora that are not in the cache: before hosts are connected, as a signal ends it at once then."""
+    """Prepares the corpora before the processes are connected: until then a signal ends the job at once."""
     if not jax.distributed.is_initialized():
         open_pairs(config, load_tokenizer(sentence_transformers.encoder_directory(hub.resolve(config.init))))
 
 
-def open_run(config: Config, workdir: Path) -> Run:
+def open_run(config: Config, losses: Losses, workdir: Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
-    planned = plan.devices(config.plan) if config.plan else None
-    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, planned)
-    check_batch_size(config, "train.batch_size", devices)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, plan.devices(config.plan) if config.plan else None)
+    check_batch_size(config, "train.batch_size", mesh)
     test_sets = read_test_sets(config)
+
+    # ---- model ----
     base = hub.resolve(config.init)
     directory = sentence_transformers.encoder_directory(base)
     tokenizer = load_tokenizer(directory)
     pretrained = huggingface.read(directory, seed=config.seed)
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
-    check_lengths(config, pretrained.config)
-    vectors = sentence_vectors(config, base, pretrained.config)
-    method = make_method(config, pretrained, tokenizer, vectors)
-    warn_of_random_head(config, pretrained)
-    dictionaries = read_word_alignment(config)
+    check_lengths(config, losses, pretrained.config)
+    vectors = sentence_vectors(config, losses, base, pretrained.config)
+    method = make_method(config, losses, pretrained, tokenizer, vectors)
+    warn_of_random_head(config, losses, pretrained)
 
+    # ---- data ----
+    dictionaries = read_word_alignment(config, losses)
     pairs = open_pairs(config, tokenizer)
     logging.info("corpora:\n%s", corpora.describe(pairs))
     schedule = Schedule(
@@ -282,39 +313,52 @@ def open_run(config: Config, workdir: Path) -> Run:
         config.data.temperature,
         config.data.shuffle_sides,
     )
-    steps = training_steps(config, schedule.pairs)
-    shards = devices.size
     batches = PairBatches(
         pairs,
         schedule,
         tokenizer,
         max_length=config.data.max_length,
-        row_length=config.data.row_length or -(-longest_sequence(config) // 64) * 64,
+        row_length=config.data.row_length or -(-longest_sequence(config, losses) // 64) * 64,
         mask_rate=config.tlm.mask_rate,
-        contrast=config.contrastive.weight > 0,
-        tlm=config.tlm.weight > 0,
-        joint=config.tlm.joint,
-        shards=shards,
+        contrast=losses.contrastive > 0,
+        tlm=losses.tlm > 0,
+        joint=losses.joint,
+        shards=mesh.size,
         accumulate=config.train.accumulate,
-        own_shards=range(shards) if config.plan else sharding.own_shards(devices),
-        languages=language_list(config, pretrained.config) if config.tlm.language_embeddings else None,
+        own_shards=range(mesh.size) if config.plan else sharding.own_shards(mesh),
+        languages=language_list(config, pretrained.config) if losses.language_embeddings else None,
     )
     run = Run(
-        config, workdir, pretrained, tokenizer, pairs, batches, devices, method, vectors, steps, test_sets, dictionaries
+        config=config,
+        losses=losses,
+        workdir=workdir,
+        pretrained=pretrained,
+        tokenizer=tokenizer,
+        pairs=pairs,
+        batches=batches,
+        mesh=mesh,
+        method=method,
+        vectors=vectors,
+        steps=training_steps(config, schedule.pairs),
+        test_sets=test_sets,
+        embedder=Embedder(pretrained.config, tokenizer, max_length=config.data.max_length, mesh=mesh),
+        dictionaries=dictionaries,
+        words=word_pairs(dictionaries, tokenizer) if losses.word_alignment else None,
+        translations=translations(dictionaries, tokenizer) if losses.dict_mlm else None,
     )
-    _ = run.words, run.translations  # what they raise shows here
-    if config.plan:
-        return run
-    claim_workdir(run, directory)
-    if jax.process_index() == 0:
-        huggingface.save_base(workdir / "base", pretrained, files_from=directory)
-        if vectors:
-            sentence_transformers.write_settings(workdir / "base", **vectors)
+
+    # ---- workdir ----
+    if not config.plan:
+        claim_workdir(run, directory)
+        if jax.process_index() == 0:
+            huggingface.save_base(workdir / "base", pretrained, files_from=directory)
+            if vectors:
+                sentence_transformers.write_settings(workdir / "base", **vectors)
     return run
 
 
 def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
-    """The languages, each of which has a token type of the model. Raises UserError for more than the model has."""
+    """The languages in the order of their token types. Raises UserError for more languages than token types."""
     languages = sources.languages_of(config.data.pairs)
     needed_by = "objective=xlm" if "objective" in config else "tlm.language_embeddings"
     if len(languages) > encoder.type_vocab_size:
@@ -325,35 +369,28 @@ def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     return languages
 
 
-def longest_sequence(config: Config) -> int:
-    """Tokens of the longest sequence there can be: a TLM pair with three special tokens, or a sentence with two."""
-    sentence = config.data.max_length
-    if not config.tlm.weight or not config.tlm.joint:
-        return sentence
-    return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
+def sentence_vectors(config: Config, losses: Losses, base: Path, encoder: EncoderConfig) -> dict[str, Any] | None:
+    """How sentence vectors are computed, in training and in the export; None if the base has none and none are trained.
 
-
-def sentence_vectors(config: Config, base: Path, encoder: EncoderConfig) -> dict[str, Any] | None:
-    """How sentences become vectors, in training and in the export; None where nothing says so and none are trained.
-
-    As the base does it if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
-    contrastive.pooling change these two. The keys are those of `sentence_transformers.read_settings`.
+    The settings of the base if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
+    contrastive.pooling replace either. The keys are those of `sentence_transformers.read_settings`.
 
     Raises:
-      UserError: vectors are to be trained that the base makes in a way that cannot be kept, or from shorter sentences.
+      UserError: vectors are to be trained, and the base has modules that the export cannot keep, or a shorter
+        maximum length.
     """
-    given = config.contrastive
+    given = config.contrastive if losses.contrastive else None
     try:
         own = sentence_transformers.read_settings(base)
     except UserError as error:
-        if given.weight and not (given.layer and given.pooling):
+        if given and not (given.layer and given.pooling):
             raise UserError(
                 f"{error}; to train the encoder without them, give config.contrastive.layer and "
                 "config.contrastive.pooling"
             ) from error
         logging.warning("%s; the encoder alone is trained and exported", error)
         own = None
-    if not given.weight:
+    if not given:
         return own
     if own and config.data.max_length > own["max_length"]:
         raise UserError(
@@ -368,43 +405,44 @@ def sentence_vectors(config: Config, base: Path, encoder: EncoderConfig) -> dict
     return vectors
 
 
-def warn_of_random_head(config: Config, pretrained: Pretrained) -> None:
-    """Warns where TLM trains a head from random weights, with what was measured of it (docs/results/random_head.md)."""
-    if not config.tlm.weight or "mlm_head" not in pretrained.initialised:
+def warn_of_random_head(config: Config, losses: Losses, pretrained: Pretrained) -> None:
+    """Warns where TLM trains a head from random weights; docs/results/random_head.md has what that costs."""
+    if not losses.tlm or "mlm_head" not in pretrained.initialised:
         return
-    if config.contrastive.weight:
-        advice = "beside the contrast that does no harm; config.tlm.weight=0 is faster and retrieves about as well"
+    if losses.contrastive:
+        advice = "with the contrastive loss this does no harm; config.tlm.weight=0 is faster and retrieves as well"
+    elif "contrastive" in config:
+        advice = (
+            "without the contrastive loss this harms a good encoder; set config.contrastive.weight=1, or give it one"
+        )
     else:
-        advice = "without the contrast that spoils a good encoder; set config.contrastive.weight=1, or give its head"
+        advice = "this harms a good encoder; give it one"
     logging.warning("%s has no masked-LM head: TLM trains a random one; %s", config.init, advice)
 
 
 def make_method(
-    config: Config, pretrained: Pretrained, tokenizer: Tokenizer, vectors: dict[str, Any] | None
+    config: Config, losses: Losses, pretrained: Pretrained, tokenizer: Tokenizer, vectors: dict[str, Any] | None
 ) -> align.Method:
     """The settings of the step, with what they need of the model and the tokenizer."""
-    settings = config.contrastive
     projection = pretrained.params.get("projection")
-    if settings.weight and projection is not None and projection["output"]["bias"].shape[0] != settings.projection_dim:
-        raise UserError(
-            f"config.contrastive.projection_dim={settings.projection_dim}: {config.init} brings a projection of "
-            f"{projection['output']['bias'].shape[0]}; set that, or remove its projection.safetensors"
-        )
+    contrast: dict[str, Any] = {}
+    if losses.contrastive:
+        contrast = {name: config.contrastive[name] for name in CONTRAST}
+        size = config.contrastive.projection_dim
+        if projection is not None and projection["output"]["bias"].shape[0] != size:
+            raise UserError(
+                f"config.contrastive.projection_dim={size}: {config.init} brings a projection of "
+                f"{projection['output']['bias'].shape[0]}; set that, or remove its projection.safetensors"
+            )
     return align.Method(
-        tlm_weight=config.tlm.weight,
-        contrastive_weight=settings.weight,
-        word_alignment_weight=config.word_alignment.weight,
-        dict_mlm=config.tlm.dict_mlm,
-        queue_size=settings.queue_size,
-        momentum=settings.momentum,
-        temperature=settings.temperature,
-        projection_dim=settings.projection_dim,
+        tlm_weight=losses.tlm,
+        contrastive_weight=losses.contrastive,
+        word_alignment_weight=losses.word_alignment,
+        dict_mlm=losses.dict_mlm,
+        **contrast,
         layer=vectors["layer"] if vectors else pretrained.config.num_layers,
         pooling=vectors["pooling"] if vectors else "cls",
-        mask_duplicates=settings.mask_duplicates,
-        in_batch=settings.in_batch,
-        key_dropout=settings.key_dropout,
-        max_tlm_length=longest_sequence(config),
+        max_tlm_length=longest_sequence(config, losses),
         mask_id=tokenizer.mask_id,
         vocab_size=tokenizer.vocab_size,
         special_ids=tokenizer.special_ids,
@@ -415,10 +453,7 @@ def make_method(
 
 
 def claim_workdir(run: Run, model: Path) -> None:
-    """Claims the workdir for this run: its settings, and the content of its model and its data.
-
-    `model` is the directory of the pretrained model.
-    """
+    """Claims the workdir for this run: its settings, and checksums of its model (a directory) and its data."""
     config, workdir = run.config, run.workdir
     content: dict[str, Any] = {
         "model": huggingface.digest(model),
@@ -426,11 +461,12 @@ def claim_workdir(run: Run, model: Path) -> None:
         "data": {pair.name: [len(pair), *pair.digests] for pair in run.pairs},
         "batches": VERSION,
         "vectors": run.vectors,
+        "losses": run.losses._asdict(),
     }
     if given := run.dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in given}
     described = config.to_dict() | {"content": content}
     init = Path(config.init).absolute()
-    if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved, or spelled otherwise
+    if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved
         described["init"] = str(init.relative_to(workdir.absolute()))
     claim(workdir, described, may_change=MAY_CHANGE)

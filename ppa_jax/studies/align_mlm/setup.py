@@ -1,4 +1,4 @@
-"""What ALIGN-MLM's experiment begins with: settings, those of its trainings, vocabulary, derived data."""
+"""What ALIGN-MLM's experiment needs: its settings, those of its trainings, the vocabulary, the derived data."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from ml_collections import config_dict
 
 from ppa_jax import config as configs
 from ppa_jax import storage
-from ppa_jax.config import DTYPE, POSITIVE, SEED, Config, Limit, check
+from ppa_jax.config import DTYPE, POSITIVE, SEED, Config, Limit, check, one_of
 from ppa_jax.data.tokenizer import load_tokenizer
+from ppa_jax.data.vocabulary import train_wordpiece
 from ppa_jax.errors import UserError
-from ppa_jax.jobs import new_model, pretrain
-from ppa_jax.jobs.align import setup as align_setup
+from ppa_jax.jobs import pretrain
 from ppa_jax.jobs.finetune import setup as finetune_setup
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.studies.align_mlm import derived_tasks
 from ppa_jax.studies.align_mlm.derivation import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
 from ppa_jax.studies.align_mlm.derived_tasks import ENGLISH
-from ppa_jax.training.sharding import make_mesh
+from ppa_jax.tasks.files import checksum
+from ppa_jax.training.limits import parse_seeds
 
 DERIVED = "xx"  # the derived language, whichever it is
 MAY_CHANGE = (
     "objectives", "transformations", "seeds", "tasks", "data.order_from", "finetuning.seeds",
-    *(f"pretraining.{field}" for field in align_setup.MAY_CHANGE),
+    *(f"pretraining.{field}" for field in pretrain.MAY_CHANGE),
     *(f"finetuning.{field}" for field in finetune_setup.MAY_CHANGE if field != "data.test_examples"),
 )  # fmt: skip
-# What the experiment sets itself, in each group.
+# Settings of the two jobs that the experiment sets itself.
 OWN = {
     "pretraining": ("init", "objective", "seed", "dtype", "plan", "data.pairs", "word_alignment.dictionaries",
                     "word_alignment.capitalised", "model.tokenizer", "mesh.distributed"),
@@ -40,6 +41,7 @@ OWN = {
                    "train.epochs", "data.code_switch", "data.switch_rate", "mesh.distributed"),
 }  # fmt: skip
 
+PLACEHOLDER = dict.fromkeys((ENGLISH, DERIVED, f"{ENGLISH}-{DERIVED}"), "sample:0-9")  # where only settings count
 LIMITS = {
     "dtype": DTYPE,
     "data.dictionary_share": Limit(lambda x: 0 < x <= 1, "greater than 0, at most 1"),
@@ -48,10 +50,10 @@ LIMITS = {
 
 
 class Vocabulary(NamedTuple):
-    """A vocabulary and its clone: piece i is cloned to piece i + size."""
+    """A vocabulary and its clone: the clone of piece i is piece i + len(pieces)."""
 
     directory: Path  # of the tokenizer that has both
-    pieces: list[str]  # the plain ones
+    pieces: list[str]  # without the clones
     script: CloneScript
     split: derived_tasks.Split
 
@@ -62,7 +64,7 @@ def names(spec: str) -> list[str]:
 
 
 def validate(config: Config) -> dict[str, Any]:
-    """The tasks that have files, by name. Raises UserError naming the field."""
+    """Checks the settings, including those of both jobs; returns the tasks that have files. Raises UserError."""
     for objective in names(config.objectives):
         if objective not in pretrain.OBJECTIVES:
             raise UserError(f"config.objectives: {objective!r}: must be of {', '.join(pretrain.OBJECTIVES)}")
@@ -72,59 +74,44 @@ def validate(config: Config) -> dict[str, Any]:
                 f"config.transformations: {name!r}: write trans, trans+inv, trans+perm or trans+syn; without another "
                 "script a word and its clone are one piece, and there is nothing to align"
             )
-        Derivation(name, script=CloneScript(""), order=WordOrder({}))  # whatever else is wrong with its name
+        Derivation(name, script=CloneScript(""), order=WordOrder({}))  # checks the rest of the name
     for field in ("objectives", "transformations"):
         if not names(config[field]):
             raise UserError(f"config.{field} is empty: give a list with commas")
-    finetune_setup.seeds(config)
+    parse_seeds(config)
     if config.pretraining.model.vocabulary != "wordpiece":
         raise UserError("config.pretraining.model.vocabulary: a WordPiece vocabulary is trained and cloned, no other")
     for group, own in OWN.items():
-        given = configs.fields(config[group])
-        for field in own:
-            if field in given:
-                raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
+        for field in (field for field in own if field in configs.fields(config[group])):
+            raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
     check(config, LIMITS)
     if not config.data.text:
         raise UserError("config.data.text is empty: give files of English text, or sample:0-20000")
+    if "syn" in config.transformations and not config.data.order_from:
+        raise UserError("config.data.order_from is empty: trans+syn takes the order of a treebank; give CoNLL-U files")
     tasks = {name: task for name, task in config.tasks.items() if task.train or task.test}
     for name, task in tasks.items():
-        if task.task not in derived_tasks.TASKS:
-            raise UserError(f"config.tasks.{name}.task={task.task}: must be one of {', '.join(derived_tasks.TASKS)}")
-        check(config, {f"tasks.{name}.epochs": POSITIVE})
+        check(config, {f"tasks.{name}.task": one_of(*derived_tasks.TASKS), f"tasks.{name}.epochs": POSITIVE})
         for part in ("train", "test"):
             if not task[part]:
                 raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
-    if "syn" in config.transformations and not config.data.order_from:
-        raise UserError("config.data.order_from is empty: trans+syn takes the order of a treebank; give CoNLL-U files")
-    validate_trainings(config, tasks)
+    for objective in names(config.objectives):
+        with _fields_of("pretraining"):
+            given = pretraining(config, objective, 0, PLACEHOLDER, "sample", "random")
+            pretrain.check_new_model(given, pretrain.validate(given))
+    for task in tasks.values():
+        with _fields_of("finetuning"):
+            given = finetuning(config, task, "random", "en=some", "en=some")
+            finetune_setup.validate(given)
+            finetune_setup.open_mesh(given)
+            if given.data.max_length > (limit := EncoderConfig.max_positions):
+                raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
     return tasks
 
 
-def validate_trainings(config: Config, tasks: Mapping[str, Any]) -> None:
-    """Checks the settings of both groups as their jobs will, before anything is trained."""
-    some = {ENGLISH: "sample:0-9", DERIVED: "sample:0-9", f"{ENGLISH}-{DERIVED}": "sample:0-9"}
-    for objective in names(config.objectives):
-        with _told("pretraining"):
-            given = pretrain.by_objective(pretraining(config, objective, 0, some, "sample", "random"))
-            given.init = "random"  # as pretrain.run does
-            align_setup.validate(given)
-            new_model.validate(given)
-            align_setup.check_lengths(given, new_model.encoder_config(given, given.model.vocab_size))
-            devices = make_mesh(given.mesh.data, given.mesh.fsdp)
-            align_setup.check_batch_size(given, "train.batch_size", devices)
-    for task in tasks.values():
-        with _told("finetuning"):
-            given = finetuning(config, task, "random", "en=some", "en=some")
-            finetune_setup.validate(given)
-            finetune_setup.open_devices(given)
-            if given.data.max_length > (limit := EncoderConfig.max_positions):
-                raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
-
-
 @contextlib.contextmanager
-def _told(group: str) -> Iterator[None]:
-    """Names the group in what goes wrong."""
+def _fields_of(group: str) -> Iterator[None]:
+    """Puts the group's name before the fields in an error's message."""
     try:
         yield
     except UserError as error:
@@ -134,8 +121,8 @@ def _told(group: str) -> Iterator[None]:
 def pretraining(
     config: Config, objective: str, seed: int, text: Mapping[str, str], dictionaries: str, tokenizer: str
 ) -> Config:
-    """The settings of a pretraining; `text` is the source of each language, and of the two together."""
-    given = _copy(config.pretraining)
+    """The configuration of a pretraining job; `text` has a source for each language, and for the pair."""
+    given = config_dict.ConfigDict(config.pretraining.to_dict())  # not locked, as the group is
     sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
     given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
     given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
@@ -147,8 +134,8 @@ def pretraining(
 
 
 def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> Config:
-    """The settings of a fine-tuning."""
-    given = _copy(config.finetuning)
+    """The configuration of a fine-tuning job."""
+    given = config_dict.ConfigDict(config.finetuning.to_dict())
     given.update(task=task.task, dtype=config.dtype, init=init, align_first="")
     given.data.update(train=train, test=test, dev="", code_switch="", switch_rate=0.0)
     given.train.update(epochs=task.epochs, steps=0)
@@ -156,18 +143,13 @@ def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> C
     return given
 
 
-def _copy(group: Any) -> Any:
-    """Open to further fields, as the group is not."""
-    return config_dict.ConfigDict(group.to_dict())
-
-
 def learn_order(config: Config) -> tuple[WordOrder | None, int]:
-    """The word order of the rules or of the treebank, for `syn`, and its checksum."""
+    """The word order for `syn`, from rules or from a treebank, and its checksum."""
     if not config.data.order_from:
         return None, 0
     if config.data.order_from.endswith(".tsv"):
         order = WordOrder.read(storage.local(config.data.order_from), "config.data.order_from")
-        return order, finetune_setup.checksum(sorted(order.kinds.items()))
+        return order, checksum(sorted(order.kinds.items()))
     read = derived_tasks.read_text(config.data.order_from, field="config.data.order_from")
     trees = [sentence.tree for sentence in read if sentence.tree is not None]
     if not trees:
@@ -179,16 +161,16 @@ def learn_order(config: Config) -> tuple[WordOrder | None, int]:
             "no kind of dependent is frequent enough; give a whole treebank"
         )
     logging.info("the order of %d kinds of dependents, from %d trees", len(order.kinds), len(trees))
-    return order, finetune_setup.checksum(trees)
+    return order, checksum(trees)
 
 
 def make_vocabulary(config: Config, text: Sequence[derived_tasks.Sentence], directory: Path) -> Vocabulary:
-    """Trains a WordPiece vocabulary on the text, once, and clones it."""
+    """Trains a WordPiece vocabulary on the text unless that is done, and clones it."""
     plain, both = directory / "plain", directory / "cloned"
     if not (plain / "tokenizer_config.json").exists():  # written last
         plain.mkdir(parents=True, exist_ok=True)
         lines = (" ".join(sentence.words) for sentence in text)
-        new_model.train_wordpiece(lines, config.pretraining.model.vocab_size, plain)
+        train_wordpiece(lines, config.pretraining.model.vocab_size, plain)
     script = clone_vocabulary(plain, both)
     pieces = (plain / "vocab.txt").read_text(encoding="utf-8").rstrip("\n").split("\n")
     split = derived_tasks.splitter(load_tokenizer(plain))
@@ -216,7 +198,7 @@ def write_data(
 
 
 def dictionary_file(directory: Path) -> Path:
-    """Of the data of a transformation."""
+    """The dictionary of a derived language."""
     return directory / "dictionary" / f"{ENGLISH}-{DERIVED}.tsv"
 
 
@@ -228,23 +210,23 @@ def write_task(
     derivation: Derivation,
     split: derived_tasks.Split,
 ) -> int:
-    """Writes NAME.PART.LANGUAGE for both parts and both languages; returns the number of entities torn."""
-    torn = 0
+    """Writes NAME.PART.LANGUAGE for both parts and both languages; returns the number of entities that were split."""
+    split_entities = 0
     for part, found in examples.items():
         for language, how in ((ENGLISH, None), (DERIVED, derivation)):
-            content, broken = derived_tasks.examples_text(task, found, how, split)
+            content, count = derived_tasks.examples_text(task, found, how, split)
             _write_if_changed(task_file(directory, name, task, part, language), content)
-            torn += broken
-    return torn
+            split_entities += count
+    return split_entities
 
 
 def task_file(directory: Path, name: str, task: str, part: str, language: str) -> Path:
-    """Of a task's examples."""
+    """The file of a task's examples."""
     return directory / f"{name}.{part}.{language}{derived_tasks.TASKS[task].SUFFIX}"
 
 
 def _write_if_changed(path: Path, content: str) -> None:
-    """Leaves a file that says the same alone: what was prepared from it stays valid."""
+    """Keeps the old file, and what was prepared from it, if the content is the same."""
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

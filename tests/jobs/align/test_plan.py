@@ -43,7 +43,7 @@ def test_tells_parameters_memory_operations_and_traffic(command, shelf, tmp_path
 def test_operations_are_those_of_real_tokens(command, tmp_path):
     """Counted sequence by sequence: products with its tokens, scores among them, predictions; forward and backward."""
     config, _ = parse(command(tmp_path))
-    run = align_setup.open_run(config, tmp_path)
+    run = align_setup.open_run(config, align_setup.validate(config), tmp_path)
     c, batch = run.pretrained.config, run.batches.make(0)
     D, own, total = c.hidden_size, 2 * c.hidden_size * (c.hidden_size + 2 * c.intermediate_size), 0.0
     for rows, times in ((batch.rows, 3), (batch.key_rows, 1)):

@@ -30,6 +30,7 @@ from ppa_jax.interop import huggingface
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
+from ppa_jax.jobs.align.setup import Losses
 from ppa_jax.main import main
 from ppa_jax.training import sharding
 from ppa_jax.training.checkpoint import load_latest_params
@@ -148,7 +149,7 @@ def test_dictionaries_of_files_get_capitals_and_need_no_english(tmp_path):
         (False, {"haus": ["maison"]}),
     ):
         config.word_alignment.capitalised = asked
-        assert align_setup.read_word_alignment(config) == [Dictionary("de", "fr", entries)]
+        assert align_setup.read_word_alignment(config, Losses(word_alignment=1.0)) == [Dictionary("de", "fr", entries)]
 
 
 def test_the_export_holds_the_trained_weights(whole, shelf):
@@ -485,7 +486,7 @@ def test_what_the_user_sets_goes_before_what_the_base_has(sentence_transformer, 
     def vectors(base, **fields):
         changed = copy.deepcopy(config)
         changed.contrastive.update(fields)
-        found = align_setup.sentence_vectors(changed, base, sizes)
+        found = align_setup.sentence_vectors(changed, Losses(contrastive=changed.contrastive.weight), base, sizes)
         return found and (found["layer"], found["pooling"], found["max_length"], found.get("normalize", False))
 
     assert vectors(sentence_transformer) == (1, "mean", 30, True)
@@ -500,13 +501,17 @@ def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp
     config = configs.load(str(ROOT / "configs/ppa.py"))
     sizes = Encoder.from_pretrained(shelf / "model").config
     with pytest.raises(UserError, match=r"data\.max_length=128: .* cuts sentences at 30 pieces .* give 30 or less"):
-        align_setup.sentence_vectors(config, sentence_transformer, sizes)
+        align_setup.sentence_vectors(config, Losses(contrastive=1.0), sentence_transformer, sizes)
     modules = [{"path": "", "type": "Transformer"}, {"path": "2_Dense", "type": "Dense"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match=r"module Dense is not supported.*; to train .* config\.contrastive\.pooling"):
-        align_setup.sentence_vectors(config, tmp_path, sizes)
+        align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes)
     config.contrastive.update(layer=1, pooling="mean")  # then by the encoder alone, and the log says so
-    assert align_setup.sentence_vectors(config, tmp_path, sizes) == {"layer": 1, "pooling": "mean", "max_length": 128}
+    assert align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes) == {
+        "layer": 1,
+        "pooling": "mean",
+        "max_length": 128,
+    }
     assert "module Dense is not supported" in caplog.text and "the encoder alone" in caplog.text
 
 
@@ -521,11 +526,10 @@ def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp
 def test_a_random_masked_lm_head_is_warned_of(sentence_transformer, shelf, caplog, weights, advice):
     config = configs.load(str(ROOT / "configs/ppa.py"))
     config.init = "the-base"
-    for name, weight in weights.items():
-        config[name].weight = weight
-    align_setup.warn_of_random_head(config, huggingface.read(shelf / "model"))
+    losses = Losses(**{"tlm": 1.0, "contrastive": 1.0} | weights)
+    align_setup.warn_of_random_head(config, losses, huggingface.read(shelf / "model"))
     assert not caplog.records  # it has one
-    align_setup.warn_of_random_head(config, huggingface.read(sentence_transformer))
+    align_setup.warn_of_random_head(config, losses, huggingface.read(sentence_transformer))
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == (advice is not None)
     assert all("the-base has no masked-LM head" in line and advice in line for line in lines)

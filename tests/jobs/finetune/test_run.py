@@ -4,8 +4,6 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from ppa_jax.jobs.finetune import method as finetune
 from ppa_jax.jobs.finetune import run as finetune_run
 from ppa_jax.jobs.finetune import setup as finetune_setup
 from ppa_jax.main import main
-from ppa_jax.tasks import nli, tagging
+from ppa_jax.tasks import code_switching, nli, tagging
 from ppa_jax.tasks.batches import LENGTHS, FeatureBatches, in_order_of_length, stack
 from ppa_jax.tasks.task import IGNORE, Feature
 from ppa_jax.training import checkpoint
@@ -99,9 +97,8 @@ def test_the_export_is_what_was_trained(whole, files):
 def test_the_pooler_of_the_checkpoint_is_kept(tiny, tmp_path):
     """As transformers does for BERT; the classifier of XLM-R has a layer of its own."""
 
-    def kept(task, directory) -> dict[str, Any]:
-        setup: Any = SimpleNamespace(task=task)
-        return finetune_run.pretrained_head(setup, huggingface.read(directory))
+    def kept(task, directory):
+        return finetune_run.pretrained_head(task, huggingface.read(directory))
 
     for name, found in (("BertModel", {"pooler"}), ("XLMRobertaModel", set())):
         tiny(name, num_hidden_layers=1).save_pretrained(tmp_path / name)
@@ -249,8 +246,9 @@ def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path, code_switc
         (tmp_path / f"train.{language}.tsv").write_text("\n".join(lines) + "\n")
     fields = {"data.train": f"{tmp_path}/train.{{lang}}.tsv", "data.switch_rate": rate}
     fields |= {} if code_switch is None else {"data.code_switch": code_switch}
-    ((_, setup),) = finetune_setup.open_run(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path / "run")
-    examples = finetune_setup.code_switched(setup.config, setup.task, setup.examples.train, 0)
+    (model,) = finetune_setup.open_models(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path / "run")
+    setup, spec = model.setup, model.setup.config.data.code_switch
+    examples = code_switching.from_spec(nli, setup.examples["train"], spec, rate, 0)
     assert len(examples) == 3 * 60
     found = []
     for number, example in enumerate(examples):

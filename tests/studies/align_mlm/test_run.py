@@ -1,6 +1,7 @@
 """ALIGN-MLM's experiment on a tiny model: what it leaves, that it goes on where it stopped, what it refuses."""
 
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from ppa_jax.jobs.finetune import run as finetune_run
 from ppa_jax.main import main
 from ppa_jax.studies.align_mlm import report
 from ppa_jax.studies.align_mlm import run as align_mlm_run
+from ppa_jax.training.loop import Stopped
 
 CONFIG = Path(__file__).resolve().parents[3] / "configs/align_mlm.py"
 
@@ -130,7 +132,8 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
 
     def trained(config, objective, seed, data, vocabulary, directory):
         asked.append(f"{data.name}/{objective}-{seed}")
-        return 1 if len(asked) == 2 else 0
+        if len(asked) == 2:
+            raise Stopped(signal.SIGTERM, 3)
 
     def scored(config, name, data, models, *others):
         return [(model, "BZ", 40.0, 7) for model in models]
@@ -147,7 +150,7 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         found = json.loads((tmp_path / "scores.json").read_text())
         return [(r["transformation"], r["objective"], r["seed"], r["task"]) for r in found]
 
-    assert main(arguments(tmp_path)) == 1, "stopped while the second model was trained"
+    assert main(arguments(tmp_path)) == 143, "stopped while the second model was trained"
     assert scores() == [("trans+inv", "xlm", 0, "")]
     assert main(arguments(tmp_path)) == 0
     first = [("trans+inv", x, 0, task) for task in ("", "pos") for x in ("xlm", "align_mlm")]
@@ -214,9 +217,12 @@ def test_the_coefficient_needs_eight_models():
 
 
 def test_a_text_that_has_changed_is_another_run(tmp_path, error_line, monkeypatch):
-    monkeypatch.setattr(pretrain, "run", lambda config, workdir: 1)
+    def stopped(config, workdir):
+        raise Stopped(signal.SIGTERM, 0)
+
+    monkeypatch.setattr(pretrain, "run", stopped)
     text = tmp_path / "en.txt"
-    for content, status in (("A cat sleeps.\nA dog runs.\n", 1), ("A cat sleeps.\nA dog ran.\n", 2)):
+    for content, status in (("A cat sleeps.\nA dog runs.\n", 143), ("A cat sleeps.\nA dog ran.\n", 2)):
         text.write_text(content * 20)
         assert main(arguments(tmp_path / "run", **{"data.text": text})) == status
     assert "content.text" in error_line()
@@ -225,10 +231,10 @@ def test_a_text_that_has_changed_is_another_run(tmp_path, error_line, monkeypatc
 def test_a_task_without_trees_is_left_out_where_order_comes_from_trees(tmp_path, monkeypatch):
     """And text without trees is refused before anything is trained."""
     asked = []
-    monkeypatch.setattr(align_mlm_run, "pretrain_once", lambda *args: 0)
+    monkeypatch.setattr(align_mlm_run, "pretrain_once", lambda *args: None)
     monkeypatch.setattr(align_mlm_run, "alignment", lambda *args: [("alignment", 50.0, 10)])
     monkeypatch.setattr(align_mlm_run, "transfer", lambda config, name, *args: asked.append(name) or [])
-    monkeypatch.setattr(align_mlm_run, "write_report", lambda *args: (tmp_path, ""))
+    monkeypatch.setattr(report, "write", lambda *args, **fields: (tmp_path, ""))
     nli = tmp_path / "nli.tsv"
     nli.write_text("A cat sleeps.\tA cat rests.\tentailment\n")
     given = {
