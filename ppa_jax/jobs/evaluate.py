@@ -1,8 +1,8 @@
 """Measures models side by side: retrieval, bitext mining, word alignment, lexicon induction, CKA.
 
-All data is read, every setting checked and every tokenizer opened before the first model's weights are read. Each model
-is open alone. A model of several trainings is measured by the mean over them. What was measured is kept in the workdir,
-and the same command goes on after it.
+All data is read, and every setting and tokenizer checked, before the first model's weights are read. One model is in
+memory at a time. A model of several trainings is measured by the mean over them. Scores are saved in the workdir, and
+the same command continues after them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ppa_jax.training.memory import device_memory
 from ppa_jax.training.workdir import file_digest, write_identity
 
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
-MEMORY = 8 << 30  # of the host, for vectors that two measures share; where they need more, they are computed twice
+MEMORY = 8 << 30  # bytes of the host for vectors that two measures share; where they need more, they are computed twice
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
 BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
 LIMITS = {
@@ -53,103 +53,59 @@ LIMITS = {
 class Model:
     """What is known of a model before its weights are read."""
 
-    sources: tuple[str, ...]  # its trainings, with different seeds; as a rule one
+    sources: tuple[str, ...]  # its trainings with different seeds; usually one
     depth: int  # blocks
-    own: Request | None  # layer and pooling that it was trained with; None: nothing says so
-    longest: int  # word pieces of a sentence that it can number
+    own: Request | None  # layer and pooling that it was trained with; None: it does not say
+    max_length: int  # tokens of a sentence
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
-    """At which layers and with which pooling a model is measured."""
+class Requests:
+    """The layers and poolings at which a model is measured."""
 
-    main: Request  # the same depth in every model, mean
-    mining: list[Request]  # `main`, and what any of the models was trained with: all are measured there, to be compared
+    main: Request  # mean pooling, at the same share of the depth in every model
+    mining: list[Request]  # main, and those that any of the models was trained with: all are compared there
     retrieval: list[Request]
-    layers: list[int]
-
-    @classmethod
-    def of(cls, model: Model, models: Iterable[Model], config: Config) -> Places:
-        """Those of one model among all."""
-        main = comparison.main_place(model.depth) if config.layer == -1 else (config.layer, "mean")
-        owns = list(dict.fromkeys(m.own for m in models if m.own is not None and m.own[0] <= model.depth))
-        every = list(range(model.depth + 1)) if config.every_layer else [main[0]]  # `main` is among them in any case
-        asked = [main, *owns, (model.depth, "cls"), *((x, "mean") for x in every)]
-        return cls(main, list(dict.fromkeys([main, *owns])), list(dict.fromkeys(asked)), every)
+    layers: list[int]  # of the curves
 
 
-Part = Callable[[Encoder, Places], list[Score]]
+Part = Callable[[Encoder, Requests], list[Score]]
 
 
-def run(config: Config, workdir: str) -> int:
-    """Runs the job; returns the exit status."""
-    names, baselines = validate(config)
+def run(config: Config, workdir: str) -> None:
+    """Runs the job."""
+    # ---- settings, models, data ----
+    sources, baselines = validate(config)
     directory = Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
-    models = {name: look_at(name, sources, config) for name, sources in names.items()}
-    # The same sentences, cut at the same place, for all.
-    max_length = config.max_length or min(model.longest for model in models.values())
+    models = {name: read_model_info(name, given, config) for name, given in sources.items()}
+    max_length = config.max_length or min(model.max_length for model in models.values())  # the same for all
     parts = open_parts(config)
     write_identity(directory, config.to_dict())
+
+    # ---- measurements ----
     measured: dict[str, comparison.Measured] = {}
     for name, model in models.items():
-        places = Places.of(model, models.values(), config)
+        requests = choose_requests(model, models.values(), config)
         runs = []
         for source in model.sources:
-            path = directory / "measured" / f"{digest(source, places, max_length, config)}.npz"
+            path = directory / "measured" / f"{digest(source, requests, max_length, config)}.npz"
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                scores.keep(path, {source: measure(name, source, places, parts, max_length, config)})
+                scores.keep(path, {source: measure(name, source, requests, parts, max_length, config)})
             runs += scores.kept(path).values()
         measured[name] = comparison.Measured(
             " | ".join(model.sources),
             model.depth,
-            places.main,
+            requests.main,
             model.own,
             scores.over_runs(runs),
             runs if runs[1:] else (),
         )
         report.write_records(directory / "scores.json", comparison.records_of(measured))
         bucket.push()
-    path, table = report.write_comparison(directory, measured, baselines=baselines, facts=facts(config, max_length))
-    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
-    return 0
 
-
-@device_memory("lower config.batch_size or config.max_length")
-def measure(name: str, source: str, places: Places, parts: list[Part], max_length: int, config: Config) -> list[Score]:
-    """Opens one model and measures all parts with it."""
-    layer, pooling = places.main
-    encoder = Encoder.from_pretrained(
-        source, layer=layer, pooling=pooling, max_length=max_length, batch_size=config.batch_size, dtype=config.dtype
-    )
-    logging.info("%s: %s, main scores at layer %d of %d, %s", name, source, layer, encoder.config.num_layers, pooling)
-    measured: list[Score] = []
-    for part in parts:
-        found = part(encoder, places)
-        logging.info("%s: %s measured", name, ", ".join(dict.fromkeys(score.task for score in found)))
-        measured += found
-    return measured
-
-
-def digest(source: str, places: Places, max_length: int, config: Config) -> str:
-    """Of all that the scores of a model depend on: files count by name and content: a copy is the same."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
-    given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
-    if not config.mining:
-        places = dataclasses.replace(places, mining=[])
-    files = [
-        (str(file.relative_to(path if path.is_dir() else path.parent)), file_digest(file))
-        for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
-        for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
-        if file.is_file()
-    ]
-    facts = [settings, dataclasses.astuple(places), max_length, files]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def facts(config: Config, max_length: int) -> dict[str, str]:
-    """What the scores depend on besides the models: for the report."""
+    # ---- report ----
     shown = {f"config.{field}": str(config[field]) for field in DATA_FIELDS if config[field]}
     shown |= {"longest sentence": f"{max_length} word pieces, special tokens included", "computed in": config.dtype}
     if config.parallel:
@@ -157,22 +113,21 @@ def facts(config: Config, max_length: int) -> dict[str, str]:
     if config.word_alignment:
         shown["word alignment"] = config.word_alignment_method
     if config.dictionaries:
-        shown["dictionaries"] = (
-            f"the {config.dictionary_words:,} most frequent words" if config.dictionary_words else "all"
-        )
-    return shown
+        words = config.dictionary_words
+        shown["dictionaries"] = f"the {words:,} most frequent words" if words else "all"
+    path, table = report.write_comparison(directory, measured, baselines=baselines, facts=shown)
+    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
+
+
+# ---- checks before anything is opened ----
 
 
 def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """Checks every field before anything is opened; returns the models, name -> sources, and the baselines.
-
-    Raises:
-      UserError: naming the field.
-    """
+    """Checks the settings; returns the models, name -> sources, and the baselines. Raises UserError."""
     models: dict[str, tuple[str, ...]] = {}
     for entry in entries(config.models):
         name, equals, source = entry.partition("=")
-        if not equals or "/" in name:  # a path may hold the sign as well
+        if not equals or "/" in name:  # a path with a "=" in it
             name, source = short_name(entry), entry
         sources = tuple(filter(None, source.split("|")))
         if not name or not sources:
@@ -183,9 +138,8 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     if not models:
         raise UserError("config.models is empty: give directories, --config.models=DIR1,DIR2")
     baselines = entries(config.baseline) or [next(iter(models))]
-    for name in baselines:
-        if name not in models:
-            raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
+    if not set(baselines) <= models.keys():
+        raise UserError(f"config.baseline={config.baseline}: must be of {', '.join(models)}")
     if not any(config[field] for field in DATA_FIELDS):
         raise UserError(f"no data: give one or more of {', '.join('config.' + field for field in DATA_FIELDS)}")
     size = sample.size()
@@ -202,12 +156,21 @@ def entries(listed: str) -> list[str]:
     return [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
-def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
-    """What a model says of itself; reads no weights.
+def short_name(source: str) -> str:
+    """`x` of runs/x/export, `bert-base` of google/bert-base."""
+    parts = [part for part in Path(source).parts if part not in ("export", "/")]
+    return parts[-1] if parts else source
+
+
+# ---- models ----
+
+
+def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Model:
+    """Reads a model's configuration and checks its tokenizer; reads no weights.
 
     Raises:
-      UserError: there is no such model, its tokenizer does not fit, it has not the layer that is asked for, its
-        trainings are of different models.
+      UserError: there is no such model, its tokenizer does not fit, it does not have config.layer, its trainings are of
+        different models.
     """
     found = []
     for source in sources:
@@ -217,45 +180,79 @@ def look_at(name: str, sources: tuple[str, ...], config: Config) -> Model:
         check_vocabulary(load_tokenizer(path.parent), sizes.vocab_size)
         if config.layer > sizes.num_layers:
             raise UserError(f"config.layer={config.layer}: {source} has {sizes.num_layers} layers")
+        own = None
         try:
-            settings = read_settings(directory)
+            if settings := read_settings(directory):
+                own = settings["layer"], settings["pooling"]
         except UserError as error:
             logging.warning("%s: its own sentence vectors are not measured: %s", name, error)
-            settings = None
-        own = None if settings is None else (settings["layer"], settings["pooling"])
         found.append(Model(sources, sizes.num_layers, own, sizes.max_length))
     if len(set(found)) > 1:
         raise UserError(f"config.models: the trainings of {name} differ in layers, pooling or length; give them apart")
     return found[0]
 
 
-def short_name(source: str) -> str:
-    """`x` of runs/x/export, `bert-base` of google/bert-base."""
-    parts = [part for part in Path(source).parts if part not in ("export", "/")]
-    return parts[-1] if parts else source
+def choose_requests(model: Model, models: Iterable[Model], config: Config) -> Requests:
+    """Where one of the models is measured."""
+    main = comparison.main_place(model.depth) if config.layer == -1 else (config.layer, "mean")
+    trained = [m.own for m in models if m.own is not None and m.own[0] <= model.depth]
+    layers = list(range(model.depth + 1)) if config.every_layer else [main[0]]
+    everything = [main, *trained, (model.depth, "cls"), *((layer, "mean") for layer in layers)]
+    return Requests(main, list(dict.fromkeys([main, *trained])), list(dict.fromkeys(everything)), layers)
+
+
+@device_memory("lower config.batch_size or config.max_length")
+def measure(
+    name: str, source: str, requests: Requests, parts: list[Part], max_length: int, config: Config
+) -> list[Score]:
+    """Opens one model and measures all parts with it."""
+    layer, pooling = requests.main
+    encoder = Encoder.from_pretrained(
+        source, layer=layer, pooling=pooling, max_length=max_length, batch_size=config.batch_size, dtype=config.dtype
+    )
+    logging.info("%s: %s, main scores at layer %d of %d, %s", name, source, layer, encoder.config.num_layers, pooling)
+    measured: list[Score] = []
+    for part in parts:
+        found = part(encoder, requests)
+        logging.info("%s: %s measured", name, ", ".join(dict.fromkeys(score.task for score in found)))
+        measured += found
+    return measured
+
+
+def digest(source: str, requests: Requests, max_length: int, config: Config) -> str:
+    """A hash of all that a model's scores depend on; files count by name and content, so a copy has the same."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
+    given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
+    if not config.mining:
+        requests = dataclasses.replace(requests, mining=[])
+    files = [
+        (str(file.relative_to(path if path.is_dir() else path.parent)), file_digest(file))
+        for path in [hub.resolve(source), *(storage.local(path, beside=True) for path in given)]
+        for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
+        if file.is_file()
+    ]
+    facts = [settings, dataclasses.astuple(requests), max_length, files]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---- parts ----
 
 
 def open_parts(config: Config) -> list[Part]:
-    """Reads the data of every part that is asked for. Raises UserError, naming the field, for data that is wrong."""
+    """Reads the data of every part that is configured. Raises UserError, naming the field, for data that is wrong."""
     parts: list[Part] = []
-
-    def retrieve(sets: retrieval.Sets, task: str) -> Part:
-        return lambda encoder, places: retrieval.evaluate_retrieval(
-            encoder.embedder, encoder.params, sets, places.retrieval, task=task
-        )
-
     if config.tatoeba:
-        parts.append(retrieve(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))
+        parts.append(_retrieval(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))
     if config.sample:
-        parts.append(retrieve(retrieval.sample_sets(config.sample), "sample"))
+        parts.append(_retrieval(retrieval.sample_sets(config.sample), "sample"))
     names = {"tatoeba", "sample"}
     for directory in entries(config.parallel):
         texts = similarity.read_parallel(directory, field="config.parallel")
         name = Path(directory).resolve().name
         if name in names:
             raise UserError(
-                f"config.parallel: the scores of {directory} would stand under the name {name}, which is another "
-                "test set's; rename the directory or give it once"
+                f"config.parallel: the scores of {directory} would get the name {name}, which another test set has; "
+                "rename the directory or give it once"
             )
         names.add(name)
         english = texts[similarity.PIVOT]
@@ -264,9 +261,7 @@ def open_parts(config: Config) -> list[Part]:
         parts.append(_parallel(texts, name, config.cka_batch))
     if config.mining:
         bitext = mining.read_bucc(config.mining, field="config.mining")
-        parts.append(
-            lambda encoder, places: mining.evaluate_mining(encoder.embedder, encoder.params, bitext, places.mining)
-        )
+        parts.append(lambda encoder, at: mining.evaluate_mining(encoder.embedder, encoder.params, bitext, at.mining))
     if config.word_alignment:
         gold = word_alignment.read_gold(
             config.word_alignment,
@@ -276,8 +271,8 @@ def open_parts(config: Config) -> list[Part]:
         )
 
         def align(method: str) -> Part:
-            return lambda encoder, places: word_alignment.evaluate_word_alignment(
-                encoder.embedder, encoder.params, gold, places.layers, method=method
+            return lambda encoder, at: word_alignment.evaluate_word_alignment(
+                encoder.embedder, encoder.params, gold, at.layers, method=method
             )
 
         parts += map(align, entries(config.word_alignment_method))
@@ -286,11 +281,17 @@ def open_parts(config: Config) -> list[Part]:
             config.dictionaries, field="config.dictionaries", max_words=config.dictionary_words or None
         )
         parts.append(
-            lambda encoder, places: lexicon.evaluate_lexicon(
-                encoder.embedder, encoder.params, dictionaries, [(places.main[0], "mean_without_special")]
+            lambda encoder, at: lexicon.evaluate_lexicon(
+                encoder.embedder, encoder.params, dictionaries, [(at.main[0], "mean_without_special")]
             )
         )
     return parts
+
+
+def _retrieval(sets: retrieval.Sets, task: str) -> Part:
+    return lambda encoder, at: retrieval.evaluate_retrieval(
+        encoder.embedder, encoder.params, sets, at.retrieval, task=task
+    )
 
 
 def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
@@ -298,16 +299,15 @@ def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
     sets = {x: (texts[similarity.PIVOT], text) for x, text in texts.items() if x != similarity.PIVOT}
     sentences = [sentence for text in texts.values() for sentence in text]
 
-    def part(encoder: Encoder, places: Places) -> list[Score]:
+    def part(encoder: Encoder, at: Requests) -> list[Score]:
         pooling = "mean_without_special"
-        requests = [*places.retrieval, *((layer, pooling) for layer in places.layers)]
+        requests = [*at.retrieval, *((layer, pooling) for layer in at.layers)]
         embedder = encoder.embedder
         if len(sentences) * len(requests) * encoder.config.hidden_size * 4 <= MEMORY:
             embedder = Remembered(embedder, encoder.params, sentences, requests)
-        found = retrieval.evaluate_retrieval(embedder, encoder.params, sets, places.retrieval, task=name)
+        found = retrieval.evaluate_retrieval(embedder, encoder.params, sets, at.retrieval, task=name)
         return found + similarity.evaluate_similarity(
-            embedder, encoder.params, texts, places.layers, batch=batch, measures=CKA, pooling=pooling,
-            task=f"cka, {name}",
-        )  # fmt: skip
+            embedder, encoder.params, texts, at.layers, batch=batch, measures=CKA, pooling=pooling, task=f"cka, {name}"
+        )
 
     return part

@@ -1,4 +1,4 @@
-"""Batches of features for fine-tuning and prediction: which rows stand in batch t, padded to one of a few lengths.
+"""Batches of features for fine-tuning and prediction: which rows make up batch t, padded to one of a few lengths.
 
 The plan is a pure function of (seed, step): every epoch walks all features once, in a new order; within windows of it
 rows of like length come together, so little is padded, and the batches of a window are shuffled again.
@@ -48,19 +48,19 @@ class FeatureBatches:
     """The batches of a training run."""
 
     def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int, limit: int) -> None:
-        """`features`: at least one; with fewer than a batch, some stand in it twice. `limit`: see `stack`."""
+        """`features`: at least one; with fewer than a batch, some appear in it twice. `limit`: see `stack`."""
         self.features, self.batch_size, self.seed, self.pad_id, self.limit = features, batch_size, seed, pad_id, limit
         self._lengths = np.array([len(feature.ids) for feature in features])
 
     def rows(self, step: int) -> np.ndarray:
-        """The features of a batch, [B]: places in the endless sequence of epochs."""
-        places = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, within = np.divmod(places, len(self.features))
+        """The indices of a batch's features, [B]: the next B of the endless sequence of epochs."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, within = np.divmod(positions, len(self.features))
         return np.concatenate([self._epoch(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as long as the run
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Every feature once, [N]: what fills up the last epoch's last batch, whole batches by length, a rest."""
+        """Every feature once, [N]: those that complete the last batch of the epoch before, whole batches, a rest."""
         N, B = len(self.features), self.batch_size
         random = np.random.default_rng((self.seed, 0, epoch))
         order = random.permutation(N)

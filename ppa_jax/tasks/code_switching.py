@@ -29,7 +29,7 @@ class TwoSided(Protocol):
 
 
 def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
-    """Each row once for every language, its two languages drawn anew each time; the same rows for the same seed.
+    """Each row once for every language, with languages drawn independently each time; the same rows for the same seed.
 
     With a pivot, which is PPA's recipe, a single language has nothing to switch to: its rows stay as they are.
 

@@ -20,12 +20,12 @@ _NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1
 
 
 class Sentence(NamedTuple):
-    """A sentence as it stands in the file."""
+    """A sentence as read."""
 
     line: int  # of its first line in the file
     comments: list[str]  # with their "#"; sent_id is one of them
     rows: list[list[str]]  # ten columns each; multiword tokens and empty nodes too
-    words: list[int]  # the rows that are words, in their order: word 1 is rows[words[0]]
+    words: list[int]  # the indices of the rows that are words
 
     def column(self, column: int) -> list[str]:
         """One column of the words."""
@@ -33,7 +33,7 @@ class Sentence(NamedTuple):
 
 
 def blocks(path: Path, *, field: str) -> Iterator[tuple[int, list[str]]]:
-    """(line number of the first, lines) of what blank lines separate. Raises UserError as `read_lines` does."""
+    """(line number of the first, lines) of each block between blank lines. Raises UserError as `read_lines` does."""
     block: list[str] = []
     start = 1
     for number, line in enumerate([*read_lines(path, field=field), ""], 1):
@@ -46,7 +46,7 @@ def blocks(path: Path, *, field: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def parse(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[Sentence], list[Problem]]:
-    """The sentences among `blocks`, and those that are no CoNLL-U, which `tell_skipped` takes with the caller's own."""
+    """The sentences among `blocks`, and the problems of those that are not CoNLL-U."""
     sentences: list[Sentence] = []
     problems: list[Problem] = []
     for start, block in blocks:
@@ -54,7 +54,7 @@ def parse(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[Sentence], list
         rows = [line.split("\t") for line in block if not line.startswith("#")]
         words = [i for i, row in enumerate(rows) if not _NO_WORD.fullmatch(row[ID])]
         if not rows:
-            continue  # comments alone: no sentence was lost
+            continue  # only comments: no sentence was lost
         problem = _problem(rows, words)
         if problem is None:
             sentences.append(Sentence(start, comments, rows, words))
@@ -71,14 +71,17 @@ def _problem(rows: list[list[str]], words: list[int]) -> str | None:
     return None if words else "a sentence without words"
 
 
-def write(path: Path, sentences: Sequence[Sentence], columns: Sequence[Mapping[int, Sequence[Any]]]) -> None:
-    """Writes the sentences with other values in some columns of their words; all else stays as it was read.
+def table(words: Iterable[str], upos: Iterable[str], heads: Iterable[Any], relations: Iterable[str]) -> list[list[str]]:
+    """The rows of a new sentence, each with ten columns."""
+    columns = zip(words, upos, heads, relations, strict=True)
+    return [
+        [str(i), form, NONE, tag, NONE, NONE, str(head), relation, NONE, NONE]
+        for i, (form, tag, head, relation) in enumerate(columns, 1)
+    ]
 
-    Args:
-      path: the file.
-      sentences: as they were read.
-      columns: of each sentence, {column: a value for each word}.
-    """
+
+def write(path: Path, sentences: Sequence[Sentence], columns: Sequence[Mapping[int, Sequence[Any]]]) -> None:
+    """Writes the sentences as read, with new values in some columns: {column: a value for each word} of each."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for sentence, changes in zip(sentences, columns, strict=True):
             rows = [list(row) for row in sentence.rows]

@@ -83,7 +83,7 @@ def entries(spec: str, field: str) -> list[tuple[str, str]]:
 
 
 def _expand(pattern: str, field: str) -> Iterator[tuple[str, str]]:
-    """The languages for which there is a file; a name that stands twice is the same language both times."""
+    """The languages for which there is a file; a name that appears twice is the same language both times."""
     parts = re.split(r"\{(lang|question)\}", str(storage.local(pattern)))
     text, names = parts[::2], parts[1::2]
     expression = re.escape(text[0])

@@ -39,7 +39,7 @@ _SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi
     "contradictions": "contradiction",
     "contradictory": "contradiction",
 }
-_ENCODED_AT_ONCE = 10_000  # pairs: the tokenizer's own records are several times larger than what is kept
+_ENCODED_AT_ONCE = 10_000  # pairs: the tokenizer's own records are several times larger than what is used
 _NO_GOLD = ("-", "-1")  # the annotators did not agree
 _COLUMNS = {  # in small letters; the first that a file has counts
     "premise": ("premise", "prem", "sentence1", "sentence_a"),
@@ -48,8 +48,8 @@ _COLUMNS = {  # in small letters; the first that a file has counts
     "id": ("pairid", "pair_id"),
     "language": ("language",),
 }
-# The first columns of TaxiNLI's files and of counterfactual SNLI's (CAD), which are CSV with tabs: a field may stand in
-# quotes, with those inside it doubled. XNLI, MultiNLI, SNLI and SICK quote nothing.
+# The first columns of TaxiNLI's files and of counterfactual SNLI's (CAD), which are CSV with tabs: a field may be in
+# quotes, with quotes inside it doubled. XNLI, MultiNLI, SNLI and SICK quote nothing.
 _CSV_HEADERS = (["prem", "hyp", "label"], ["sentence1", "sentence2", "gold_label"])
 _EXPECTED = (
     "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL that name "
@@ -187,7 +187,7 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     if not known:
         raise UserError("the training data has no labels; name its column gold_label or label")
     if len(known) < 2:
-        raise UserError(f"the training data has one label alone ({known.pop()}); give data with {', '.join(LABELS)}")
+        raise UserError(f"the training data has only one label ({known.pop()}); give data with {', '.join(LABELS)}")
     return LABELS
 
 
@@ -226,7 +226,7 @@ def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple
 
 
 def _cut(first: int, second: int, room: int) -> tuple[int, int]:
-    """The lengths to keep. The shorter is cut only if it does not fit into half of the room."""
+    """The truncated lengths. The shorter one is truncated only if it does not fit into half of the room."""
     if first + second <= room:
         return first, second
     short = min(first, second, room // 2)
@@ -250,7 +250,7 @@ class Head(nn.Module):
         """{"logits": [B, T]} in float32, from the states [B, L, D] or those of the first tokens, [B, 1, D]."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        first_Bx1xD = hidden[:, :1]  # the axis stays for the dropout, which goes by token
+        first_Bx1xD = hidden[:, :1]  # keeps the axis for the dropout, which is per token
         pooled = jnp.tanh(nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")(first_Bx1xD))
         if seeds is not None and c.hidden_dropout > 0:
             pooled = drop.drop_features(pooled, seeds[:, :1], c.hidden_dropout)
@@ -291,6 +291,6 @@ def mix(first: Example, second: Example) -> Example:
     Raises UserError where their labels differ.
     """
     if first.label != second.label:
-        told = ", ".join(f"{example.language} id {example.id}: {example.label}" for example in (first, second))
-        raise UserError(f"code-switching: the labels of a row differ ({told}); give aligned files")
+        labels = ", ".join(f"{example.language} id {example.id}: {example.label}" for example in (first, second))
+        raise UserError(f"code-switching: the labels of a row differ ({labels}); give aligned files")
     return first._replace(hypothesis=second.hypothesis, language=f"{first.language}-{second.language}")

@@ -27,7 +27,7 @@ from ppa_jax.model.attention import MASKED
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
-from ppa_jax.tasks.words import texts, windows
+from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".conllu"
 TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
@@ -44,7 +44,7 @@ class Example(NamedTuple):
     words: Sequence[str]
     upos: Sequence[str]
     heads: Sequence[int]  # from 1; 0 is the root; empty where there is no tree
-    relations: Sequence[str]  # universal ones ("nmod" for "nmod:poss"); likewise
+    relations: Sequence[str]  # universal ones ("nmod" for "nmod:poss"); empty where there is no tree
     language: str
     sentence: conllu.Sentence  # as read, for writing the predictions
 
@@ -75,16 +75,14 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
     sentences, problems = [], []
     for number, row in enumerate(rows, 1):
         names = ("tokens", "head", "deprel", "upos")
-        columns = [] if isinstance(row, str) else [texts(row.get(name), numbers=name == "head") for name in names]
+        columns = [] if isinstance(row, str) else [as_strings(row.get(name), numbers=name == "head") for name in names]
         if not columns or any(column is None or len(column) != len(columns[0] or ()) for column in columns):
             what = "no tokens, head, deprel and upos, as lists of text and as long as each other"
             problems.append(Problem(number, row if isinstance(row, str) else what))
             continue
         words = [word for word in zip(*filter(None, columns), strict=True) if word[1].isdecimal()]
-        table = [
-            [str(i), form, "_", upos, "_", "_", head, relation, "_", "_"]
-            for i, (form, head, relation, upos) in enumerate(words, 1)
-        ]
+        forms, heads, relations, upos = zip(*words, strict=True) if words else ((),) * 4
+        table = conllu.table(forms, upos, heads, relations)
         sentences.append(conllu.Sentence(number, [], table, list(range(len(table)))))
     return _examples(sentences, problems, where, language=language, field=field)
 
@@ -153,13 +151,13 @@ def features(
     for i, window in windows([example.words for example in examples], tokenizer, max_length):
         L = len(window.ids)
         words, heads, relations = [IGNORE] * L, [IGNORE] * L, [IGNORE] * L
-        for place in (0, *window.places):
-            words[place] = 1
+        for position in (0, *window.positions):
+            words[position] = 1
         for word in window.own if examples[i].heads else []:
             head = examples[i].heads[word] - 1  # numbered as `own` is, from 0
-            if head == -1 or 0 <= head - window.start < len(window.places):
-                heads[window.place(word)] = 0 if head == -1 else window.place(head)
-                relations[window.place(word)] = numbers.get(examples[i].relations[word], IGNORE)
+            if head == -1 or 0 <= head - window.start < len(window.positions):
+                heads[window.position(word)] = 0 if head == -1 else window.position(head)
+                relations[window.position(word)] = numbers.get(examples[i].relations[word], IGNORE)
         arrays = {"words": words, "heads": heads, "relations": relations}
         found.append(Feature(i, window.ids, [0] * L, arrays, {}, window))
     return found
@@ -180,7 +178,7 @@ class Head(nn.Module):
         """From the states [B, L, D], with `words` and `heads` of `features` in `batch`:
 
         - `arcs` [B, L, L] float32: how well token j is the head of token i; MASKED where j is neither word nor root.
-        - `relations` [B, L, T] float32: scores of the relations to the gold head. For the loss alone.
+        - `relations` [B, L, T] float32: scores of the relations to the gold head, for the loss.
         - `best` [B, L, L] int16: the relation with the highest score for the pair. The scores of all relations for
           all pairs are never in memory at once. The loss does not read `best`, so a compiled training step omits it.
         """
@@ -258,12 +256,12 @@ def decode(
     best = [np.full(table.shape, -1) for table in scores]
     for feature, output in zip(features, outputs, strict=True):
         window = feature.context
-        places = [0, *window.places]
-        heads = [0, *range(window.start + 1, window.start + 1 + len(window.places))]
+        positions = [0, *window.positions]
+        heads = [0, *range(window.start + 1, window.start + 1 + len(window.positions))]
         for word in window.own:
-            place = window.place(word)
-            scores[feature.example][word + 1, heads] = output["arcs"][place, places]
-            best[feature.example][word + 1, heads] = output["best"][place, places]
+            position = window.position(word)
+            scores[feature.example][word + 1, heads] = output["arcs"][position, positions]
+            best[feature.example][word + 1, heads] = output["best"][position, positions]
     trees = []
     for table, relation in zip(scores, best, strict=True):
         heads = best_tree(_with_floor(table))

@@ -39,13 +39,13 @@ TRANSFORMERS = {
 STRIDE = 128  # tokens that two windows share (run_qa.py's doc_stride); at most half a window
 N_BEST = 20  # starts, and as many ends, that are combined
 LONGEST_ANSWER = 30  # in tokens
-_ENCODED_AT_ONCE = 1000  # texts: the tokenizer's own records are many times larger than what is kept of them
+_ENCODED_AT_ONCE = 1000  # texts: the tokenizer's own records are many times larger than what is used of them
 
 
 class Window(NamedTuple):
     """The part of the context that a feature has."""
 
-    first: int  # place in the row of its first token
+    first: int  # position in the row of its first token
     spans: np.ndarray  # [W, 2]: characters of the context that each token covers, from and up to
 
 
@@ -55,7 +55,7 @@ class Window(NamedTuple):
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     """None: the choice is among tokens. Raises UserError if no example has an answer: there is nothing to train on."""
     if not any(answer.start >= 0 for example in examples for answer in example.answers):
-        raise UserError("the training data has no answers; they stand under answers, with text and answer_start")
+        raise UserError("the training data has no answers; they are under answers, with text and answer_start")
     return ()
 
 
@@ -65,9 +65,9 @@ def features(
     """Rows [CLS] question [SEP] window [SEP]; <s> question </s></s> window </s> for a tokenizer that joins texts so.
 
     A question takes at most half of the room and is cut there. Windows overlap by STRIDE tokens, or by half a window
-    where that is less. The values `start` and `end` are the places in the row of the first gold answer (a token that is
-    partly in the answer is in it), both 0, the place of [CLS], where the window lacks a part of it, and IGNORE if the
-    example has no answer in its context.
+    where that is less. The values `start` and `end` are the positions in the row of the first gold answer (including
+    tokens that are partly in it); both are 0, the position of [CLS], where the window lacks a part of it, and IGNORE if
+    the example has no answer in its context.
 
     Raises:
       UserError: `max_length` has no room for a token of each.
@@ -87,7 +87,7 @@ def features(
         overlap = min(STRIDE, size // 2)
         for begin in range(0, max(1, len(ids) - overlap), size - overlap):
             window = ids[begin : begin + size]
-            outside = len(before) - begin  # from a token's place in the context to that in the row
+            outside = len(before) - begin  # from a token's position in the context to that in the row
             start, end = IGNORE, IGNORE
             if gold is not None:
                 inside = begin <= gold[0] and gold[1] < begin + size
@@ -118,8 +118,8 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, tuple[list[
 
 
 def _spans(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The characters of each token, [tokens, 2], without the space that SentencePiece counts to the word behind it, and
-    with the accents behind a letter that an uncased tokenizer drops."""
+    """The characters of each token, [tokens, 2]: without the space that SentencePiece adds to the word after it, and
+    with the combining accents that an uncased tokenizer drops."""
     spans = np.array(offsets, np.int32).reshape(-1, 2)
     for i, (start, end) in enumerate(offsets):
         while start < end and text[start].isspace():
@@ -132,7 +132,7 @@ def _spans(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
-    """The first and the last token of the first answer that stands in the context."""
+    """The first and the last token of the first answer that is in the context."""
     for answer in example.answers:
         if answer.start >= 0:
             inside = np.flatnonzero((spans[:, 1] > answer.start) & (spans[:, 0] < answer.start + len(answer.text)))
@@ -147,9 +147,9 @@ def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
 class Head(nn.Module):
     """One dense layer, without dropout: transformers' `qa_outputs`.
 
-    Its two columns cost nothing, so they are computed in float32 whatever the encoder's `dtype` is: in bfloat16 the
-    logits of neighbouring tokens would often be the same. Padding is no place to start or to end. transformers leaves
-    it in the softmax; on rows without padding the two are the same.
+    Its two columns cost nothing, so they are always computed in float32: in bfloat16 the logits of neighbouring tokens
+    would often be equal. Padding is excluded from the softmax, where transformers includes it; on rows without padding
+    the two are the same.
     """
 
     config: EncoderConfig

@@ -1,14 +1,14 @@
 """How an answer is compared with the gold ones: as SQuAD v1.1 does, or as MLQA does in its language.
 
 The rules are those of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016) and of MLQA's mlqa_evaluation_v1.py (Lewis et
-al. 2020), taken as facts and written anew. Both put the text in lower case, delete punctuation, put a space for every
-article, and split what is left into tokens. They differ in:
+al. 2020), reimplemented. Both lowercase the text, delete punctuation, replace articles by a space, and split the rest
+into tokens. They differ in:
 
 - Punctuation: SQuAD deletes that of ASCII, MLQA that of all Unicode (categories P*) too.
-- Articles: by language. The Arabic one is deleted wherever its two letters stand, inside a word, too: MLQA's pattern
-  does so, and numbers are to be compared with others'.
-- Tokens: what stands between spaces; in Chinese every Han character is one, and what stands between them and spaces is
-  one (mixed segmentation: a Latin word or a number stays whole).
+- Articles: by language. The Arabic one is deleted wherever its two letters occur, also inside a word: so does MLQA's
+  pattern, and the numbers should be comparable with published ones.
+- Tokens: split at spaces; in Chinese every Han character is a token, and so is what is between them and spaces (mixed
+  segmentation: a Latin word or a number stays whole).
 
 A language that MLQA does not have gets its punctuation, no articles, and tokens between spaces. XTREME scores XQuAD and
 TyDi by SQuAD's rules in every language.

@@ -1,4 +1,4 @@
-"""Examples of the tasks from the built-in sample, by way of the tasks' own files."""
+"""Examples of the tasks from the built-in sample, written as files and read by the tasks' own readers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from ppa_jax.data import sample
 from ppa_jax.errors import UserError
+from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import Task
 
 
 def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
-    """The examples A to B - 1 of a language, from `sample:A-B`; for NLI and questions also `de/en`, one for each side.
+    """The examples A to B - 1 of a language, from `sample:A-B`; `de/en` for each side of NLI pairs and questions.
 
     Examples with the same number are translations of each other. Cut at multiples of 12: neighbours share a hypothesis
     (NLI, three of them) or a context (questions, four).
@@ -61,9 +62,7 @@ def _tagging(language: str, _: str, start: int, stop: int) -> Iterator[str]:
 def _parsing(language: str, _: str, start: int, stop: int) -> Iterator[str]:
     for number, tree in enumerate(sample.trees(language, start, stop), start):
         yield f"# sent_id = {number}"
-        for i, row in enumerate(zip(tree.words, tree.tags, tree.heads, tree.relations, strict=True), start=1):
-            form, tag, head, relation = row
-            yield f"{i}\t{form}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_"
+        yield from map("\t".join, conllu.table(tree.words, tree.tags, tree.heads, tree.relations))
         yield ""
 
 

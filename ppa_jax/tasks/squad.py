@@ -25,7 +25,7 @@ class Answer:
     """A gold answer."""
 
     text: str
-    start: int  # of its first character in the context; -1 if it does not stand there: scored, but not trained
+    start: int  # of its first character in the context; -1 if it is not there: scored, but not trained
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,12 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
 
     `language` is that of contexts and questions, or context/question; a file of MLQA's grid has them in its name.
 
-    An answer that does not stand at its `answer_start` is looked for elsewhere in the context. No key `answers`, or
-    empty answers, are those of a test set without gold.
+    An answer that is not at its `answer_start` is searched for in the rest of the context. A question without the key
+    `answers`, or with empty answers, has no gold.
 
     Raises:
-      UserError: no JSON, with its line, or not SQuAD's keys, with the place.
+      UserError: no JSON, with its line, or not SQuAD's keys, with the path to them.
     """
-    context_language, question_language = grid_languages(path) or _two(language)
     found = []
     for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
         name = str(_get(question, "id", str | int, where))
@@ -70,7 +69,7 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
             for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else [])
         ]
         found.append((name, _get(question, "question", str, where), context, answers))
-    return _examples(found, path, context_language, question_language)
+    return _examples(found, path, grid_languages(path) or _two(language))
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -98,7 +97,7 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
         except (AttributeError, KeyError, TypeError, ValueError):
             problems.append(Problem(number, row if isinstance(row, str) else "no question, context and answers"))
     tell_skipped(where, problems, len(found), field=field, expected="the columns are those of SQuAD v1.1")
-    return _examples(found, where, *_two(language))
+    return _examples(found, where, _two(language))
 
 
 def _two(language: str) -> tuple[str, str]:
@@ -108,22 +107,22 @@ def _two(language: str) -> tuple[str, str]:
 
 
 def _examples(
-    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, context: str, question: str
+    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, languages: tuple[str, str]
 ) -> list[Example]:
-    """From (id, question, context, answers); `context` and `question` are the languages."""
+    """From (id, question, context, answers) and the languages of context and question."""
     examples, counts = [], Counter()
-    for name, asked, told, gold in found:
+    for name, question, context, gold in found:
         answers = []
         for text, start in gold:
             if text.strip():
-                place = _locate(told, text, start)
+                found_at = _locate(context, text, start)
                 counts["answers"] += 1
-                counts["moved"] += place not in (start, -1)
-                counts["lost"] += place == -1
+                counts["moved"] += found_at not in (start, -1)
+                counts["lost"] += found_at == -1
                 spaces = len(text) - len(text.lstrip())
-                answers.append(Answer(text.strip(), place if place == -1 else place + spaces))
+                answers.append(Answer(text.strip(), -1 if found_at == -1 else found_at + spaces))
         counts["unanswered"] += not answers
-        examples.append(Example(name, asked, told, tuple(answers), context, question))
+        examples.append(Example(name, question, context, tuple(answers), *languages))
     if 0 < counts["unanswered"] < len(examples):  # SQuAD 2.0's; a set without any gold is no surprise
         logging.warning(
             "%s: %d of %d questions have no answer; they are neither trained nor scored",
@@ -131,7 +130,7 @@ def _examples(
         )
     if counts["moved"] or counts["lost"]:
         logging.warning(
-            "%s: %d of %d answers do not stand at their answer_start; %d were found elsewhere in the context, "
+            "%s: %d of %d answers are not at their answer_start; %d were found elsewhere in the context, "
             "%d nowhere (these are scored, but not trained)",
             *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
         )
@@ -145,7 +144,7 @@ def mix(first: Example, second: Example) -> Example:
     """
     if first.id != second.id:
         raise UserError(f"code-switching: questions {first.id} ({first.language}) and {second.id} ({second.language}) "
-                        "stand in one row; give translations that share their ids")  # fmt: skip
+                        "are in one row; give translations that share their ids")  # fmt: skip
     return replace(first, question=second.question, question_language=second.language)
 
 
@@ -168,7 +167,7 @@ def _load(path: Path, field: str) -> Any:
 
 
 def _questions(content: Any, file: str) -> Iterator[tuple[str, str, Any]]:
-    """(place, context, question) of all in a file."""
+    """(path for messages, context, question) of all questions in a file."""
     for i, article in enumerate(_get(content, "data", list, file)):
         at_article = f"{file}: data[{i}]"
         for j, paragraph in enumerate(_get(article, "paragraphs", list, at_article)):
@@ -187,16 +186,16 @@ def _get(record: Any, key: str, kind: Any, where: str) -> Any:
 
 
 def _locate(context: str, text: str, start: int) -> int:
-    """Where the text stands: at `start`, else at the place next to it, else -1."""
+    """The position of the text in the context: `start`, else the nearest one, else -1."""
     if start >= 0 and context.startswith(text, start):
         return start
-    places = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
-    return min(places, key=lambda place: abs(place - start), default=-1)
+    positions = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
+    return min(positions, key=lambda position: abs(position - start), default=-1)
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
     """The predictions that the scorers of SQuAD and MLQA read: {id: answer}."""
     answers = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
     if len(answers) < len(examples):
-        logging.warning("%s: ids stand for two questions or more; the answer to the last is written", path)
+        logging.warning("%s: several questions have the same id; the answer to the last is written", path)
     path.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
 """Tagging: a label for each word. Parts of speech, or entities as IOB2.
 
-Read are CoNLL-U (the UPOS column), XTREME's word<TAB>tag, WikiANN's (Pan et al. 2017; Rahimi et al. 2019) with the
+Formats: CoNLL-U (the UPOS column), XTREME's word<TAB>tag, WikiANN's (Pan et al. 2017; Rahimi et al. 2019) with the
 language before each word ("en:word"), the columns of CoNLL-2003 (word first, tag last), and those of Universal NER
-(number, word, tag; what follows is not read). The classifier is that of BERT (Devlin et al. 2019), the label on each
-word's first piece, as there and in XTREME (Hu et al. 2020).
+(number, word, tag; further columns are ignored). The classifier is BERT's (Devlin et al. 2019); the label is on each
+word's first token, as there and in XTREME (Hu et al. 2020).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
-from ppa_jax.tasks.words import texts, windows
+from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
 TRANSFORMERS = {
@@ -60,10 +60,10 @@ class Example(NamedTuple):
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The sentences of a file, whose layout is found out. "_" is no tag: it stands where none is known.
+    """The sentences of a file, whose format is detected. "_" is not a tag: it marks words without a known one.
 
-    Rows without a word or a tag are skipped with their sentence, and counted in the log. In columns, comments before
-    the words, of the form "# name = value", are passed over.
+    Sentences with a row without a word or a tag are skipped and counted in the log. In columns, comments of the form
+    "# name = value" before the words are ignored.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
@@ -104,8 +104,7 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
 
 
 def _checked(examples: list[Example], where: str) -> list[Example]:
-    """BILOU's names become IOBES's. Raises UserError where a tag of no entity stands among entities: which of the two
-    scores is meant would hang on it; and where "_" stands for "O": nothing but entities would be trained and scored."""
+    """Renames BILOU's tags to IOBES's. Raises UserError if entities are mixed with other tags, or "_" means "O"."""
     tags = _all_tags(examples)
     entities = {tag for tag in tags if tag != "O" and _is_entity_tag(tag)}
     if entities and (odd := sorted(tag for tag in tags if not _is_entity_tag(tag))):
@@ -121,8 +120,8 @@ def _checked(examples: list[Example], where: str) -> list[Example]:
 
 def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
     words, tags = (next((row[name] for name in names if name in row), None) for names in (_WORDS, _TAGS))
-    forms, names = texts(words), texts(tags)
-    if names is None and texts(tags, numbers=True) is not None:
+    forms, names = as_strings(words), as_strings(tags)
+    if names is None and as_strings(tags, numbers=True) is not None:
         return "tags that are numbers, without their names"
     if forms is None or names is None or len(forms) != len(names):
         return "no list of words with as many tags"
@@ -175,7 +174,7 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     """
     tags = _all_tags(examples)
     if not tags:
-        raise UserError("the training data has no tags; they stand in CoNLL-U's column UPOS, or after each word")
+        raise UserError("the training data has no tags; they are in CoNLL-U's column UPOS, or after each word")
     if bare := sum(set(example.tags) == {conllu.NONE} for example in examples):
         logging.warning("%d of %d training sentences have no tags, and train nothing", bare, len(examples))
     return UPOS if tags <= set(UPOS) else tuple(sorted(tags))
@@ -184,9 +183,9 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
 ) -> list[Feature]:
-    """Windows of the sentences (see `words.windows`), with each word's label once, on its first piece.
+    """Windows of the sentences (see `words.windows`), with each word's label on its first token.
 
-    The other pieces, the words that another window decides, and tags that training did not have carry IGNORE.
+    Other tokens, words that another window decides, and tags that training did not have are IGNORE.
     """
     numbers = {label: i for i, label in enumerate(labels)}
     tags = _all_tags(examples) - {"O"}
@@ -197,7 +196,7 @@ def features(
     for i, window in windows([example.words for example in examples], tokenizer, max_length):
         row = [IGNORE] * len(window.ids)
         for word in window.own:
-            row[window.place(word)] = numbers.get(examples[i].tags[word], IGNORE)
+            row[window.position(word)] = numbers.get(examples[i].tags[word], IGNORE)
         found.append(Feature(i, window.ids, [0] * len(window.ids), {"labels": row}, {}, window))
     return found
 
@@ -207,7 +206,7 @@ class Head(nn.Module):
 
     config: EncoderConfig
     labels: Sequence[str]
-    dtype: Any = jnp.float32  # of the encoder; the classifier computes in float32 whatever it is
+    dtype: Any = jnp.float32  # of the encoder; the classifier always computes in float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
@@ -236,27 +235,28 @@ def decode(
     for feature, output in zip(features, outputs, strict=True):
         best = np.argmax(output["logits"], axis=-1)
         for word in feature.context.own:
-            predictions[feature.example][word] = labels[int(best[feature.context.place(word)])]
+            predictions[feature.example][word] = labels[int(best[feature.context.position(word)])]
     return predictions
 
 
 def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], language: str) -> dict[str, Score]:
     """Accuracy over words; for entities seqeval's F1, precision and recall, as conlleval counts them.
 
-    Entities are what the gold tags are all of; a predicted tag of another kind is none. An entity is right if its first
-    word, its last and its type are. A lone I- begins an entity. The count is that of the gold entities, for precision
-    that of the predicted. Words without a gold tag do not count; nothing is scored where there are no others.
+    Entities are scored if all gold tags are entity tags; predicted tags of another kind then count as O. An entity is
+    correct if its first word, its last word and its type are. A lone I- starts an entity. The count is the number of
+    gold entities, for precision of predicted ones. Words without a gold tag do not count; if no word has one, there are
+    no scores.
     """
-    kept = [[tag != conllu.NONE for tag in example.tags] for example in examples]
-    if not any(chain(*kept)):
+    has_gold = [[tag != conllu.NONE for tag in example.tags] for example in examples]
+    if not any(chain(*has_gold)):
         logging.warning("%s: no word has a gold tag; the predictions are written, and not scored", language)
         return {}
-    gold = [list(compress(example.tags, known)) for example, known in zip(examples, kept, strict=True)]
-    predictions = [list(compress(tags, known)) for tags, known in zip(predictions, kept, strict=True)]
+    gold = [list(compress(example.tags, known)) for example, known in zip(examples, has_gold, strict=True)]
+    predictions = [list(compress(tags, known)) for tags, known in zip(predictions, has_gold, strict=True)]
     if not all(_is_entity_tag(tag) for tag in chain(*gold)):
         pairs = list(zip(chain(*gold), chain(*predictions), strict=True))
         return {"accuracy": Score(100 * sum(a == b for a, b in pairs) / len(pairs), len(pairs))}
-    from seqeval.metrics import sequence_labeling  # slow to import, and for entities alone
+    from seqeval.metrics import sequence_labeling  # slow to import
 
     predicted = [[tag if _is_entity_tag(tag) else "O" for tag in tags] for tags in predictions]
     seqeval: Any = sequence_labeling  # its annotations know neither numbers for zero_division nor single results
@@ -277,9 +277,9 @@ def _is_entity_tag(tag: str) -> bool:
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Sequence[str]]) -> None:
-    """CoNLL-U as it was read with the predicted UPOS, under the name with .conllu, if that is what was read.
+    """Writes CoNLL-U as read with the predicted UPOS, under the suffix .conllu, if the examples are from CoNLL-U.
 
-    Else word<TAB>gold<TAB>predicted, a blank line after each sentence: what conlleval reads, with tabs (-d).
+    Else word<TAB>gold<TAB>predicted, a blank line after each sentence: conlleval's format, with tabs (-d).
     """
     sentences = [example.sentence for example in examples if example.sentence is not None]
     if len(sentences) == len(examples):

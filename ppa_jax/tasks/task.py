@@ -1,6 +1,6 @@
-"""What a task is: a module of ppa_jax/tasks/ that has what `Task` names, and nothing else has to know of it.
+"""The protocol of a task: a module of ppa_jax/tasks/, or a file of the user's, with the members of `Task`.
 
-The way the data takes: `read` gives examples; `features` cuts them into what fits into the encoder, one or several for
+How the data flows: `read` gives examples; `features` cuts them into what fits into the encoder, one or several for
 an example; batches of features go through the encoder and the task's `Head`; `loss` trains both; at test `decode` turns
 the head's outputs back into one prediction for each example, which `score` compares with the gold and `write` writes in
 the task's usual format.
@@ -35,7 +35,7 @@ class Feature(NamedTuple):
     types: Sequence[int]  # token types (BERT's segments A and B), as many
     arrays: Mapping[str, Sequence[int]]  # of the task, as many; padded with IGNORE to [B, L]
     values: Mapping[str, int]  # of the task, one each: [B]
-    context: Any = None  # what `decode` wants to know again, and the device does not
+    context: Any = None  # for `decode`; not sent to the device
 
 
 class Score(NamedTuple):
@@ -72,7 +72,7 @@ class Task(Protocol):
     def features(
         self, examples: Sequence[Any], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
     ) -> list[Feature]:
-        """What the encoder sees, in the order of the examples; no example is dropped, whatever its length."""
+        """What the encoder sees, in the order of the examples; no example is dropped for its length."""
         ...
 
     def Head(self, config: Any, labels: Sequence[str], dtype: Any) -> Any:

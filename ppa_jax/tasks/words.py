@@ -1,7 +1,7 @@
-"""Sentences of words, cut into windows of pieces: what tagging and parsing show the encoder.
+"""Splits sentences of words into windows of subword tokens: the encoder's input for tagging and parsing.
 
-A word stands for itself by its first piece. No word is ever dropped: a sentence that is too long becomes several
-windows that overlap by about half, and each word belongs to that one in which it has the most context.
+A word is represented by its first token. No word is dropped: a sentence that is too long becomes several windows that
+overlap by about half, and each word is decided in the window where it has the most context.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ppa_jax.errors import UserError
 
 
 class Window(NamedTuple):
-    """Words `start`, `start` + 1, ... of a sentence, as pieces."""
+    """Words `start`, `start` + 1, ... of a sentence."""
 
-    ids: list[int]  # [CLS] pieces [SEP]
+    ids: list[int]  # [CLS] tokens [SEP]
     start: int
-    places: list[int]  # the token that is each word's first piece
+    positions: list[int]  # of each word's first token
     own: list[int]  # words (numbered as in the sentence) that this window decides; each word has one such window
 
-    def place(self, word: int) -> int:
-        """The token that is the first piece of a word, numbered as in the sentence."""
-        return self.places[word - self.start]
+    def position(self, word: int) -> int:
+        """The position of the first token of a word, numbered as in the sentence."""
+        return self.positions[word - self.start]
 
 
-def texts(column: Any, *, numbers: bool = False) -> list[str] | None:
-    """A list in a dataset's row as strings; None where it is no list of text (or, if they are allowed, of numbers)."""
+def as_strings(column: Any, *, numbers: bool = False) -> list[str] | None:
+    """A column of a dataset's row as strings; None unless it is a list of text (or of numbers, where allowed)."""
     if not isinstance(column, list | tuple | np.ndarray):
         return None
     found = [x.decode() if isinstance(x, bytes) else x for x in column]
@@ -41,8 +41,8 @@ def texts(column: Any, *, numbers: bool = False) -> list[str] | None:
 def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[int, Window]]:
     """(index of the sentence, window), in order. A sentence that fits has one window, one without words has none.
 
-    Words are tokenised one by one, as XTREME does. One of which the tokenizer leaves nothing (control characters, say)
-    becomes [UNK]; one longer than a window loses its last pieces.
+    Words are tokenized one by one, as in XTREME. A word without any token (control characters, say) becomes [UNK]; a
+    word longer than a window is truncated.
 
     Raises UserError if `max_length` leaves no room for a word.
     """
@@ -56,28 +56,28 @@ def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length
         spans = _spans([len(word) for word in ids], room)
         own: list[list[int]] = [[] for _ in spans]
         for word in range(len(words)):
-            # Outside of a span min() is negative; of equals the first is taken.
+            # Outside of a span min() is negative. The first of equals is taken.
             context = [min(word - start, stop - 1 - word) for start, stop in spans]
             own[context.index(max(context))].append(word)
         for (start, stop), owned in zip(spans, own, strict=True):
             if owned:
-                row, places = [tokenizer.cls_id], []
+                row, positions = [tokenizer.cls_id], []
                 for word in ids[start:stop]:
-                    places.append(len(row))
+                    positions.append(len(row))
                     row += word
-                yield i, Window([*row, tokenizer.sep_id], start, places, owned)
+                yield i, Window([*row, tokenizer.sep_id], start, positions, owned)
 
 
 def _spans(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Overlapping [start, stop) of words, each as long as `room` pieces allow, which together hold all words."""
+    """Overlapping [start, stop) of words, each as long as `room` tokens allow, which together cover all words."""
     spans: list[tuple[int, int]] = []
-    start = stop = used = 0  # `used` pieces are those of words start..stop
+    start = stop = used = 0  # `used` tokens are those of words start..stop
     while stop < len(lengths):
         while stop < len(lengths) and used + lengths[stop] <= room:
             used += lengths[stop]
             stop += 1
         spans.append((start, stop))
-        # The next span keeps about half of this one, less if it could not take a further word then.
+        # The next span repeats about half of this one, or less if it could not take another word then.
         while stop < len(lengths) and used > min(room // 2, room - lengths[stop]):
             used -= lengths[start]
             start += 1

@@ -109,6 +109,6 @@ def test_questions_of_different_ids_are_never_mixed():
         return squad.Example(id, "x", "y", (), language, language)
 
     parallel = {"en": [example("en", "1"), example("en", "2")], "de": [example("de", "3"), example("de", "4")]}
-    with pytest.raises(UserError, match=r"questions . \(..\) and . \(..\) stand in one row"):
+    with pytest.raises(UserError, match=r"questions . \(..\) and . \(..\) are in one row"):
         for seed in range(20):
             code_switch(qa, parallel, {"en": 0.5, "de": 0.5}, np.random.default_rng(seed))

@@ -25,7 +25,7 @@ FILLER = "a long walk by the river . " * 30
 
 
 def example(context, *answers, question="who ?", id="1", language="en"):
-    """An example whose answers stand at their first place in the context."""
+    """An example whose answers are at their first position in the context."""
     gold = tuple(Answer(text, context.find(text)) for text in answers)
     return Example(id, question, context, gold, language, language)
 
@@ -114,7 +114,7 @@ def test_no_room(bert):
 
 def test_training_data_must_have_answers():
     assert qa.labels([example("abc", "b"), example("abc")]) == ()
-    with pytest.raises(UserError, match="the training data has no answers; they stand under answers"):
+    with pytest.raises(UserError, match="the training data has no answers; they are under answers"):
         qa.labels([example("abc"), example("abc", "xyz")])
 
 
@@ -135,7 +135,7 @@ GOLD = [
     example("黑豹队的防守 Manning 6 分", "Manning 6"),
     example(FILLER + "In Cádiz, (1942).", "Cádiz, (1942)"),  # in a late window
     example("by the river the river", "the river the"),
-    example("nobody", "gone", "body"),  # the first does not stand there
+    example("nobody", "gone", "body"),  # the first is not there
 ]
 
 
@@ -273,7 +273,7 @@ def test_rows_without_gold_do_not_count():
         ("es", "¿El río, de LOS unos?", "río de"),
         ("de", "Eine „Art“ – des Bären und der 5$", "art bären und 5"),
         ("de", "the Derby", "the derby"),
-        ("ar", "الكتاب، والبيت", "كتاب و بيت"),  # wherever the two letters stand, as MLQA's pattern has it
+        ("ar", "الكتاب، والبيت", "كتاب و بيت"),  # wherever the two letters occur, as MLQA's pattern has it
         ("vi", "Những cái áo của chiếc là bé.", "áo bé"),
         ("hi", "एक घर। the", "एक घर the"),
         ("zh", "在2007年，IBM of 美国（US-5）", "在 2007 年 ibm of 美 国 us5"),

@@ -172,7 +172,7 @@ def test_no_word_is_dropped_whatever_the_lengths(tokenizer, sizes, max_length):
     for i, window in found:
         assert i == 1 and len(window.ids) <= max_length and window.own == sorted(window.own)
         held = range(window.start, window.start + len(window.places))
-        assert [window.ids[window.place(word)] for word in held] == [pieces[word][0] for word in held]
+        assert [window.ids[window.position(word)] for word in held] == [pieces[word][0] for word in held]
         whole = [piece for word in held for piece in pieces[word][: max_length - 2]]
         assert window.ids == [tokenizer.cls_id, *whole, tokenizer.sep_id]
     if sum(map(len, pieces)) <= max_length - 2:

@@ -1,8 +1,7 @@
 """Fine-tuning: an encoder and a task's head, trained together by AdamW.
 
-One step: a batch of features through the encoder, those of its last states that the task's head reads through the
-head, the mean of the task's loss, a step of the optimizer. Dropout hangs on the step and on the row's number in the
-global batch, as in the alignment.
+One step: the encoder, the task's head on its last states, the mean of the task's loss, an update by the optimizer.
+Dropout depends on the step and on the row's number in the global batch, as in the alignment.
 
 Axes: B features of a batch, L tokens of a row, D width.
 """
@@ -42,16 +41,16 @@ class Network:
     def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
         self._encoder, self.dtype = encoder, encoder.dtype
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
-        self._first_alone = getattr(task.Head, "first_alone", False)
+        self._only_first = getattr(task.Head, "first_alone", False)
 
     def init_head(self, seed: int, batch: Batch) -> Any:
-        """Parameters of the head, drawn as BERT draws a new layer; `batch` is for its shapes."""
+        """New parameters of the head; `batch` is for its shapes."""
         B, L = batch["ids"].shape
         hidden = jnp.zeros((B, L, self._encoder.config.hidden_size), self._encoder.dtype)
         return self._head.init(jax.random.key(seed), hidden, batch, None)["params"]
 
     def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None, first_row: Any = 0) -> Outputs:
-        """The head's outputs. `seed` switches dropout on, which depends on a row's number, counted from `first_row`."""
+        """The head's outputs. `seed` enables dropout, which depends on a row's number, counted from `first_row`."""
         positions, segments = rows_from_mask(batch["mask"], first_row)
         hidden = self._encoder.apply(
             {"params": params["encoder"]},
@@ -60,7 +59,7 @@ class Network:
             segments,
             batch["types"],
             dropout_seed=seed,
-            at=jnp.zeros_like(batch["ids"][:, :1]) if self._first_alone else None,
+            at=jnp.zeros_like(batch["ids"][:, :1]) if self._only_first else None,
         )
         seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments), HEAD_SITE)
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)

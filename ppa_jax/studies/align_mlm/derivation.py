@@ -1,14 +1,14 @@
-"""Derived languages: English (or any language) made foreign in one respect at a time, so that transfer can be studied.
+"""Derived languages: English (or any language) changed in one respect at a time, so that transfer can be studied.
 
 ALIGN-MLM (Tang et al. 2022) and Dufter and Schütze (2020) derive a language whose every property is known:
 
-- `trans`: every word in another script, letter by letter; no word piece is shared (`CloneScript`, `clone_vocabulary`).
-- `inv`: the words of a sentence in reverse order; punctuation at its end stays there, and at its beginning, too.
-- `perm`: the words in a random order, always the same one for the same words.
+- `trans`: every word in another script, letter by letter; no token is shared (`CloneScript`, `clone_vocabulary`).
+- `inv`: the words of a sentence in reverse order; punctuation at its ends stays there.
+- `perm`: the words in a random order, the same one for the same words.
 - `syn`: the dependents of verbs and nouns in the order of another language, from dependency trees (`WordOrder`).
 
-They compose: `trans+inv`. A derived language is text like any other, words with spaces between, so that tokenizers,
-tasks and measures take it as it is. What hangs on words (tags, heads, entities) moves with them.
+They compose: `trans+inv`. A derived language is ordinary text, words with spaces between, so that tokenizers, tasks and
+measures need no change. The annotation of words (tags, heads, entities) moves with them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 
-# Letters that tokenizers leave alone: no case, no accents, no spaces around them as around Chinese characters.
+# Letters that tokenizers do not change: no case, no accents, no spaces around them as around Chinese characters.
 _SCRIPT = range(0x17000, 0x187F8)  # Tangut
 _STEPS = ("trans", "inv", "perm", "syn")
 _RULE = re.compile(r"(\S+)\s+(\S+)\s+(before|after)(?:\s+(\d+(?:\.\d+)?))?")
@@ -53,29 +53,22 @@ class CloneScript:
                 "clone a vocabulary of fewer, of one language say"
             )
         self._clone = {ord(char): _SCRIPT[i] for i, char in enumerate(chosen)}
-        self._original = {clone: char for char, clone in self._clone.items()}
 
     def word(self, word: str) -> str:
-        """The word in the other script; characters that are not of the vocabulary stay."""
+        """The word in the other script; characters that are not in the vocabulary do not change."""
         return word.translate(self._clone)
 
     def piece(self, piece: str) -> str:
-        """The word piece in the other script; the mark of one within a word stays."""
+        """The token in the other script; the prefix ## does not change."""
         start = "##" if piece.startswith("##") and len(piece) > 2 else ""
         return start + self.word(piece.removeprefix(start))
 
-    def original(self, word: str) -> str:
-        """The inverse of `word`."""
-        return word.translate(self._original)
-
 
 def clone_vocabulary(directory: Path, target: Path) -> CloneScript:
-    """Writes a WordPiece tokenizer that has every piece twice, as it is and in the cloned script; returns the script.
+    """Writes a WordPiece tokenizer with every token also in the cloned script; returns the script.
 
-    Piece i of the V in `directory` is cloned to V + i; special tokens and unused ones are cloned to rows that no text
-    reaches. Any word and its clone have the same number of pieces, i and V + i.
-
-    Raises UserError: no vocab.txt, or more characters than can be cloned.
+    The clone of token i of V is V + i; those of special and unused tokens never occur in text. Any word and its clone
+    have the same number of tokens. Raises UserError: no vocab.txt, or more characters than can be cloned.
     """
     path = directory / "vocab.txt"
     if not path.is_file():
@@ -90,8 +83,8 @@ def clone_vocabulary(directory: Path, target: Path) -> CloneScript:
     (target / "vocab.txt").write_text("\n".join([*pieces, *clones]) + "\n", encoding="utf-8")
     settings = directory / "tokenizer_config.json"
     found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    kept = {name: found[name] for name in ("do_lower_case", "strip_accents", "tokenizer_class") if name in found}
-    (target / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizerFast"} | kept) + "\n")
+    same = {name: found[name] for name in ("do_lower_case", "strip_accents", "tokenizer_class") if name in found}
+    (target / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizerFast"} | same) + "\n")
     return script
 
 
@@ -108,7 +101,7 @@ class Derivation:
     ) -> None:
         """
         Args:
-          name: steps with + between. Of the orders the trees' comes first, whatever the name: it needs them whole.
+          name: steps with + between. `syn` is always the first change of order: it needs the original trees.
           script: for `trans`.
           order: for `syn`.
           seed: for `perm`.
@@ -127,37 +120,26 @@ class Derivation:
         self._script, self._order, self._seed = script, order, seed
 
     def order(self, words: Sequence[str], tree: Tree | None = None) -> list[int]:
-        """The words in their new order, by their places in the old one. Raises ValueError: `syn` without a tree."""
-        places = list(range(len(words)))
+        """The words' new order, as indices of `words`. Raises ValueError: `syn` without a tree."""
+        order = list(range(len(words)))
         for step in self._steps:
             if step == "syn" and self._order is not None:
                 if tree is None:
                     raise ValueError(f"{self.name}: a sentence without a tree")
-                places = self._order.apply(tree)
-            elif step == "inv":
-                places = _inverted(places, words)
-            elif step == "perm":
-                places = _permuted(places, words, self._seed)
-        return places
+                order = self._order.apply(tree)
+            elif step == "inv":  # what is between the punctuation at both ends
+                inner = [i for i, word in enumerate(order) if not is_punctuation(words[word])]
+                start, stop = (inner[0], inner[-1] + 1) if inner else (0, 0)
+                order = [*order[:start], *order[start:stop][::-1], *order[stop:]]
+            elif step == "perm":  # depends on which words there are, not on their order
+                content = zlib.crc32("\0".join(sorted(words)).encode("utf-8", "surrogatepass"))
+                order = [order[i] for i in np.random.default_rng((self._seed, content)).permutation(len(order))]
+        return order
 
     def words(self, words: Sequence[str], order: Sequence[int]) -> list[str]:
         """The words in a new order, and in the new script if there is one."""
         moved = [words[i] for i in order]
         return [self._script.word(word) for word in moved] if self._script and "trans" in self._steps else moved
-
-    def underived(self, words: Sequence[str]) -> list[str]:
-        """The inverse of all steps but `syn`, whose trees are gone. Raises ValueError with `syn`."""
-        if "syn" in self._steps:
-            raise ValueError(f"{self.name}: the order of the trees cannot be undone without them")
-        found = list(words)
-        if "trans" in self._steps and self._script:
-            found = [self._script.original(word) for word in found]
-        for step in reversed(self._steps):
-            if step in ("inv", "perm"):
-                places = list(range(len(found)))
-                moved = _inverted(places, found) if step == "inv" else _permuted(places, found, self._seed, back=True)
-                found = [found[i] for i in moved]
-        return found
 
 
 def is_punctuation(word: str) -> bool:
@@ -165,37 +147,22 @@ def is_punctuation(word: str) -> bool:
     return bool(word) and all(unicodedata.category(char).startswith("P") for char in word)
 
 
-def _inverted(places: list[int], words: Sequence[str]) -> list[int]:
-    """Its own inverse: what is between the punctuation at both ends begins and ends with words, reversed too."""
-    inner = [i for i, place in enumerate(places) if not is_punctuation(words[place])]
-    start, stop = (inner[0], inner[-1] + 1) if inner else (0, 0)
-    return [*places[:start], *places[start:stop][::-1], *places[stop:]]
-
-
-def _permuted(places: list[int], words: Sequence[str], seed: int, *, back: bool = False) -> list[int]:
-    """A permutation that hangs on the seed and on the words, not on their order: so it can be undone."""
-    content = zlib.crc32("\0".join(sorted(words)).encode("utf-8", "surrogatepass"))
-    drawn = np.random.default_rng((seed, content)).permutation(len(places))
-    return [places[i] for i in (np.argsort(drawn) if back else drawn).tolist()]
-
-
-# ---- what hangs on words
+# ---- the annotation of words
 
 _BEGINS, _GOES_ON = ("B-", "S-"), ("I-", "E-")  # IOBES's names beside IOB's
 
 
 def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
     """The heads (from 1; 0 is the root) of words in a new order."""
-    new = {old: place for place, old in enumerate(order, 1)}
+    new = {old: position for position, old in enumerate(order, 1)}
     return [0 if heads[old] == 0 else new[heads[old] - 1] for old in order]
 
 
 def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], int]:
-    """(the tags of words in a new order, number of entities that it tore).
+    """(the tags of words in a new order, number of entities that it splits).
 
-    Tags of no entity go with their words. Entities may be tagged as IOB1, IOB2 or IOBES, which BILOU is
-    read as (tasks/tagging.py), and come out as IOB2: one that is still in one piece begins with B- again, wherever its
-    first word went; one in several pieces becomes as many entities.
+    Entities may be tagged as IOB1, IOB2 or IOBES (tasks/tagging.py reads BILOU as that), and become IOB2: each starts
+    with B- in the new order, and one that is no longer contiguous becomes several.
     """
     entity, number = [-1] * len(tags), -1
     for i, tag in enumerate(tags):
@@ -204,10 +171,10 @@ def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], in
             number += tag[:2] in _BEGINS or before[:2] not in ("B-", "I-") or before[2:] != tag[2:]
             entity[i] = number
     moved, pieces = [], Counter()
-    for place, old in enumerate(order):
+    for position, old in enumerate(order):
         tag = tags[old]
         if entity[old] >= 0:
-            goes_on = place > 0 and entity[order[place - 1]] == entity[old]
+            goes_on = position > 0 and entity[order[position - 1]] == entity[old]
             pieces[entity[old]] += not goes_on
             tag = f"{'I' if goes_on else 'B'}-{tag[2:]}"
         moved.append(tag)
@@ -218,13 +185,12 @@ def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], in
 
 
 class WordOrder:
-    """On which side of verbs and nouns their dependents stand, and how near: learned from a treebank, or given.
+    """On which side of their heads dependents are, and how near: learned from a treebank, or given as rules.
 
-    For every part of speech of a head (VERB, NOUN and their like) and every relation: the share of dependents before
-    the head, and how many dependents from it they stand. A sentence is put in order head by head: each dependent with
-    all its words goes to the side where most of its kind stand in the other language, nearer or farther as they do
-    there. Words whose head is of another kind, and kinds that the treebank has fewer than `fewest` times, keep their
-    side and their order. Deterministic, where the method of Wang and Eisner (2016) draws.
+    For every part of speech of a head (HEADS) and every relation: the share of dependents before the head, and their
+    distance to it, counted in dependents. A sentence is reordered head by head: each dependent with its subtree moves
+    to the side and the distance that are usual in the other language. Dependents of other heads, and kinds with fewer
+    than `fewest` examples, keep their side and order. Deterministic, where Wang and Eisner (2016) sample.
     """
 
     HEADS = ("VERB", "NOUN", "PROPN", "AUX", "ADJ")  # whose dependents move
@@ -232,16 +198,16 @@ class WordOrder:
     def __init__(self, kinds: Mapping[tuple[str, str], tuple[float, float | None]]) -> None:
         """`kinds`: (part of speech of the head, relation) -> (share before the head, mean distance in dependents).
 
-        A distance of None keeps the dependent as near as it stands.
+        A distance of None keeps the dependent's own.
         """
         self.kinds = dict(kinds)
 
     @classmethod
     def read(cls, path: Path, field: str) -> WordOrder:
-        """From rules, each line `part of speech<TAB>relation<TAB>before` or `after`; `*` stands for all of HEADS.
+        """From rules, each line `part of speech<TAB>relation<TAB>before` or `after`; `*` means all of HEADS.
 
-        A number may follow: how near to the head, 1 the nearest; without it a dependent is as near as it was. Of two
-        rules for one kind the later counts. Raises UserError, which begins with `field`, for any other line.
+        A number may follow: the distance to the head, 1 the nearest; without it a dependent keeps its own. The last
+        rule for a kind counts. Raises UserError, starting with `field`, for any other line.
         """
         kinds: dict[tuple[str, str], tuple[float, float | None]] = {}
         if not path.is_file():
@@ -279,10 +245,10 @@ class WordOrder:
         })  # fmt: skip
 
     def apply(self, tree: Tree) -> list[int]:
-        """The places, from 0, of the words in their new order; final punctuation stays at the end."""
+        """The words' new order, as indices from 0; final punctuation stays at the end."""
         children = _children(tree)
         order: list[int] = []
-        # Depth first without recursion: a word that was expanded stands for itself.
+        # Depth first, without recursion: a word is expanded once, then output.
         stack = [(child, False) for child in reversed(children[0])]
         while stack:
             word, expanded = stack.pop()
@@ -301,7 +267,7 @@ class WordOrder:
     def _sides(self, head: int, children: Sequence[int], tree: Tree) -> tuple[list[int], list[int]]:
         """The dependents before and after the head, from left to right."""
         before, after = [], []
-        rank = {  # how near a dependent stands among those of its side, as in `learn`
+        rank = {  # the distance of a dependent on its side, as in `learn`
             child: i
             for side in (False, True)
             for i, child in enumerate(

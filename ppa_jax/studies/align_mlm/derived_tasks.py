@@ -1,13 +1,13 @@
 """Text and labelled tasks in a derived language (derivation.py), written as files that every job reads.
 
-A sentence is one of CoNLL-U or of tagged text; in plain text, a line. A word is a row there; in plain text, what stands
-between two spaces, and the punctuation at its ends by itself. What the tokenizer would cut apart within a word
-("don't") keeps its place in it and is transliterated part by part, so that a word and its clone have as many pieces.
+A sentence is one of CoNLL-U or of tagged text; in plain text, a line. A word is a row there; in plain text, words are
+split at spaces, and punctuation at their ends is a word of its own. What the tokenizer would split within a word
+("don't") is transliterated part by part, so that a word and its clone have the same number of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from ppa_jax.data import sample, text_files
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.studies.align_mlm.derivation import Derivation, Tree, is_punctuation, moved_heads, moved_tags
-from ppa_jax.tasks import files, nli, parsing, tagging
+from ppa_jax.tasks import conllu, files, nli, parsing, tagging
 
 ENGLISH = "en"
 TASKS: dict[str, Any] = {"tagging": tagging, "nli": nli, "parsing": parsing}
@@ -42,7 +42,7 @@ class Example(NamedTuple):
 
 
 def splitter(tokenizer: Tokenizer) -> Split:
-    """Cuts a text where the tokenizer does before it looks for pieces: at spaces and around punctuation."""
+    """Splits a text as the tokenizer does before it looks up tokens: at spaces and around punctuation."""
     backend = tokenizer.backend
 
     def split(text: str) -> list[str]:
@@ -74,9 +74,9 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of plain text, with the punctuation at their ends apart.
+    """The words of plain text; punctuation at their ends is split off.
 
-    As in treebanks, but for clitics ("don't" is one word here) and the full stops of abbreviations, which come apart.
+    As in treebanks, except for clitics ("don't" is one word here) and the full stops of abbreviations.
     """
     words = []
     for word in text.split():
@@ -123,14 +123,14 @@ def _tree(example: parsing.Example) -> Tree | None:
 def derive(
     words: Sequence[str], tree: Tree | None, derivation: Derivation, split: Split
 ) -> tuple[list[str], list[int]]:
-    """(the words in the derived language, their places in the sentence). Raises UserError: it needs a tree."""
+    """(the words in the derived language, their indices in the sentence). Raises UserError: it needs a tree."""
     try:
         order = derivation.order(words, tree)
     except ValueError:
         raise UserError(
-            f"derived language {derivation.name}: its order needs trees, and a text has none; give CoNLL-U files alone"
+            f"derived language {derivation.name}: its order needs trees, and a text has none; give only CoNLL-U files"
         ) from None
-    parts = [" ".join(split(word)) or word for word in words]  # what the tokenizer makes nothing of stays a word
+    parts = [" ".join(split(word)) or word for word in words]  # a word without tokens stays a word
     return derivation.words(parts, order), order
 
 
@@ -142,8 +142,8 @@ def derive_text(sentence: Sentence, derivation: Derivation, split: Split) -> tup
 def examples_text(
     task: str, examples: Sequence[Example], derivation: Derivation | None, split: Split
 ) -> tuple[str, int]:
-    """(a file's text for `TASKS[task].read`, derived unless `derivation` is None; the number of entities torn)."""
-    lines, torn = [], 0
+    """(a file's text for `TASKS[task].read`, derived unless `derivation` is None; the number of split entities)."""
+    lines, split_entities = [], 0
     for example, tree in examples:
         if task == "nli":
             lines.append("\t".join([*(_side(text, derivation, split) for text in example[:2]), example.label or "-"]))
@@ -152,26 +152,16 @@ def examples_text(
         if derivation is not None:
             words, order = derive(words, tree, derivation, split)
         if task == "tagging":
-            tags, broken = moved_tags(example.tags, order)
-            torn += broken
-            lines += _tagged(words, tags)
+            tags, count = moved_tags(example.tags, order)
+            split_entities += count
+            lines += [*map("\t".join, zip(words, tags, strict=True)), ""]
         else:
-            lines += _conllu(words, [example.upos[i] for i in order], moved_heads(example.heads, order),
-                             [example.relations[i] for i in order])  # fmt: skip
-    return "".join(f"{line}\n" for line in lines), torn
+            upos, relations = ([column[i] for i in order] for column in (example.upos, example.relations))
+            rows = conllu.table(words, upos, moved_heads(example.heads, order), relations)
+            lines += [*map("\t".join, rows), ""]
+    return "".join(f"{line}\n" for line in lines), split_entities
 
 
 def _side(text: str, derivation: Derivation | None, split: Split) -> str:
     words = words_of(text)
     return " ".join(words if derivation is None else derive(words, None, derivation, split)[0])
-
-
-def _tagged(words: Iterable[str], tags: Iterable[str]) -> Iterator[str]:
-    yield from (f"{word}\t{tag}" for word, tag in zip(words, tags, strict=True))
-    yield ""
-
-
-def _conllu(words: Sequence[str], upos: Sequence[str], heads: Sequence[int], relations: Sequence[str]) -> Iterator[str]:
-    for i, (word, tag, head, relation) in enumerate(zip(words, upos, heads, relations, strict=True), start=1):
-        yield f"{i}\t{word}\t_\t{tag}\t_\t_\t{head}\t{relation}\t_\t_"
-    yield ""

@@ -7,7 +7,9 @@ from ppa_jax.studies.align_mlm import derived_tasks
 from ppa_jax.studies.align_mlm.derivation import CloneScript, Derivation, WordOrder
 from ppa_jax.tasks import nli, parsing, tagging
 
-SCRIPT = CloneScript("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!")
+CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,'!"
+SCRIPT = CloneScript(CHARACTERS)
+ORIGINAL = {ord(SCRIPT.word(letter)): letter for letter in CHARACTERS}
 BOTH = Derivation("trans+inv", script=SCRIPT)
 
 TREE = """\
@@ -26,14 +28,14 @@ def split(text):
 
 
 def write(path, *given):
-    """Writes derived examples; returns the number of entities torn."""
-    text, torn = derived_tasks.examples_text(*given)
+    """Writes derived examples; returns the number of entities that are split."""
+    text, count = derived_tasks.examples_text(*given)
     path.write_text(text, encoding="utf-8")
-    return torn
+    return count
 
 
 def back(text):
-    return " ".join(SCRIPT.original(word) for word in text.split())
+    return " ".join(text.translate(ORIGINAL).split())
 
 
 @pytest.fixture
