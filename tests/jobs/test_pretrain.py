@@ -25,7 +25,7 @@ def arguments(workdir, shelf, **fields):
         "dtype": "float32", "data.pairs": TEXT, "data.cache": shelf / "corpora", "data.max_length": 32,
         "data.max_pair_pieces": 60, "word_alignment.dictionaries": words, "train.steps": 3, "train.batch_size": 8,
         "train.warmup": 0.1, "train.learning_rate": 1e-3, "checkpoint.every": 2, "model.tokenizer": shelf / "model",
-        "model.hidden_size": 32, "model.num_layers": 1, "model.num_heads": 2,
+        "model.hidden_size": 32, "model.num_layers": 1, "model.num_heads": 2, "mesh.data": 2,
     } | fields  # fmt: skip
     return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
 

@@ -1,12 +1,12 @@
 """The report of a layer ablation: what each set of blocks is worth to the source and to the targets, and a summary.
 
-Axes: everything is by model, set of blocks ("none": nothing re-initialised), seed and language.
+Scores are by model, set of blocks ("none": nothing re-initialised), seed and language.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ LEGEND = (
 )
 LOSSES = (
     "Points lost against `none` with the same seed. **extra**: what the targets lose beyond the source, so how much "
-    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval is off zero. It "
-    "says nothing of other sentences or languages, and is not corrected for the number of sets compared."
+    "the gap grew, with its 95% interval by Student's t over the seeds; in bold where the interval excludes zero. "
+    "It says nothing of other sentences or languages, and is not corrected for the number of sets compared."
 )
 SUMMARY = (
     "A set of blocks **widens** the gap if the 95% interval of the extra loss (below) is above zero; it **does not** "
@@ -154,19 +154,27 @@ def extra(found: Scores, model: str, one: str, source: str) -> Difference:
     return Difference.of(list(extra_by_seed(found, model, one, source).values()))
 
 
+def span(blocks: str) -> tuple[int, int] | None:
+    """(first block, last block) of a set like `3` or `3-4`; None for `none` and `1+4`."""
+    if blocks == NONE or "+" in blocks:
+        return None
+    first, _, last = blocks.partition("-")
+    return int(first), int(last or first)
+
+
 def chains(sets: Sequence[str]) -> dict[str, list[str]]:
-    """The singles, and the pairs, that follow each other from block 1 without a hole, two sets or more."""
-    spans = {(int(s.partition("-")[0]), int(s.rpartition("-")[2])): s for s in sets if s != NONE and "+" not in s}
+    """The single blocks, and the pairs, that follow each other from block 1 without a gap, if there are two or more."""
+    spans = {span(s): s for s in sets if span(s)}
     found: dict[str, list[str]] = {}
     for name, size in (("single blocks", 1), ("pairs", 2)):
-        one, first = [], 1
-        while (here := spans.get((first, first + size - 1))) is not None:
-            one.append(here)
+        chain, first = [], 1
+        while (following := spans.get((first, first + size - 1))) is not None:
+            chain.append(following)
             first += size
-        if size == 2 and one and (last := spans.get((first, first))) is not None:
-            one.append(last)  # of an odd depth
-        if len(one) > 1:
-            found[name] = one
+        if size == 2 and chain and (last := spans.get((first, first))) is not None:
+            chain.append(last)  # of an odd depth
+        if len(chain) > 1:
+            found[name] = chain
     return found
 
 
@@ -174,79 +182,78 @@ WIDENS, UNDECIDED, DOES_NOT = "widens", "undecided", "does not"
 
 
 def state(change: Difference) -> str:
-    """What an extra loss says of its set of blocks, if it has an interval."""
+    """What an extra loss with an interval says of its set of blocks."""
     if change.high < MARGIN:
         return DOES_NOT
     return WIDENS if change.low > 0 else UNDECIDED
 
 
-def _last_block(sets: Sequence[str]) -> int:
-    return int(sets[-1].rpartition("-")[2]) if sets else 0
+def _last_block(sets: Iterable[str], holds: Callable[[str], bool]) -> int:
+    """The last block before the first set for which `holds` is false; 0 if that is the first one."""
+    return max((int(s.rpartition("-")[2]) for s in itertools.takewhile(holds, sets)), default=0)
 
 
 def border(changes: Mapping[str, Difference]) -> tuple[int, int]:
-    """Of the sets of a chain: the last block of the aligner, at the earliest and at the latest; 0: there is none."""
+    """The last block of the aligner by the sets of a chain, at the earliest and at the latest; 0: there is none."""
     states = {s: state(change) for s, change in changes.items()}
-    sure = list(itertools.takewhile(lambda s: states[s] == WIDENS, states))
-    possible = list(itertools.takewhile(lambda s: states[s] != DOES_NOT, states))
-    return _last_block(sure), _last_block(possible)
+    return _last_block(states, lambda s: states[s] == WIDENS), _last_block(states, lambda s: states[s] != DOES_NOT)
 
 
-def border_by_seed(found: Scores, model: str, sets: Sequence[str], source: str) -> dict[int, int]:
-    """The last block before the first set whose extra loss is below MARGIN, for each seed by itself."""
-    extras = {s: extra_by_seed(found, model, s, source) for s in sets}
-    seeds = set.intersection(*map(set, extras.values()))
-    return {
-        seed: _last_block(list(itertools.takewhile(lambda s: extras[s][seed] >= MARGIN, sets)))  # noqa: B023
-        for seed in sorted(seeds)
-    }
-
-
-def _in_words(low: int, high: int) -> str:
+def describe_border(found: Scores, model: str, chain: Sequence[str], source: str) -> tuple[str, str]:
+    """The border in words; and, for each single seed, the last block before an extra loss below MARGIN."""
+    low, high = border({s: extra(found, model, s, source) for s in chain})
     if high == 0:
-        return "no aligner shows: the first set does not widen the gap"
-    if low == high:
-        return f"an aligner up to block {low}"
-    return f"an aligner up to block {low} at least, {high} at most" if low else f"an aligner up to block {high} at most"
+        text = "no aligner shows: the first set does not widen the gap"
+    elif low == high:
+        text = f"an aligner up to block {low}"
+    elif low:
+        text = f"an aligner up to block {low} at least, {high} at most"
+    else:
+        text = f"an aligner up to block {high} at most"
+    extras = {s: extra_by_seed(found, model, s, source) for s in chain}
+    seeds = sorted(set.intersection(*map(set, extras.values())))
+    return text, ", ".join(str(_last_block(chain, lambda s: extras[s][seed] >= MARGIN)) for seed in seeds)  # noqa: B023
 
 
 def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list[str]:
     """What the numbers say of one model, in sentences."""
-    name = f"**{model}**: " if model else ""
     known = [s for s in sets if s != NONE and extra_by_seed(found, model, s, source)]
     if not known:
-        return [f"{name}nothing was re-initialised, or there is no target language"]
+        lines = ["nothing was re-initialised, or there is no target language"]
+        return [f"**{model}**: {line}" if model else line for line in lines]
     extras = {s: extra(found, model, s, source) for s in known}
     costs = {s: _lost(found, model, s, source) for s in known}
-    worst = max(extras, key=lambda s: extras[s].mean)
+    worst, most, least = max(known, key=lambda s: extras[s].mean), max(known, key=costs.get), min(known, key=costs.get)
     if extras[worst].mean > 0:
-        first = f"the gap to the targets grows most, by {extras[worst].text()} points, when blocks {worst} are"
-        lines = [f"{name}{first} re-initialised; {source} itself loses {costs[worst]:.1f} then"]
+        lines = [
+            f"the gap to the targets grows most, by {extras[worst].text()} points, when blocks {worst} are "
+            f"re-initialised; {source} itself loses {costs[worst]:.1f} then"
+        ]
     else:
-        lines = [f"{name}no set widens the gap to the targets; {worst} comes nearest ({extras[worst].text()})"]
-    dear = max(costs, key=lambda s: costs[s])
-    lines.append(f"{name}{source} loses most, {costs[dear]:.1f} points, with {dear}, and least, "
-                 f"{min(costs.values()):.1f}, with {min(costs, key=lambda s: costs[s])}")  # fmt: skip
+        lines = [f"no set widens the gap to the targets; {worst} comes nearest ({extras[worst].text()})"]
+    lines.append(
+        f"{source} loses most, {costs[most]:.1f} points, with {most}, and least, {costs[least]:.1f}, with {least}"
+    )
     if any(np.isnan(x.low) for x in extras.values()):
-        return [*lines, f"{name}with one seed there is no interval, and no border is drawn"]
+        lines.append("with one seed there is no interval, and no border is drawn")
+        return [f"**{model}**: {line}" if model else line for line in lines]
     for kind, chain in chains(known).items():
-        told = []
-        for one, words in ((WIDENS, "widen the gap"), (UNDECIDED, "undecided"), (DOES_NOT, "do not")):
-            if mine := [s for s in chain if state(extras[s]) == one]:
-                told.append(f"{words}: {', '.join(mine)}")
-        seeds = ", ".join(map(str, border_by_seed(found, model, chain, source).values()))
-        ends = _in_words(*border({s: extras[s] for s in chain}))
-        lines.append(f"{name}by {kind}, {ends} ({'; '.join(told)}; by single seeds up to block {seeds})")
-    top = max(_last_block([s]) for s in known if "+" not in s) if any("+" not in s for s in known) else 0
-    upwards = [s for s in known if "+" not in s and _last_block([s]) == top and int(s.partition("-")[0]) > 1]
+        groups = {"widen the gap": WIDENS, "undecided": UNDECIDED, "do not": DOES_NOT}
+        members = {words: [s for s in chain if state(extras[s]) == one] for words, one in groups.items()}
+        listed = "; ".join(f"{words}: {', '.join(own)}" for words, own in members.items() if own)
+        text, seeds = describe_border(found, model, chain, source)
+        lines.append(f"by {kind}, {text} ({listed}; by single seeds up to block {seeds})")
+    spans = {s: ends for s in known if (ends := span(s))}
+    top = max((last for _, last in spans.values()), default=0)
+    upwards = sorted((s for s, (first, last) in spans.items() if last == top and first > 1), key=lambda s: -spans[s][0])
     if len(upwards) > 1:
-        told = "; ".join(f"{s} {extras[s].text()}" for s in sorted(upwards, key=lambda s: -int(s.partition("-")[0])))
-        lines.append(f"{name}extra loss of the targets without the blocks at the top: {told}")
-    return lines
+        listed = "; ".join(f"{s} {extras[s].text()}" for s in upwards)
+        lines.append(f"extra loss of the targets without the blocks at the top: {listed}")
+    return [f"**{model}**: {line}" if model else line for line in lines]
 
 
 def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str], source: str) -> list[str]:
-    """Of the first model and each other: their borders, and where the extra loss differs; seeds are paired."""
+    """Compares the first model with each other one: the borders, and the extra losses; seeds are paired."""
     lines = []
     for model in models[1:]:
         pair = (models[0], model)
@@ -259,16 +266,13 @@ def border_comparison(found: Scores, models: Sequence[str], sets: Sequence[str],
         if not changes:
             continue
         for kind, chain in chains(list(changes)).items():
-            told = []
-            for m in pair:
-                ends = _in_words(*border({s: extra(found, m, s, source) for s in chain}))
-                seeds = ", ".join(map(str, border_by_seed(found, m, chain, source).values()))
-                told.append(f"{m}: {ends} (single seeds: {seeds})")
-            lines.append(f"does the border move, by {kind}? {'; '.join(told)}")
+            borders = {m: describe_border(found, m, chain, source) for m in pair}
+            listed = "; ".join(f"{m}: {text} (single seeds: {seeds})" for m, (text, seeds) in borders.items())
+            lines.append(f"does the border move, by {kind}? {listed}")
         moved = [f"{s} {change.text()}" for s, change in changes.items() if change.excludes_zero]
         lines.append(
-            f"**{model}** against **{models[0]}**, extra loss of the targets, intervals off zero among {len(changes)} "
-            f"sets (95% each, not corrected): {'; '.join(moved) or 'none'}"
+            f"**{model}** against **{models[0]}**, extra loss of the targets, intervals that exclude zero among "
+            f"{len(changes)} sets (95% each, not corrected): {'; '.join(moved) or 'none'}"
         )
     return lines
 
@@ -329,10 +333,10 @@ def _similarity(
         workdir / "similarity.png", panels,
         title=f"Similarity of the targets to {source}: their mean, and from the lowest to the highest of them",
     )  # fmt: skip
-    rows = [names.get(s, f"{s} anew") for s in sets]
+    rows = [names.get(s, f"{s} re-initialised") for s in sets]
     plot_heat_maps(
         workdir / "similarity_sets.png", maps, rows, [str(layer) for layer in layers], signed=False,
-        title=f"{measure} of the targets with {source}, by layer (0: embeddings); rows: the set that was drawn anew",
+        title=f"{measure} of the targets with {source}, by layer (0: embeddings); rows: the re-initialised blocks",
     )  # fmt: skip
     return ["![Similarity by layer](similarity.png)", "![Similarity by set of blocks and layer](similarity_sets.png)"]
 
@@ -371,9 +375,9 @@ def correlations(found: Scores, similarity: Sequence[Record], models: Sequence[s
             lines.append(f"{name}{kind}: {correlation(found, mine, model, source, layer) or 'none'}")
         languages = dict.fromkeys(r["language"] for r in mine)
         within = {x: correlation(found, mine, model, source, language=x) for x in languages}
-        told = ", ".join(f"{x} {c.rho:+.2f}" for x, c in within.items() if c is not None)
-        if told:
-            lines.append(f"{name}within each language, over sets and seeds, mean over the layers: {told}")
+        listed = ", ".join(f"{x} {c.rho:+.2f}" for x, c in within.items() if c is not None)
+        if listed:
+            lines.append(f"{name}within each language, over sets and seeds, mean over the layers: {listed}")
     return lines
 
 

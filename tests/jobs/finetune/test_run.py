@@ -54,7 +54,7 @@ def arguments(workdir, shelf, files, config=CONFIG, **fields):
         "init": shelf / "model", "dtype": "float32", "seeds": "0,1", "data.train": f"en={files}/train.en.tsv",
         "data.test": f"{files}/test.{{lang}}.tsv", "data.max_length": 32, "train.batch_size": 8, "train.epochs": 0,
         "train.steps": 6, "train.warmup": 0.1, "train.learning_rate": 1e-3, "test_batch_size": 8,
-        "checkpoint.every": 2,
+        "checkpoint.every": 2, "mesh.data": 2,
     } | fields  # fmt: skip
     return [f"--config={config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
 
@@ -136,12 +136,13 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
 
 
-def test_one_device_trains_like_eight(whole, shelf, files, tmp_path):
-    one_device = {"mesh.data": 1, "seeds": "0"}
-    assert main(arguments(tmp_path, shelf, files, **one_device)) == 0
-    one, eight = ([r["loss"] for r in read_metrics(path / "seed-0")] for path in (tmp_path, whole))
-    np.testing.assert_allclose(one, eight, rtol=1e-5)
-    assert one[-1] != one[0]
+def test_one_device_and_eight_train_like_two(whole, shelf, files, tmp_path):
+    two = [r["loss"] for r in read_metrics(whole / "seed-0")]
+    assert two[-1] != two[0]
+    for devices in (1, 8):
+        workdir = tmp_path / str(devices)
+        assert main(arguments(workdir, shelf, files, **{"mesh.data": devices, "seeds": "0"})) == 0
+        np.testing.assert_allclose([r["loss"] for r in read_metrics(workdir / "seed-0")], two, rtol=1e-5)
 
 
 def test_remat_and_scan_train_alike(whole, shelf, files, tmp_path):

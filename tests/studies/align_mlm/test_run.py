@@ -31,7 +31,7 @@ def arguments(workdir, **fields):
         "pretraining.model.vocab_size": 120, "pretraining.model.hidden_size": 16, "pretraining.model.num_layers": 1,
         "pretraining.model.num_heads": 2, "pretraining.data.max_length": 48, "pretraining.data.max_pair_pieces": 90,
         "pretraining.train.steps": 3, "pretraining.train.batch_size": 8, "pretraining.train.learning_rate": 1e-2,
-        "pretraining.train.warmup": 0.1,
+        "pretraining.train.warmup": 0.1, "pretraining.mesh.data": 2, "finetuning.mesh.data": 2,
     } | fields  # fmt: skip
     return [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in given.items())]
 
