@@ -157,7 +157,7 @@ def test_the_first_piece_carries_the_label(tokenizer):
 
 def test_each_word_belongs_to_the_window_with_most_context(tokenizer):
     found = [window for _, window in windows([list("abcdefghij")], tokenizer, 8)]  # six words fit
-    assert [(w.start, len(w.places)) for w in found] == [(0, 6), (3, 6), (6, 4)]
+    assert [(w.start, len(w.positions)) for w in found] == [(0, 6), (3, 6), (6, 4)]
     assert [w.own for w in found] == [[0, 1, 2, 3, 4], [5, 6, 7], [8, 9]]
     with pytest.raises(UserError, match="max_length 2 leaves no room"):
         list(windows([["a"]], tokenizer, 2))
@@ -171,7 +171,7 @@ def test_no_word_is_dropped_whatever_the_lengths(tokenizer, sizes, max_length):
     assert sorted(word for _, window in found for word in window.own) == list(range(len(words)))
     for i, window in found:
         assert i == 1 and len(window.ids) <= max_length and window.own == sorted(window.own)
-        held = range(window.start, window.start + len(window.places))
+        held = range(window.start, window.start + len(window.positions))
         assert [window.ids[window.position(word)] for word in held] == [pieces[word][0] for word in held]
         whole = [piece for word in held for piece in pieces[word][: max_length - 2]]
         assert window.ids == [tokenizer.cls_id, *whole, tokenizer.sep_id]
