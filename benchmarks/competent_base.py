@@ -113,6 +113,7 @@ def main() -> None:
         "--config.data.temperature=3",  # languages with little text are drawn more often than their share
         "--config.train.steps=2000",
         "--config.train.batch_size=32",
+        "--config.train.accumulate=2",  # half the memory
         "--config.train.learning_rate=2e-4",
         "--config.train.warmup=0.1",
         "--config.checkpoint.every=100",

@@ -20,10 +20,11 @@ STAGES=(base_b align_b nli_b bases pos_b ner_b measure_b nli_b_again ablation_po
 [[ $# -gt 3 ]] && STAGES=("${@:4}")
 B="$W/base/run/export"
 
-# Trainings of the main job, on base a or b: two seeds each, the mean of layer 8 of 12 where it contrasts.
+# Trainings of the main job, on base a or b: two seeds each, the mean of layer 8 of 12 where it contrasts. In four passes a
+# step, or PPA takes 15 GB.
 align() { # base, its directory, names, settings of which_part_aligns.sh...
-  env STEPS=300 NAMES="$3" SETTINGS="--config.contrastive.layer=8 --config.contrastive.pooling=mean --config.checkpoint.every=50
-    --config.checkpoint.keep=1" "${@:4}" benchmarks/which_part_aligns.sh "$2" "$D" "$W/$1/parts" "0 1"
+  env STEPS=250 NAMES="$3" SETTINGS="--config.contrastive.layer=8 --config.contrastive.pooling=mean
+    --config.train.accumulate=4 --config.checkpoint.every=50 --config.checkpoint.keep=1" "${@:4}" benchmarks/which_part_aligns.sh "$2" "$D" "$W/$1/parts" "0 1"
 }
 
 # NAME=DIR,... of a base as it is and of trainings, named NAME-SEED.
@@ -87,6 +88,12 @@ for stage in "${STAGES[@]}"; do
   began=$SECONDS
   run "$stage" >> "$W/$stage.log" 2>&1
   status=$?
+  while ((status == 137)); do # killed outright, for memory perhaps: on from its last checkpoint
+    tell "$stage: killed"
+    sleep 60
+    run "$stage" >> "$W/$stage.log" 2>&1
+    status=$?
+  done
   tell "$stage: status $status after $((SECONDS - began)) s"
   case $status in
     0) touch "$W/done/$stage" ;;
