@@ -1,31 +1,19 @@
-"""Sentence-level code-switching, PPA's third part: the two sides of an example in languages of their own.
+"""Sentence-level code-switching, PPA's third part: the two sides of an example in different languages.
 
 Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
-language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here it is set: how often the sides differ
-(`rate`), and their languages: English and one other that is drawn for each row (`pivot`: PPA's), or all by
-probabilities.
+language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here two settings decide: how often the sides
+differ (`rate`), and the languages: English and one other for each row (`pivot`: PPA's), or all by probabilities.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
 
 from ppa_jax.errors import UserError
-
-
-class TwoSided(Protocol):
-    """What a task has besides `Task` if its examples have two sides; they then have an attribute `id`, too."""
-
-    def mix(self, first: Any, second: Any) -> Any:
-        """The first side of one example with the second of its translation; `language` names both, as "en-de".
-
-        Raises UserError if the two are no translations of each other.
-        """
-        ...
 
 
 def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
@@ -68,7 +56,7 @@ def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: fl
 
 
 def code_switch(
-    task: TwoSided,
+    task: Any,
     parallel: Mapping[str, Sequence[Any]],
     probabilities: Mapping[str, float],
     rng: np.random.Generator,

@@ -83,17 +83,7 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
 
     A side that holds several languages (XNLI's `all_languages`) gives that of `language`. Labels that are numbers are
     those of snli, multi_nli and xnli in both catalogues: 0 is entailment, 1 neutral, 2 contradiction.
-
-    Args:
-      rows: each a mapping, or text that says what is wrong with it.
-      where: the dataset, for messages.
-      language: of the pairs.
-      field: the setting, for messages.
-
-    Raises:
-      UserError: most rows are unusable.
     """
-
     found = ((i, row if isinstance(row, str) else _columns(row, language)) for i, row in enumerate(rows, 1))
     return _examples(found, where, language=language, field=field)
 

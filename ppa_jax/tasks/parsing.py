@@ -70,7 +70,7 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
     """The sentences of a dataset's rows, in the columns of universal_dependencies: `tokens`, `head`, `deprel`, `upos`.
 
-    Words without a head are left out: their parts follow. Arguments and errors are those of `tagging.from_rows`.
+    Words without a head are left out: their parts follow.
     """
     sentences, problems = [], []
     for number, row in enumerate(rows, 1):

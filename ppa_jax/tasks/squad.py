@@ -73,17 +73,7 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
-    """The questions of a dataset's rows: `id`, `question`, `context` and `answers` with `text` and `answer_start`.
-
-    Args:
-      rows: each a mapping, or text that says what is wrong with it.
-      where: the dataset, for messages.
-      language: of context and question, or context/question.
-      field: the setting, for messages.
-
-    Raises:
-      UserError: most rows are unusable.
-    """
+    """The questions of a dataset's rows: `id`, `question`, `context` and `answers` with `text` and `answer_start`."""
 
     def text(value: Any) -> str:
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -80,15 +80,6 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
     """The sentences of a dataset's rows: lists of words (`tokens`) and tags (`ner_tags`, `upos`, `pos_tags`, `tags`).
 
     Words tagged "_" are left out: in Universal Dependencies these are words of which the parts follow.
-
-    Args:
-      rows: each a mapping, or text that says what is wrong with it.
-      where: the dataset, for messages.
-      language: of the sentences.
-      field: the setting, for messages.
-
-    Raises:
-      UserError: most rows are unusable.
     """
     found: list[Example] = []
     problems = []

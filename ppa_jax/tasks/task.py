@@ -46,10 +46,12 @@ class Score(NamedTuple):
 
 
 class Task(Protocol):
-    """The functions and names of a task's module.
+    """The functions and names of a task's module. Two functions are optional:
 
-    One whose examples have two sides may have `mix` besides (code_switching.py), and one that reads datasets of the
-    catalogues `from_rows` (tagging.py).
+    - `from_rows(rows, *, where, language, field)`, as `read`, for datasets of the catalogues. A row is a mapping, or a
+      text that says what is wrong with it; `where` is the dataset, for messages. Raises UserError if most are unusable.
+    - `mix(first, second)`, for examples of two sides that have an `id`: the first side of one example with the second
+      of its translation (code_switching.py). Raises UserError if the two are not translations of each other.
     """
 
     # How transformers calls the model and the head's dense layers: model_type -> (class after the model's name,

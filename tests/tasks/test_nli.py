@@ -135,7 +135,7 @@ def test_labels_have_one_order_and_must_be_there(read):
     assert unlabelled == [pair(label=None, id="2")]
     with pytest.raises(UserError, match="no labels; name its column"):
         nli.labels(unlabelled)
-    with pytest.raises(UserError, match=r"one label alone \(neutral\); give data with entailment, neutral"):
+    with pytest.raises(UserError, match=r"only one label \(neutral\); give data with entailment, neutral"):
         nli.labels([pair(), pair()])
 
 
