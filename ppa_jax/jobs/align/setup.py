@@ -134,8 +134,7 @@ class Run:
 def validate(config: Config) -> Losses:
     """Checks the settings of an alignment, and returns its losses. Raises UserError naming the field."""
     check_shared(config)
-    size = sample.size()
-    check(config, LIMITS | {"eval.sample": Limit(lambda n: 0 <= n <= size, f"at most {size}, all of the sample")})
+    check(config, LIMITS)
     tlm, settings = config.tlm, config.contrastive
     if (config.word_alignment.weight or tlm.dict_mlm) and not config.word_alignment.dictionaries:
         raise UserError(
@@ -168,7 +167,9 @@ def validate(config: Config) -> Losses:
 def check_shared(config: Config) -> None:
     """Checks the settings that alignment and pretraining share. Raises UserError naming the field."""
     check_training(config)
-    check(config, SHARED_LIMITS)
+    size = sample.size()
+    limit = Limit(lambda n: 0 <= n <= size, f"at most {size}, all of the sample")
+    check(config, SHARED_LIMITS | {"eval.sample": limit})
     if not config.data.pairs:
         raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
 

@@ -71,6 +71,7 @@ def test_what_a_run_leaves(whole, files):
     assert all(list(record) == ["task", "seed", "language", "metric", "value", "count"] for record in scores)
     assert {(r["seed"], r["language"]) for r in scores} == {(s, x) for s in (0, 1) for x in ("en", "de", "es")}
     assert all(r["count"] == 10 and 0 <= r["value"] <= 100 for r in scores)
+    assert not list(whole.glob("**/checkpoints")) and not list(whole.glob("**/best")), "they have the optimizer's state"
     report = (whole / "report.md").read_text()
     assert "| **mean** |" in report and "±" in report and (whole / "bars.png").stat().st_size > 1000
     predicted = [line.split("\t")[1] for line in (whole / "seed-1/predictions/de.tsv").read_text().splitlines()]
