@@ -99,6 +99,11 @@ def fields(config: Config, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def entries(text: str) -> list[str]:
+    """The entries of a comma-separated list: `a, b` -> a and b."""
+    return [entry.strip() for entry in text.split(",") if entry.strip()]
+
+
 def leave_out(config: Config, names: Iterable[str]) -> None:
     """Removes fields, by their dotted names, that a job sets itself: what a user gives them would do nothing."""
     for name in names:

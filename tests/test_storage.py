@@ -54,7 +54,10 @@ def test_names_with_an_ending(home, storage):
 
 def test_a_pattern(home, storage):
     put(storage, "a/dev.de.tsv", "a/dev.en.tsv", "a/dev.en.txt", "a/train.de.tsv")
-    assert [language for language, _ in files.entries("gs://bucket/a/dev.{lang}.tsv", "data.dev")] == ["de", "en"]
+    assert [language for language, _ in files.language_files("gs://bucket/a/dev.{lang}.tsv", "data.dev")] == [
+        "de",
+        "en",
+    ]
     assert below(home / ".cache/ppa_jax/inputs/bucket") == ["a/dev.de.tsv", "a/dev.en.tsv"]
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ppa_jax import storage
+from ppa_jax.config import entries
 from ppa_jax.data import public_datasets, sample, text_files
 from ppa_jax.errors import UserError
 
@@ -82,7 +83,7 @@ class Counts:
 
 def parse_pairs(spec: str) -> list[Source]:
     """The sources of `data.pairs`, in their order. Raises UserError for a wrong form or files that are not there."""
-    parts = [part.strip() for part in spec.split(",") if part.strip()]
+    parts = entries(spec)
     matches = [_SPEC.fullmatch(part) for part in parts]
     if not parts:
         raise UserError(f"data.pairs: no source given; write {FORM}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.config import Config, Limit, at_least, check, one_of
+from ppa_jax.config import Config, Limit, at_least, check, entries, one_of
 from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import read_dictionaries
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -149,11 +149,6 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
             allowed = ", ".join(word_alignment.METHODS)
             raise UserError(f"config.word_alignment_method={method}: must be one of {allowed}, or several with commas")
     return models, baselines
-
-
-def entries(listed: str) -> list[str]:
-    """`A, B` -> A and B."""
-    return [entry.strip() for entry in listed.split(",") if entry.strip()]
 
 
 def short_name(source: str) -> str:

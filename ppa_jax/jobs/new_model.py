@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.config import POSITIVE, Config, check, one_of
+from ppa_jax.config import POSITIVE, Config, check, entries, one_of
 from ppa_jax.data import prepare, sources, vocabulary
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -99,8 +99,7 @@ def write_random(config: Config, directory: Path, token_types: int = 2) -> None:
 
 def _sentences(config: Config) -> Iterator[str]:
     """Sentences of all sources, both sides, the same number from each source."""
-    markers = (marker.strip() for marker in config.data.skip_lines.split(","))
-    cleaning = sources.Cleaning(config.data.max_characters, tuple(filter(None, markers)))
+    cleaning = sources.Cleaning(config.data.max_characters, tuple(entries(config.data.skip_lines)))
     cache = storage.on_disk(config.data.cache or storage.cache_directory(), "config.data.cache=")
     given = sources.parse_pairs(config.data.pairs)
     for source in given:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ppa_jax import config as configs
 from ppa_jax import storage
 from ppa_jax.data import public_datasets
 from ppa_jax.data.sample import is_source
@@ -37,7 +38,7 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
       UserError: an entry of another form, a file that is not there or that the task cannot read, no example at all.
     """
     examples: dict[str, list[Any]] = {}
-    for language, path in entries(spec, field):
+    for language, path in language_files(spec, field):
         if is_source(path):
             found = sample.read(task, path, language=language, field=field)
         elif dataset := _DATASET.fullmatch(path):
@@ -66,10 +67,10 @@ def _from_dataset(task: Any, location: str, split: str | None, *, language: str,
     return task.from_rows(dataset.stream(_ROW_LIMIT), where=location, language=language, field=field)
 
 
-def entries(spec: str, field: str) -> list[tuple[str, str]]:
+def language_files(spec: str, field: str) -> list[tuple[str, str]]:
     """(language, path) of every file. Raises UserError for an entry of another form, or a pattern without a file."""
     found = []
-    for entry in filter(None, map(str.strip, spec.split(","))):
+    for entry in configs.entries(spec):
         language, equals, paths = entry.partition("=")
         if equals and _LANGUAGE.fullmatch(language):
             found += [(language, path) for path in filter(None, paths.split("|"))]

@@ -1,6 +1,6 @@
 """The settings that every training has: `train`, `checkpoint`, `mesh`, `log`, `eval.every` and `dtype`."""
 
-from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, one_of
+from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, entries, one_of
 from ppa_jax.errors import UserError
 from ppa_jax.training.metrics import import_wandb
 from ppa_jax.training.sharding import RULES
@@ -37,7 +37,7 @@ def check_training(config: Config) -> None:
 def parse_seeds(config: Config) -> list[int]:
     """The entries of config.seeds. Raises UserError unless they are different numbers."""
     try:
-        seeds = [int(word) for word in str(config.seeds).split(",") if word.strip()]
+        seeds = [int(entry) for entry in entries(str(config.seeds))]
     except ValueError:
         raise UserError(f"config.seeds={config.seeds}: must be numbers with commas between, as 0,1,2") from None
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):

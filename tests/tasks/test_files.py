@@ -16,12 +16,12 @@ def test_entries_and_patterns(tmp_path):
     for name in ("dev.de.tsv", "dev.zh-Hans.tsv", "dev.genre_label.tsv", "test-context-de-question-en.json",
                  "test-context-de-question-de.json", "test-context-en-question-de.json"):  # fmt: skip
         (tmp_path / name).write_text("x")
-    assert files.entries("en=a.tsv, de=b.tsv|c.tsv", "f") == [("en", "a.tsv"), ("de", "b.tsv"), ("de", "c.tsv")]
-    found = files.entries(f"{tmp_path}/dev.{{lang}}.tsv", "f")
+    assert files.language_files("en=a.tsv, de=b.tsv|c.tsv", "f") == [("en", "a.tsv"), ("de", "b.tsv"), ("de", "c.tsv")]
+    found = files.language_files(f"{tmp_path}/dev.{{lang}}.tsv", "f")
     assert found == [("de", f"{tmp_path}/dev.de.tsv"), ("zh-Hans", f"{tmp_path}/dev.zh-Hans.tsv")]
-    grid = files.entries(f"{tmp_path}/test-context-{{lang}}-question-{{question}}.json", "f")
+    grid = files.language_files(f"{tmp_path}/test-context-{{lang}}-question-{{question}}.json", "f")
     assert [language for language, _ in grid] == ["de", "de/en", "en/de"]
-    diagonal = files.entries(f"{tmp_path}/test-context-{{lang}}-question-{{lang}}.json", "f")
+    diagonal = files.language_files(f"{tmp_path}/test-context-{{lang}}-question-{{lang}}.json", "f")
     assert diagonal == [("de", f"{tmp_path}/test-context-de-question-de.json")]
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from ppa_jax.config import NOT_NEGATIVE, Config, Limit, at_least, check, load_module, training_steps
+from ppa_jax.config import NOT_NEGATIVE, Config, Limit, at_least, check, entries, load_module, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface, weights
@@ -128,13 +128,12 @@ def validate(config: Config) -> None:
 
 def parse_init(config: Config) -> dict[str, str]:
     """name -> directory or hub name, from config.init; a single model has the name "". Raises UserError."""
-    entries = [entry.strip() for entry in config.init.split(",") if entry.strip()]
     models: dict[str, str] = {}
-    for entry in entries:
+    for entry in entries(config.init):
         name, equals, source = entry.partition("=")
         if not equals or "/" in name:  # a path with a "=" in it
             name, source = "", entry
-        if not source or (len(entries) > 1 and not name) or name in models:
+        if not source or (len(entries(config.init)) > 1 and not name) or name in models:
             raise UserError(f"config.init: {entry!r}: write DIR, or NAME=DIR,OTHER=DIR to compare several models")
         if name.startswith("."):
             raise UserError(f"config.init: {entry!r}: {name} is to be a directory in the workdir; give another name")

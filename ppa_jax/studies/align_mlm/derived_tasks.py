@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from ppa_jax import storage
+from ppa_jax.config import entries
 from ppa_jax.data import sample, text_files
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -58,7 +59,7 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
     `sample:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and for none.
     """
     found: list[Sentence] = []
-    for name in filter(None, map(str.strip, spec.split(","))):
+    for name in entries(spec):
         path = storage.local(name)
         kind = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
         if sample.is_source(name) or kind == ".conllu":

@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 from scipy.linalg import orthogonal_procrustes
 
-from ppa_jax.config import Config
+from ppa_jax.config import Config, entries
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import neighbours
 from ppa_jax.evaluation.report.training import write_records
@@ -32,7 +32,7 @@ from ppa_jax.studies.align_mlm import derived_tasks, report
 from ppa_jax.studies.align_mlm import setup as align_mlm_setup
 from ppa_jax.studies.align_mlm.derivation import Derivation, is_special
 from ppa_jax.studies.align_mlm.derived_tasks import ENGLISH
-from ppa_jax.studies.align_mlm.setup import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, names, task_file
+from ppa_jax.studies.align_mlm.setup import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, task_file
 from ppa_jax.tasks.files import checksum
 from ppa_jax.training import bucket, checkpoint
 from ppa_jax.training.limits import parse_seeds
@@ -61,7 +61,7 @@ def run(config: Config, workdir: str) -> None:
     if (directory / "scores.json").exists():
         records = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
-    for name in names(config.transformations):
+    for name in entries(config.transformations):
         # ---- the derived language ----
         derivation = Derivation(name, script=vocabulary.script, order=order, seed=config.data.seed)
         data = directory / "data" / name
@@ -74,7 +74,7 @@ def run(config: Config, workdir: str) -> None:
 
         # ---- pretraining and alignment ----
         models = {}
-        for objective in names(config.objectives):
+        for objective in entries(config.objectives):
             for seed in parse_seeds(config):
                 model = directory / "models" / name / f"{objective}-{seed}"
                 pretrain_once(config, objective, seed, data, vocabulary, model)

@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from ppa_jax import config as configs
 from ppa_jax import storage
-from ppa_jax.config import DTYPE, POSITIVE, SEED, Config, Limit, check, one_of
+from ppa_jax.config import DTYPE, POSITIVE, SEED, Config, Limit, check, entries, one_of
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.data.vocabulary import train_wordpiece
 from ppa_jax.errors import UserError
@@ -58,17 +58,12 @@ class Vocabulary(NamedTuple):
     split: derived_tasks.Split
 
 
-def names(spec: str) -> list[str]:
-    """The entries of a comma-separated list."""
-    return list(dict.fromkeys(filter(None, map(str.strip, spec.split(",")))))
-
-
 def validate(config: Config) -> dict[str, Any]:
     """Checks the settings, including those of both jobs; returns the tasks that have files. Raises UserError."""
-    for objective in names(config.objectives):
+    for objective in entries(config.objectives):
         if objective not in pretrain.OBJECTIVES:
             raise UserError(f"config.objectives: {objective!r}: must be of {', '.join(pretrain.OBJECTIVES)}")
-    for name in names(config.transformations):
+    for name in entries(config.transformations):
         if "trans" not in name.split("+"):
             raise UserError(
                 f"config.transformations: {name!r}: write trans, trans+inv, trans+perm or trans+syn; without another "
@@ -76,7 +71,7 @@ def validate(config: Config) -> dict[str, Any]:
             )
         Derivation(name, script=CloneScript(""), order=WordOrder({}))  # checks the rest of the name
     for field in ("objectives", "transformations"):
-        if not names(config[field]):
+        if not entries(config[field]):
             raise UserError(f"config.{field} is empty: give a list with commas")
     parse_seeds(config)
     if config.pretraining.model.vocabulary != "wordpiece":
@@ -95,7 +90,7 @@ def validate(config: Config) -> dict[str, Any]:
         for part in ("train", "test"):
             if not task[part]:
                 raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
-    for objective in names(config.objectives):
+    for objective in entries(config.objectives):
         with _fields_of("pretraining"):
             given = pretraining(config, objective, 0, PLACEHOLDER, "sample", "random")
             pretrain.check_new_model(given, pretrain.validate(given))

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ppa_jax.config import Config, Limit, at_least, check, one_of
+from ppa_jax.config import Config, Limit, at_least, check, entries, one_of
 from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import similarity
@@ -95,7 +95,7 @@ def run(config: Config, workdir: str) -> None:
 def validate(config: Config) -> str:
     """Checks the settings; returns the source language. Raises UserError naming the field."""
     finetune_setup.validate(config)
-    languages = {entry.partition("=")[0].strip() for entry in config.data.train.split(",") if entry.strip()}
+    languages = {entry.partition("=")[0].strip() for entry in entries(config.data.train)}
     if len(languages) != 1 or "{lang}" in config.data.train:
         raise UserError(f"config.data.train={config.data.train}: give one language, the source, as en=FILE")
     if not config.data.test:
@@ -121,7 +121,7 @@ def ablations(spec: str, depth: int | None) -> dict[str, Blocks]:
     sets: dict[str, Blocks] = {NONE: ()}
     limit = depth or 10**3
     every = range(1, limit + 1)
-    for entry in filter(None, map(str.strip, spec.split(","))):
+    for entry in entries(spec):
         if entry == "pairs":
             found = [tuple(range(k, min(k + 2, limit + 1))) for k in every[::2]]
         elif entry == "singles":
