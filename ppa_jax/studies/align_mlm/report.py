@@ -22,7 +22,7 @@ LEGEND = (
     "derived language. **BZ**: fine-tuned on English, tested on the derived language (zero-shot). **delta**: BS - BZ, "
     "the gap. **alignment**: of the word pieces, how many have their own clone nearest among all clones, by the "
     "cosine of input embeddings; **unseen**: the same of the pieces that are not in the dictionary. Those of the "
-    "dictionary were trained to lie together by align_mlm, and to stand for each other by dict_mlm: what these two "
+    "dictionary were trained to be close by align_mlm, and to replace each other by dict_mlm: what these two "
     "learned beyond it is the second number. **rotated**: of a random half of the pieces, after the rotation that "
     "brings the other half nearest to its clones: high where the model knows the translation, but through a linear "
     "map. XLM is fine-tuned with the mean of its language embeddings in place of each. All scores are in "
@@ -68,77 +68,63 @@ def write(
       facts: name -> value.
       curves: transformation -> objective -> the run whose loss is drawn.
     """
-    found = _values(records)
+    values: dict[tuple[str, ...], list[float]] = {}  # by seed
+    for r in records:
+        values.setdefault((r["transformation"], r["objective"], r["task"], r["metric"]), []).append(r["value"])
+    models = list(dict.fromkeys(key[:2] for key in values))
     tasks = list(dict.fromkeys(r["task"] for r in records if r["task"]))
-    tables = [_alignment_table(found), *(_task_table(found, task) for task in tasks)]
-    correlations = [line for task in tasks for line in _correlation_lines(records, task)]
+
+    # ---- scores ----
+    columns = ("alignment", "alignment_unseen", "alignment_rotated")
+    rows = []
+    for model in models:
+        by_seed = [values.get((*model, "", metric), []) for metric in columns]
+        rows.append([*model, *map(mean_and_spread, by_seed), len(by_seed[0])])
+    tables = [markdown.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)]
+    columns = ("en", "BS", "BZ", "delta")
+    for task in tasks:
+        rows = [[*m, *(mean_and_spread(values.get((*m, task, metric), [])) for metric in columns)] for m in models]
+        tables.append(markdown.table(["derived language", "objective", "English", *columns[1:]], rows))
     parts = ["# Alignment of word embeddings and transfer to a derived language", *report.facts_table(facts)]
     parts += ["## Scores", LEGEND, tables[0]]
     for task, table in zip(tasks, tables[1:], strict=True):
         parts += [f"### {task}", table]
-    paper = _paper_table(found, tasks)
-    if paper:
-        parts += ["### The paper's", PAPER_LEGEND, paper]
+    known = [task for task in tasks if task in _PAPER_TASKS]
+    rows = []
+    for name, objective in models:
+        if (published := PAPER.get(name, {}).get(objective)) is not None:
+            pairs: Any = [published[_PAPER_TASKS[task]] for task in known]
+            rows.append([name, objective, *(f"{bs:.1f} / {bz:.1f}" for bs, bz in pairs), published[3]])
+    if rows:
+        table = markdown.table(["derived language", "objective", *known, "alignment"], rows)
+        parts += ["### The paper's", PAPER_LEGEND, table]
+
+    # ---- alignment and transfer, curves ----
     parts += ["## Alignment and transfer"]
     with report.writing(workdir):
         if tasks:
-            panels = [_scatter(records, task) for task in tasks]
+            panels = []
+            for task in tasks:
+                series: dict[str, list[tuple[float, float, str]]] = {}
+                for r, x, y in points(records, task, "BZ"):
+                    series.setdefault(r["objective"], []).append((x, y, r["transformation"]))
+                panels.append(Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series))
             plot_scatter(workdir / "alignment.png", panels, title="Alignment of word embeddings and zero-shot transfer")
+            lines = [line for task in tasks for line in _correlation_lines(records, task)]
             parts += [
                 "A point is one pretrained model. Intervals are 95%, by bootstrap over groups.",
                 "![Alignment and transfer](alignment.png)",
+                "\n".join(f"- {line}" for line in lines),
             ]
-            parts += ["\n".join(f"- {line}" for line in correlations)]
-        drawn = [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()]
         plot_layers(
             workdir / "curves.png",
-            drawn,
+            [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()],
             title="Pretraining: loss, first seed (XLM's is of masked LM and TLM together)",
             xlabel="step",
             marker="",
         )
         parts += ["## Pretraining", "![Masked LM](curves.png)"]
         return report.write_text(workdir, parts), "\n\n".join(tables)
-
-
-_Values = dict[tuple[str, str, str, str], list[float]]  # (transformation, objective, task, metric) -> by seed
-
-
-def _values(records: Sequence[Record]) -> _Values:
-    found: _Values = {}
-    for r in records:
-        found.setdefault((r["transformation"], r["objective"], r["task"], r["metric"]), []).append(r["value"])
-    return found
-
-
-def _models(found: _Values) -> list[tuple[str, str]]:
-    return list(dict.fromkeys(key[:2] for key in found))
-
-
-def _alignment_table(found: _Values) -> str:
-    rows = []
-    for model in _models(found):
-        kinds = [found.get((*model, "", f"alignment{kind}"), []) for kind in ("", "_unseen", "_rotated")]
-        rows.append([*model, *map(mean_and_spread, kinds), len(kinds[0])])
-    return markdown.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)
-
-
-def _task_table(found: _Values, task: str) -> str:
-    kinds = ("en", "BS", "BZ", "delta")
-    rows = [
-        [*model, *(mean_and_spread(found.get((*model, task, kind), [])) for kind in kinds)] for model in _models(found)
-    ]
-    return markdown.table(["derived language", "objective", "English", *kinds[1:]], rows)
-
-
-def _paper_table(found: _Values, tasks: Sequence[str]) -> str:
-    known = [task for task in tasks if task in _PAPER_TASKS]
-    rows = []
-    for name, objective in _models(found):
-        if (told := PAPER.get(name, {}).get(objective)) is not None:
-            pairs: Any = [told[_PAPER_TASKS[task]] for task in known]
-            rows.append([name, objective, *(f"{bs:.1f} / {bz:.1f}" for bs, bz in pairs), told[3]])
-    return markdown.table(["derived language", "objective", *known, "alignment"], rows) if rows else ""
 
 
 def points(records: Sequence[Record], task: str, metric: str) -> list[tuple[Record, float, float]]:
@@ -152,37 +138,30 @@ def _model(record: Record) -> tuple[str, str, int]:
 
 
 def correlation(records: Sequence[Record], task: str, metric: str) -> Correlation | None:
-    """Of alignment with BZ or delta; trainings with one objective on one language belong together."""
+    """Of alignment with BZ or delta; trainings with one objective on one language are one group."""
     given = points(records, task, metric)
-    cells = ["/".join(_model(record)[:2]) for record, *_ in given]
-    return spearman([x for _, x, _ in given], [y for *_, y in given], {"objectives and languages": cells})
+    groups = ["/".join(_model(record)[:2]) for record, *_ in given]
+    return spearman([x for _, x, _ in given], [y for *_, y in given], {"objectives and languages": groups})
 
 
 def _correlation_lines(records: Sequence[Record], task: str) -> list[str]:
-    """For all derived languages together, whose difficulty moves both numbers, and for each by itself."""
+    """For all derived languages together, whose difficulty affects both numbers, and for each separately."""
     every = list(dict.fromkeys(r["transformation"] for r in records))
     lines = []
     for names in [every, *([name] for name in every if len(every) > 1)]:
-        mine = [r for r in records if r["transformation"] in names]
-        found = {metric: correlation(mine, task, metric) for metric in ("BZ", "delta")}
-        told = [f"with {metric} {value}" for metric, value in found.items() if value is not None]
+        own = [r for r in records if r["transformation"] in names]
+        found = {metric: correlation(own, task, metric) for metric in ("BZ", "delta")}
+        listed = "; ".join(f"with {metric} {value}" for metric, value in found.items() if value is not None)
         none = f"none for fewer than {FEWEST} models, or for values that do not vary"
-        lines.append(f"{task}, {', '.join(names)}: Spearman's coefficient of alignment {'; '.join(told) or none}")
+        lines.append(f"{task}, {', '.join(names)}: Spearman's coefficient of alignment {listed or none}")
     return lines
-
-
-def _scatter(records: Sequence[Record], task: str) -> Scatter:
-    series: dict[str, list[tuple[float, float, str]]] = {}
-    for record, x, y in points(records, task, "BZ"):
-        series.setdefault(record["objective"], []).append((x, y, record["transformation"]))
-    return Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series)
 
 
 def _losses(runs: Mapping[str, Path]) -> dict[str, dict[int, float]]:
     curves = {}
     for objective, run in runs.items():
         metrics = read_metrics(run)
-        if not metrics:  # the models were moved away, the scores not
+        if not metrics:  # the models were removed, the scores were not
             continue
         means = running_mean(np.array([m["tlm"] for m in metrics]))
         averaged = metrics[len(metrics) - len(means) :]
