@@ -257,7 +257,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", disk], check=True)
 
 
-@pytest.mark.parametrize(("moment", "room"), [("open_run", 10), ("train", 400), ("evaluate", 0), ("finish", 0)])
+@pytest.mark.parametrize(("moment", "room"), [("open_run", 10), ("train", 400), ("evaluate", 0), ("export", 0)])
 def test_a_full_disk(command, disk, error_line, monkeypatch, moment, room):
     """A disk that is full (but for `room` kilobytes) when a part of the run begins."""
     module = align_setup if moment == "open_run" else align_run

@@ -1,4 +1,4 @@
-"""Pretraining: every objective from nothing to an export, on from a checkpoint, and what it refuses."""
+"""Pretraining: every objective from scratch to an export, from a checkpoint, and what it refuses."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Blocks drawn anew: exactly those that are named, from the stated distribution."""
+"""Re-initialised blocks: exactly those that are named, from the stated distribution."""
 
 import jax
 import numpy as np

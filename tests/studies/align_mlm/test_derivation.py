@@ -101,7 +101,7 @@ def test_heads_move_with_their_words():
             assert order[moved[place] - 1] == heads[old] - 1
 
 
-def test_entities_are_marked_anew_and_torn_ones_counted():
+def test_entities_are_marked_again_and_split_ones_counted():
     tags = ["O", "B-PER", "I-PER", "O", "B-LOC"]
     assert moved_tags(tags, [4, 3, 2, 1, 0]) == (["B-LOC", "O", "B-PER", "I-PER", "O"], 0)
     assert moved_tags(tags, [1, 0, 2, 3, 4]) == (["B-PER", "O", "B-PER", "O", "B-LOC"], 1)

@@ -1,4 +1,4 @@
-"""Layer ablation on a tiny model: equal to fine-tuning where nothing is drawn anew, compiled once, resumed, refused."""
+"""Layer ablation on a tiny model: equal to fine-tuning where nothing is re-initialised, compiled once, resumed, refused."""
 
 import json
 from pathlib import Path
@@ -112,7 +112,7 @@ class Begun(Exception):
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_fine_tuning_begins_from_the_blocks_drawn_anew(models, tmp_path, monkeypatch, keep):
+def test_fine_tuning_starts_from_the_reinitialised_blocks(models, tmp_path, monkeypatch, keep):
     """For every set and seed, bit by bit; what is not named is the pretrained model's."""
     began, run_one = {}, layer_ablation.run_one
 
