@@ -264,17 +264,12 @@ def decode(
             best[feature.example][word + 1, heads] = output["best"][position, positions]
     trees = []
     for table, relation in zip(scores, best, strict=True):
-        heads = best_tree(_with_floor(table))
+        known = table[np.isfinite(table)]
+        floor = known.min() - 1 - len(table) * (known.max() - known.min())  # any tree that avoids it scores higher
+        heads = best_tree(np.where(np.isfinite(table), table, floor))
         chosen = [int(relation[word, head]) for word, head in enumerate(heads, 1)]
         trees.append(Tree(heads, [NO_RELATION if number < 0 else labels[number] for number in chosen]))
     return trees
-
-
-def _with_floor(scores: np.ndarray) -> np.ndarray:
-    """Replaces -inf by a number so low that any tree avoiding it scores higher."""
-    known = scores[np.isfinite(scores)]
-    floor = known.min() - 1 - len(scores) * (known.max() - known.min())
-    return np.where(np.isfinite(scores), scores, floor)
 
 
 def best_tree(scores: np.ndarray) -> list[int]:
@@ -294,7 +289,7 @@ def best_tree(scores: np.ndarray) -> list[int]:
     scores[1:, 0] -= 1 + n * (finite.max() - finite.min())
 
     contracted = []  # of each cycle that became one node: its nodes, the best arcs into and out of it, the other nodes
-    while cycle := _cycle(heads := _highest(scores)):
+    while cycle := _cycle(heads := np.r_[0, scores[1:].argmax(1)]):
         others = [node for node in range(len(scores)) if node not in set(cycle)]  # the root stays number 0
         # An arc into the cycle replaces one of the cycle's own, so its score is the gain over that one.
         gains = scores[np.ix_(cycle, others)] - scores[cycle, heads[cycle]][:, None]
@@ -312,12 +307,6 @@ def best_tree(scores: np.ndarray) -> list[int]:
         whole[cycle[entered[heads[-1]]]] = others[heads[-1]]
         heads = whole
     return heads[1:].tolist()
-
-
-def _highest(scores: np.ndarray) -> np.ndarray:
-    heads = scores.argmax(1)
-    heads[0] = 0
-    return heads
 
 
 def _cycle(heads: np.ndarray) -> list[int]:

@@ -69,11 +69,16 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
     """
     blocks = list(conllu.blocks(path, field=field))
     first = next((line for _, block in blocks for line in block if not line.startswith("#")), "")
-    is_conllu = first.count("\t") == conllu.COLUMNS - 1
-    found, problems = _parse_conllu(blocks) if is_conllu else _parse_columns(blocks)
-    tell_skipped(path, problems, len(found), field=field, expected=conllu.EXPECTED if is_conllu else _EXPECTED)
-    where = f"{field}: {path}"
-    return _checked([Example(words, tags, language, sentence) for words, tags, sentence in found], where)
+    if first.count("\t") == conllu.COLUMNS - 1:
+        sentences, problems = conllu.parse(blocks)
+        found = [Example(x.column(conllu.FORM), x.column(conllu.UPOS), language, x) for x in sentences]
+        expected = conllu.EXPECTED
+    else:
+        tagged, problems = _parse_columns(blocks)
+        found = [Example(words, tags, language) for words, tags in tagged]
+        expected = _EXPECTED
+    tell_skipped(path, problems, len(found), field=field, expected=expected)
+    return _checked(found, f"{field}: {path}")
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
@@ -120,16 +125,9 @@ def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
     return Example([word for word, _ in pairs], [tag for _, tag in pairs], language) if pairs else "no words"
 
 
-_Tagged = tuple[list[str], list[str], conllu.Sentence | None]  # words, tags
-
-
-def _parse_conllu(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
-    sentences, problems = conllu.parse(blocks)
-    return [(x.column(conllu.FORM), x.column(conllu.UPOS), x) for x in sentences], problems
-
-
-def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagged], list[Problem]]:
-    found: list[_Tagged] = []
+def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[tuple[list[str], list[str]]], list[Problem]]:
+    """(words, tags) of each sentence, and what could not be used."""
+    found = []
     problems = []
     sentences = []  # (line of the first row, rows)
     for start, block in blocks:
@@ -150,11 +148,11 @@ def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[_Tagge
         if bad is not None or any(len(row) != columns for row in rows):
             problems.append(Problem(start + (bad or 0), "a row that is not a word and its tag"))
         elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
-            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows], None))
+            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
     # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
-    prefixes = {word.partition(":")[0] if ":" in word else "" for words, *_ in found for word in words}
+    prefixes = {word.partition(":")[0] if ":" in word else "" for words, _ in found for word in words}
     if len(prefixes) == 1 and re.fullmatch("[a-z][a-z-]*", prefix := prefixes.pop()):
-        found = [([word[len(prefix) + 1 :] for word in words], tags, None) for words, tags, _ in found]
+        found = [([word[len(prefix) + 1 :] for word in words], tags) for words, tags in found]
     return found, problems
 
 

@@ -1,4 +1,4 @@
-"""Layer ablation on a tiny model: equal to fine-tuning where nothing is re-initialised, compiled once, resumed, refused."""
+"""Layer ablation on a tiny model: fine-tuning where nothing is re-initialised, compiled once, resumed, refused."""
 
 import json
 from pathlib import Path
