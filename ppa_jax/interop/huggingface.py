@@ -117,6 +117,12 @@ def read(source: str | Path, *, seed: int = 0) -> Pretrained:
     return Pretrained(config, params, untouched, hf_config, initialised, unused)
 
 
+def read_sizes(directory: Path) -> EncoderConfig:
+    """The encoder's configuration from config.json; reads no weights. Raises UserError as `read`."""
+    path = directory / "config.json"
+    return config_from_hf(weights.read_json(path), str(path))
+
+
 def digest(directory: Path) -> str:
     """Identifies a model by the bytes of all files that `read` reads: every tensor counts. 16 hexadecimal digits."""
     files = [directory / "config.json", *weights.weight_paths(directory)]

@@ -143,7 +143,7 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{listed}: module {unknown[0]} is not supported; only Transformer, Pooling and Normalize are")
     if "Pooling" not in kinds:
         raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
-    config = huggingface.config_from_hf(weights.read_json(encoder / "config.json"), str(encoder / "config.json"))
+    config = huggingface.read_sizes(encoder)
     lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
     pooling = paths["Pooling"] / "config.json"
     return {

@@ -28,7 +28,6 @@ from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
-from ppa_jax.interop.weights import read_json
 from ppa_jax.training import bucket
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.workdir import file_digest, write_identity
@@ -170,9 +169,9 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
     found = []
     for source in sources:
         directory = hub.resolve(source)
-        path = encoder_directory(directory) / "config.json"
-        sizes = huggingface.config_from_hf(read_json(path), str(path))
-        check_vocabulary(load_tokenizer(path.parent), sizes.vocab_size)
+        encoder = encoder_directory(directory)
+        sizes = huggingface.read_sizes(encoder)
+        check_vocabulary(load_tokenizer(encoder), sizes.vocab_size)
         if config.layer > sizes.num_layers:
             raise UserError(f"config.layer={config.layer}: {source} has {sizes.num_layers} layers")
         own = None

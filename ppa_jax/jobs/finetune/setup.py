@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ppa_jax.config import NOT_NEGATIVE, Config, Limit, at_least, check, entries, load_module, training_steps
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.interop import hub, huggingface, weights
+from ppa_jax.interop import hub, huggingface
 from ppa_jax.jobs.finetune import method as finetune
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.tasks import code_switching, files
@@ -222,8 +222,7 @@ def load_task(config: Config) -> Any:
 def read_model_info(directory: Path, config: Config) -> tuple[EncoderConfig, Tokenizer]:
     """Sizes, with the configured dropout, and tokenizer of a model; not its weights. Raises UserError."""
     tokenizer = load_tokenizer(directory)
-    path = directory / "config.json"
-    sizes = huggingface.config_from_hf(weights.read_json(path), str(path))
+    sizes = huggingface.read_sizes(directory)
     check_vocabulary(tokenizer, sizes.vocab_size)
     if config.data.max_length > (limit := sizes.max_length):
         raise UserError(f"config.data.max_length={config.data.max_length}: the model's positions end at {limit}")
