@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,4 +75,5 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
 def _rho(x: np.ndarray, y: np.ndarray) -> float:
     import scipy.stats  # takes a second to import, and most reports do not need it
 
-    return float(scipy.stats.spearmanr(x, y)[0]) if len(x) > 1 else np.nan
+    found: Any = scipy.stats.spearmanr(x, y) if len(x) > 1 else [np.nan]
+    return float(found[0])

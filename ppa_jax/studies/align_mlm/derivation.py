@@ -233,11 +233,9 @@ class WordOrder:
             for head, children in _children(tree).items():
                 if head == 0 or tree.upos[head - 1] not in cls.HEADS:
                     continue
-                for side in (False, True):  # after the head, before it; nearest first
-                    near = sorted((c for c in children if (c < head) == side), key=lambda c: abs(c - head))
-                    for distance, child in enumerate(near, 1):
-                        kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
-                        found[kind].append((side, distance))
+                for child, distance in _distances(head, children).items():
+                    kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
+                    found[kind].append((child < head, distance))
         return cls({
             kind: (float(np.mean([side for side, _ in seen])), float(np.mean([distance for _, distance in seen])))
             for kind, seen in found.items()
@@ -267,21 +265,24 @@ class WordOrder:
     def _sides(self, head: int, children: Sequence[int], tree: Tree) -> tuple[list[int], list[int]]:
         """The dependents before and after the head, from left to right."""
         before, after = [], []
-        rank = {  # the distance of a dependent on its side, as in `learn`
-            child: i
-            for side in (False, True)
-            for i, child in enumerate(
-                sorted((c for c in children if (c < head) == side), key=lambda c: abs(c - head)), 1
-            )
-        }
+        own_distances = _distances(head, children)
         for child in children:
             kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
             share, distance = self.kinds.get(kind, (float(child < head), None))
-            distance = rank[child] if distance is None else distance
+            distance = own_distances[child] if distance is None else distance
             # A kind on both sides about as often stays where it is.
             is_before = share > 0.5 if abs(share - 0.5) > 0.1 else child < head
             (before if is_before else after).append((distance, abs(child - head), child))
         return [c for *_, c in sorted(before, reverse=True)], [c for *_, c in sorted(after)]
+
+
+def _distances(head: int, children: Sequence[int]) -> dict[int, int]:
+    """The distance of each dependent to its head, in dependents on the same side; the nearest has 1."""
+    distances = {}
+    for is_before in (False, True):
+        nearest_first = sorted((c for c in children if (c < head) == is_before), key=lambda c: abs(c - head))
+        distances |= {child: distance for distance, child in enumerate(nearest_first, 1)}
+    return distances
 
 
 def _children(tree: Tree) -> defaultdict[int, list[int]]:

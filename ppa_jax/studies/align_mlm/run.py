@@ -214,9 +214,7 @@ def transfer(
     return measured
 
 
-def add_scores(
-    directory: Path, records: Records, transformation: str, scores: Iterable[tuple[str, str, str, float, int]]
-) -> Records:
+def add_scores(directory: Path, records: Records, transformation: str, scores: Iterable[tuple[Any, ...]]) -> Records:
     """The records with scores (model, task, metric, value, count) added or replaced; writes scores.json."""
     place = ("transformation", "objective", "seed", "task", "metric")
     every = {tuple(r[field] for field in place): r for r in records}

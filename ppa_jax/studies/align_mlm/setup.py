@@ -41,7 +41,7 @@ OWN = {
                    "train.epochs", "data.code_switch", "data.switch_rate", "mesh.distributed"),
 }  # fmt: skip
 
-PLACEHOLDER = dict.fromkeys((ENGLISH, DERIVED, f"{ENGLISH}-{DERIVED}"), "sample:0-9")  # where only settings count
+PLACEHOLDER: dict[str, str] = dict.fromkeys((ENGLISH, DERIVED, f"{ENGLISH}-{DERIVED}"), "sample:0-9")  # of text
 LIMITS = {
     "dtype": DTYPE,
     "data.dictionary_share": Limit(lambda x: 0 < x <= 1, "greater than 0, at most 1"),
@@ -117,7 +117,7 @@ def pretraining(
     config: Config, objective: str, seed: int, text: Mapping[str, str], dictionaries: str, tokenizer: str
 ) -> Config:
     """The configuration of a pretraining job; `text` has a source for each language, and for the pair."""
-    given = config_dict.ConfigDict(config.pretraining.to_dict())  # not locked, as the group is
+    given: Any = config_dict.ConfigDict(config.pretraining.to_dict())  # not locked, as the group is
     sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
     given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
     given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
@@ -130,7 +130,7 @@ def pretraining(
 
 def finetuning(config: Config, task: Any, init: str, train: str, test: str) -> Config:
     """The configuration of a fine-tuning job."""
-    given = config_dict.ConfigDict(config.finetuning.to_dict())
+    given: Any = config_dict.ConfigDict(config.finetuning.to_dict())
     given.update(task=task.task, dtype=config.dtype, init=init, align_first="")
     given.data.update(train=train, test=test, dev="", code_switch="", switch_rate=0.0)
     given.train.update(epochs=task.epochs, steps=0)

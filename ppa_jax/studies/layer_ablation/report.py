@@ -223,7 +223,9 @@ def summary(found: Scores, model: str, sets: Sequence[str], source: str) -> list
         return [f"**{model}**: {line}" if model else line for line in lines]
     extras = {s: extra(found, model, s, source) for s in known}
     costs = {s: _lost(found, model, s, source) for s in known}
-    worst, most, least = max(known, key=lambda s: extras[s].mean), max(known, key=costs.get), min(known, key=costs.get)
+    worst = max(known, key=lambda s: extras[s].mean)
+    by_cost = sorted(known, key=lambda s: costs[s])
+    least, most = by_cost[0], by_cost[-1]
     if extras[worst].mean > 0:
         lines = [
             f"the gap to the targets grows most, by {extras[worst].text()} points, when blocks {worst} are "
