@@ -27,14 +27,14 @@ def _shown(value: object) -> str:
 
 
 def comment(name: str, about: dict[str, str]) -> str:
-    """Of the field, or else of the innermost group around it that has one."""
+    """The comment of the field, or of the innermost group around it that has one."""
     while name and name not in about:
         name = name.rpartition(".")[0]
     return about.get(name, "")
 
 
 def comments(path: Path, prefix: str = "") -> dict[str, str]:
-    """The trailing comments of a recipe's fields, by dotted name; of the recipes it loads, too.
+    """The trailing comments of a recipe's fields, by dotted name, including the recipes it loads.
 
     A field is a keyword in a nested call, `train=dict(steps=0,  # comment`, or an attribute that is assigned,
     `c.train.steps = 0  # comment`.

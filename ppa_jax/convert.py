@@ -4,10 +4,9 @@
     python -m ppa_jax.convert to-hf   --source=RUN_OR_DIR --target=HF_DIR
     python -m ppa_jax.convert verify  --source=HF_DIR
 
-`to-flax` leaves an Orbax checkpoint of the parameters in DIR/params, and beside it what Orbax does not hold:
-config.json, the tokenizer, untouched.safetensors. `to-hf` takes such a directory, or the workdir of a run (its newest
-checkpoint).
-Exit status: 0; 1 when `verify` finds a difference over 1e-4; 2 for a mistake in the input.
+`to-flax` writes the parameters to DIR/params as an Orbax checkpoint, and config.json, the tokenizer and
+untouched.safetensors to DIR. `to-hf` reads such a directory, or the newest checkpoint of a workdir.
+Exit status: 0; 1 if `verify` finds a difference over 1e-4; 2 for a mistake in the input.
 """
 
 from __future__ import annotations
@@ -27,11 +26,14 @@ from ppa_jax.log_lines import answer
 from ppa_jax.training import checkpoint
 from ppa_jax.training.sharding import check_platform
 
-PARAMS = "params"  # in a directory of to-flax: the Orbax checkpoint
+PARAMS = "params"  # the Orbax checkpoint in a directory of to-flax
 
 
 def to_flax(source: str, target: str | Path) -> None:
-    """Writes the parameters of a Hugging Face checkpoint as an Orbax checkpoint with its side files."""
+    """Writes a Hugging Face checkpoint as an Orbax checkpoint with config, tokenizer and unused tensors.
+
+    Raises UserError if `source` is no supported model, or `target` exists or cannot be written.
+    """
     target = _new_directory(target)
     directory = hub.resolve(source)
     pretrained = huggingface.read(directory)
@@ -40,7 +42,7 @@ def to_flax(source: str, target: str | Path) -> None:
         settings = sentence_transformers.read_settings(directory)
     except UserError as error:
         settings = None
-        logging.warning("the settings of the sentence encoder are not taken over: %s", error)
+        logging.warning("the settings of the sentence encoder are not copied: %s", error)
     if settings:
         sentence_transformers.write_settings(target, **settings)
     # The pooler is in untouched.safetensors.
@@ -48,22 +50,25 @@ def to_flax(source: str, target: str | Path) -> None:
 
 
 def to_hf(source: str | Path, target: str | Path) -> None:
-    """Writes a Hugging Face checkpoint from a directory of `to_flax` or the newest checkpoint of a run."""
-    place = epath.Path(source).expanduser()  # a checkpoint is read where it lies, in a bucket, too
-    with storage.one_line(place):
-        if not place.is_dir():
+    """Writes a Hugging Face checkpoint from a directory of `to_flax` or the newest checkpoint of a run.
+
+    Raises UserError if `source` is neither, or `target` exists or cannot be written.
+    """
+    directory = epath.Path(source).expanduser()  # checkpoints are read in place, from a bucket, too
+    with storage.one_line(directory):
+        if not directory.is_dir():
             raise UserError(f"{source}: no such directory; give the workdir of a run or a directory made by to-flax")
-        is_run = (place / "checkpoints").is_dir() and (place / "base" / "config.json").is_file()
-        is_params = (place / PARAMS).is_dir() and (place / "config.json").is_file()
+        is_run = (directory / "checkpoints").is_dir() and (directory / "base" / "config.json").is_file()
+        is_params = (directory / PARAMS).is_dir() and (directory / "config.json").is_file()
     if is_run:
-        base = storage.local(place / "base")
+        base = storage.local(directory / "base")
         target = _new_directory(target)
-        step, params = checkpoint.load_latest_params(place / "checkpoints")
+        step, params = checkpoint.load_latest_params(directory / "checkpoints")
         logging.info("%s: the checkpoint of step %d", source, step)
     elif is_params:
-        base = storage.local(place, wanted=lambda name: not name.startswith(f"{PARAMS}/"))
+        base = storage.local(directory, wanted=lambda name: not name.startswith(f"{PARAMS}/"))
         target = _new_directory(target)
-        params = checkpoint.load_params(place / PARAMS)
+        params = checkpoint.load_params(directory / PARAMS)
     else:
         raise UserError(
             f"{source}: neither the workdir of a run (base/ and checkpoints/) nor a directory made by to-flax "
@@ -76,7 +81,7 @@ def to_hf(source: str | Path, target: str | Path) -> None:
 
 
 def verify_table(source: str) -> bool:
-    """Prints the difference between PyTorch and Flax at each layer; returns whether all are within tolerance."""
+    """Prints the differences between PyTorch and Flax by layer; returns whether all are within tolerance."""
     rows = verify.compare(source)
     print(f"{source}: PyTorch and Flax on {len(verify.SENTENCES)} sentences with padding, float32")
     print(f"{'':18}  {'greatest relative difference':>28}")

@@ -1,4 +1,4 @@
-"""Sentence vectors from an aligned encoder, or from any BERT or XLM-R of the Hugging Face form.
+"""Sentence vectors from an aligned encoder, or from any BERT or XLM-R in the Hugging Face format.
 
     from ppa_jax import Encoder
     encoder = Encoder.from_pretrained("runs/x/export")
@@ -22,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from tqdm.auto import tqdm
 
 from ppa_jax import storage
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.evaluation.embed import Embedder, whole_number
 from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
@@ -37,22 +38,21 @@ from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic
 
 DTYPES = ("float32", "bfloat16")
-NORMALIZED = 16_384  # vectors brought to length 1 at once: what that needs beside them stays small
+NORMALIZED = 16_384  # vectors normalised at once, to bound the memory
 
 
 class Encoder:
-    """A pretrained encoder that turns sentences into vectors. Make one with `from_pretrained`.
+    """A pretrained encoder that turns sentences into vectors. Load one with `from_pretrained`.
 
     Attributes:
       config: the sizes of the model.
       tokenizer: of the model.
       params: the encoder's parameter tree, on the devices.
-      layer: whose states are pooled, unless a call says otherwise; the last is `config.num_layers`.
-      pooling: "cls", "mean" or "mean_without_special", likewise.
-      max_length: word pieces of a sentence with its special tokens; longer ones are cut.
-      normalize: whether vectors are brought to length 1, unless a call says otherwise.
-      batch_size: rows of 128 tokens computed at once on each device; on CPUs it is an upper bound.
-      name: where the model came from.
+      layer: default layer whose states are pooled; the last is `config.num_layers`.
+      pooling: default pooling: "cls", "mean" or "mean_without_special".
+      max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
+      normalize: whether vectors are scaled to length 1 by default.
+      batch_size: rows of 128 tokens computed at once on each device; an upper bound on CPUs.
     """
 
     def __init__(
@@ -67,13 +67,12 @@ class Encoder:
         normalize: bool = False,
         batch_size: int = 32,
         dtype: str = "float32",
-        name: str = "",
         devices: Sequence[Any] | None = None,
     ) -> None:
-        """`from_pretrained` finds all of this; the constructor is for parameters that are in memory already."""
+        """For parameters in memory; the arguments are the attributes, and those of `from_pretrained`."""
         if dtype not in DTYPES:
             raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
-        self.config, self.tokenizer, self.name = config, tokenizer, name
+        self.config, self.tokenizer = config, tokenizer
         self.max_length, self.normalize, self.batch_size = max_length, normalize, batch_size
         devices = jax.local_devices() if devices is None else list(devices)
         self._mesh = make_mesh(devices=devices) if devices != jax.devices()[:1] else None
@@ -94,30 +93,31 @@ class Encoder:
         dtype: str = "float32",
         devices: Sequence[Any] | None = None,
     ) -> Encoder:
-        """Opens a Hugging Face or SentenceTransformer directory, a name on the Hub, or the workdir of a run.
+        """Loads a Hugging Face or SentenceTransformer directory, a model on the Hub, or the export of a workdir.
 
         Args:
-          source: as above; of a workdir its export is taken.
-          layer: from 1 (after the first block) to the number of blocks, or 0, the embeddings. By default what the
-            model was trained with, as its directory says; the last where it says nothing.
-          pooling: "cls", "mean" or "mean_without_special"; the default likewise, or "mean".
-          max_length: likewise, or the longest that the model can number.
+          source: a directory, a name on the Hub, or the workdir of a run.
+          layer: from 1 (after the first block) to the number of blocks, or 0, the embeddings. By default the one that
+            the model was trained with, if its directory records it, else the last.
+          pooling: "cls", "mean" or "mean_without_special". By default as trained, else "mean".
+          max_length: maximum word pieces per sentence, including special tokens. By default as trained, else the
+            model's maximum.
           batch_size: rows of 128 tokens computed at once on each device; several short sentences share a row. On CPUs
-            an upper bound: fewer rows are computed at once where more would not fit the caches.
-          dtype: of the matrix products, "float32" (on TPUs and GPUs too) or "bfloat16".
+            an upper bound: fewer rows are computed at once if more would not fit the caches.
+          dtype: of the matrix products, "float32" (full precision on TPUs and GPUs, too) or "bfloat16".
           devices: to split the batches over; all local ones by default.
 
         Raises:
-          UserError: there is no such model, its files are damaged or of another architecture, its SentenceTransformer
-            does more to a sentence than cut and pool it (give `layer` and `pooling` to go by the encoder alone), the
-            tokenizer does not fit.
+          UserError: no such model; damaged files, or an unsupported architecture; a SentenceTransformer with modules
+            other than truncation, pooling and normalisation (give `layer` and `pooling` to use its encoder only); a
+            tokenizer that does not fit the model.
         """
         directory = hub.resolve(source)
         try:
             settings = sentence_transformers.read_settings(directory) or {}
         except UserError as error:
             if layer is None or pooling is None:
-                raise UserError(f"{error}; to go by the encoder alone, give layer and pooling") from error
+                raise UserError(f"{error}; to use its encoder only, give layer and pooling") from error
             settings = {}
         pretrained = huggingface.read(sentence_transformers.encoder_directory(directory))
         tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
@@ -133,13 +133,12 @@ class Encoder:
             normalize=sentence_transformers.normalizes(directory),
             batch_size=batch_size,
             dtype=dtype,
-            name=str(source),
             devices=devices,
         )
 
     @property
     def embedder(self) -> Embedder:
-        """Several layers and poolings at once, and token states, for parameters given with each call."""
+        """Computes several layers and poolings at once, or token states, for parameters passed with each call."""
         return self._embedder(self.batch_size)
 
     def _embedder(self, rows: int) -> Embedder:
@@ -162,22 +161,22 @@ class Encoder:
         batch_size: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """The vectors of sentences, float32 [N, D], in their order; of one string, [D].
+        """The vectors of sentences, float32 [N, D], in order; [D] for one string.
 
-        A special token spelled out in a sentence is text here, as in training: "[MASK]" becomes the word pieces of its
-        letters and brackets. sentence-transformers reads it as the token, so vectors of such sentences differ.
+        Special tokens in a sentence are text, as in training: "[MASK]" becomes the word pieces of its letters and
+        brackets. sentence-transformers takes it for the token, so vectors of such sentences differ.
 
         Args:
-          sentences: any number of any length; longer ones than `max_length` word pieces are cut.
-          layer: from 0 (the embeddings) to the number of blocks; by default the encoder's.
-          pooling: "cls", "mean" or "mean_without_special"; by default the encoder's.
-          normalize: to length 1, so that a product is the cosine; by default the encoder's.
-          batch_size: as in `from_pretrained`; by default the encoder's.
-          progress: show a bar on stderr.
+          sentences: any number; longer ones than `max_length` word pieces are truncated.
+          layer: from 0 (the embeddings) to the number of blocks; default: `self.layer`.
+          pooling: "cls", "mean" or "mean_without_special"; default: `self.pooling`.
+          normalize: to length 1, so that dot products are cosines; default: `self.normalize`.
+          batch_size: as in `from_pretrained`; default: `self.batch_size`.
+          progress: show a progress bar on stderr.
 
         Raises:
-          UserError: a layer or a pooling that there is not, a batch size below 1, something that is not text, weights
-            that give values that are not numbers.
+          UserError: an unknown layer or pooling, a batch size below 1, a sentence that is not a string or not valid
+            Unicode, weights that produce NaN or infinity.
         """
         if isinstance(sentences, str):
             return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size)[0]
@@ -194,18 +193,12 @@ class Encoder:
                 ) from None
         request = (self.layer if layer is None else layer, self.pooling if pooling is None else pooling)
         embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
-        with _bar(len(sentences), progress) as bar:
+        with tqdm(total=len(sentences), disable=not progress, unit=" sentences", file=sys.stderr) as bar:
             (vectors,) = embedder.embed(self.params, sentences, [request], progress=bar.update).values()
         if self.normalize if normalize is None else normalize:
             for i in range(0, len(vectors), NORMALIZED):
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])
         return vectors
-
-
-def _bar(total: int, shown: bool) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, disable=not shown, unit=" sentences", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -215,13 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Writes the vector of every line of a text file as a NumPy array [lines, width].",
     )
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a name on the Hub, a run's workdir")
-    parser.add_argument("--input", required=True, help="a text file, UTF-8, one sentence a line, or .gz of it")
+    parser.add_argument("--input", required=True, help="a UTF-8 text file, one sentence per line, or .gz")
     parser.add_argument("--output", required=True, help="the .npy file to write")
-    parser.add_argument("--layer", type=int, help="default: what the model was trained with, else the last")
+    parser.add_argument("--layer", type=int, help="default: as trained, else the last")
     parser.add_argument("--pooling", help="cls, mean or mean_without_special; default: as trained, else mean")
-    parser.add_argument("--max-length", type=int, help="word pieces of a sentence; longer ones are cut")
-    parser.add_argument("--normalize", action="store_true", help="to length 1")
-    parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens at once (default: 32)")
+    parser.add_argument("--max-length", type=int, help="maximum word pieces per sentence; default: as trained")
+    parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens computed at once")
     parser.add_argument("--dtype", default="float32", help="of the matrix products: float32 or bfloat16")
     args = parser.parse_args(argv)
     keep_freed_memory()
@@ -232,13 +225,11 @@ def _encode_file(args: argparse.Namespace) -> int:
     output = storage.on_disk(args.output, "--output=")
     if output.suffix != ".npy":
         raise UserError(f"--output={output}: must end in .npy")
-    try:  # before the work, not after it; what lies there stays until the new file is whole
+    with disk_errors(f"--output={output}", way_out="give another file"):  # before the work, not after it
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.exists():
             output.open("ab").close()
         tempfile.TemporaryFile(dir=output.parent).close()
-    except OSError as error:
-        raise UserError(f"--output={output}: {error.strerror}; give another file") from error
     sentences = read_lines(storage.local(args.input), field="--input")
     check_platform()
     with device_memory("lower --batch-size or --max-length"):

@@ -1,16 +1,18 @@
-"""The exceptions a user is meant to see."""
+"""UserError, the exception a user is meant to see, and the errors of disks and libraries in one line."""
 
+from __future__ import annotations
+
+import contextlib
 import errno
+import os
+import re
 import textwrap
+from collections.abc import Iterator
 
-# What a disk says of a path where no directory can be, and one that takes no more, or not from this user.
-NO_PLACE = (errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def reason(error: BaseException) -> str:
-    """What a library's exception says, on one line; a long one ends at a word, with "..."."""
-    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# A path where no directory can be, and a disk that takes no more, or not from this user.
+NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class UserError(Exception):
@@ -20,3 +22,57 @@ class UserError(Exception):
     entry points print it after `error: ` and exit with status 2, without a traceback. What may work at the next try (a
     network that is down) is no UserError: it ends with status 1, and the launchers start the command again.
     """
+
+
+def reason(error: BaseException) -> str:
+    """The message of a library's exception on one line; a long one ends at a word, with "..."."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
+
+
+@contextlib.contextmanager
+def disk_errors(
+    path: str | os.PathLike, *, size: int = 0, way_out: str = "choose another folder", note: str = ""
+) -> Iterator[None]:
+    """Turns a failed write in the block into one line that names `path`. Other exceptions pass, FileNotFoundError too.
+
+    Args:
+      path: the file or directory being written.
+      size: in bytes, for the message about a full disk.
+      way_out: what to do instead of writing there.
+      note: ends the message.
+
+    Raises:
+      UserError: the disk is full or read-only, or `path` cannot be made or written by this user.
+      RuntimeError: another failure of the disk, which may pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = _disk_error(error)
+        if number is None or number == errno.ENOENT:
+            raise
+        if number not in NO_ROOM + NO_PLACE:
+            message = f"cannot be written: {os.strerror(number)}; start again in a moment"
+            raise RuntimeError(f"{os.fspath(path)}: {message}{note}") from error
+        full = f"no space left on the device{f' ({size / 1e6:,.0f} MB are needed)' if size else ''}; make room or "
+        message = full if number in FULL else f"cannot be written: {os.strerror(number)}; "
+        raise UserError(f"{os.fspath(path)}: {message}{way_out}{note}") from error
+
+
+def _disk_error(error: BaseException | None) -> int | None:
+    """The system's error number, looked for along the chain of causes; None if there is none.
+
+    TensorStore and safetensors give it in the text of their own exceptions, ArrayRecord's writer gives its message.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if code := re.search(r"os(?:_error_code='| error )(\d+)", str(error)):
+            return int(code[1])
+        for number in NO_ROOM if isinstance(error, RuntimeError) else ():
+            if os.strerror(number) in str(error):
+                return number
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,4 +1,4 @@
-"""What the command lines show on stderr: plain lines, the last of which tells of a mistake."""
+"""Logging of the command lines: plain lines on stderr, the last of which names the user's mistake if there is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppa_jax.errors import UserError
 
 
 class LogLine(logging.Formatter):
-    """The message alone; anything graver than a fact says what it is."""
+    """Only the message; its level, too, from warnings on."""
 
     def format(self, record: logging.LogRecord) -> str:
         """`text`, or `warning: text`."""
@@ -23,14 +23,14 @@ class LogLine(logging.Formatter):
 
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """Shows what this project logs, and the warnings of everyone else, as plain lines on stderr."""
+    """Shows this project's log, and warnings of all packages, as plain lines on stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogLine())
-    # Its play-by-play of every dataset that is opened comes through absl, too, at the level of this project's facts.
+    # tensorflow-datasets logs every step of opening a dataset through absl, at the level of this project.
     handler.addFilter(lambda record: record.levelno > logging.INFO or "tensorflow_datasets" not in record.pathname)
     absl.logging.set_verbosity(absl.logging.INFO)
     root = logging.getLogger()
-    # absl sets one up that shows every line a second time, when it is asked to log before anyone has done so.
+    # absl installs a handler that would show every line twice if it logs before any handler is set up.
     others = [other for other in root.handlers if type(other) is logging.StreamHandler and other.stream is sys.stderr]
     for other in others:
         root.removeHandler(other)
@@ -44,7 +44,7 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def answer(work: Callable[[], int]) -> int:
-    """The exit status of a command line: that of `work`, or 2 after the one line of a UserError."""
+    """Runs `work` and returns its exit status, or 2 after printing a UserError as one line."""
     with log_to_stderr():
         try:
             return work()

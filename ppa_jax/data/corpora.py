@@ -1,4 +1,6 @@
-"""The parallel corpora of a run: one `LanguagePair` for each two languages, random access, everything counted."""
+"""The corpora of a run: one `LanguagePair` for each two languages, with random access; skipped pairs are counted."""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -20,15 +22,15 @@ from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
-FORMAT = 3  # of a choice of pairs in the cache; another number chooses again
+FORMAT = 3  # of a selection of pairs in the cache; a new number selects again
 _FILTER_ROWS = 1 << 20  # pairs filtered at once
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which prepared pairs are used. Lengths are word pieces without special tokens, before any truncation."""
+    """Which prepared pairs are used. Lengths are word pieces without special tokens, before truncation."""
 
-    min_pieces: int  # of either side; a side without any piece is dropped whatever this says
+    min_pieces: int  # of either side; pairs with a side without pieces are always dropped
     max_pair_pieces: int | None  # of both sides together; None: no limit
     drop_identical: bool  # pairs whose two sides are the same text: untranslated
     drop_duplicates: bool  # all but the first of equal pairs within a source
@@ -44,17 +46,17 @@ class Part:
 
 
 class LanguagePair:
-    """The pairs of two languages that passed the filters, from all their sources, one after the other.
+    """The pairs of two languages that passed the filters, from all their sources, concatenated.
 
     Attributes:
       name: "en-de", in the order in which the pair was first named.
-      languages: ("en", "de"); side 0 and side 1 of all below. ("en",) for text of one language.
-      lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, cut to max_length - 2.
-      digests: of the text of each source, as prepared.
-      report: for each source a dict of source, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or the lines
-        of one language; and of rows, the pairs of its lines.
+      languages: ("en", "de"), side 0 and side 1; ("en",) for text of one language.
+      lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, at most max_length - 2.
+      digests: of the prepared text of each source.
+      report: for each source a dict of source, read, kept, skipped {reason: n} and noted {reason: n}, counts of pairs
+        (for one language, of lines), and rows, the number of pairs (for one language, of pairs of lines).
 
-    Reading is safe from several threads. A copy in another process, pickled or forked, opens the files for itself.
+    Several threads may read. A copy in another process, pickled or forked, opens the files again.
     """
 
     def __init__(
@@ -86,10 +88,10 @@ class LanguagePair:
         part_of = np.searchsorted(self._ends, wanted, side="right")
         texts: list[tuple[str, str]] = [("", "")] * len(wanted)
         for number in np.unique(part_of):
-            places = np.flatnonzero(part_of == number)
-            records = self._open(int(number)).read(self._rows[wanted[places]].astype(np.int64))
-            for place, (a, b) in zip(places.tolist(), prepare.decode(records), strict=True):
-                texts[place] = (b, a) if self._parts[number].swapped else (a, b)
+            positions = np.flatnonzero(part_of == number)
+            records = self._open(int(number)).read(self._rows[wanted[positions]].astype(np.int64))
+            for i, (a, b) in zip(positions.tolist(), prepare.decode(records), strict=True):
+                texts[i] = (b, a) if self._parts[number].swapped else (a, b)
         return texts
 
     def _open(self, number: int) -> RandomReader:
@@ -121,14 +123,23 @@ def open_pairs(
     drop_identical: bool = False,
     drop_duplicates: bool = False,
 ) -> list[LanguagePair]:
-    """Opens the sources of `data.pairs`, preparing those that are not in `cache_dir` as they are now.
+    """Opens the sources of `data.pairs`, and prepares those that are new or have changed.
 
-    Sources of the same two languages are merged, whichever is named first: en-de and de-en are one pair, called as its
-    first source is. `max_length` counts one sentence with its two special tokens; `skip_lines` are the sides that are
-    only a marker (a comma-separated string or a sequence).
+    Sources of the same two languages are merged in either order: en-de and de-en are one pair, named as its first
+    source.
 
-    Raises UserError: a wrong form, files missing, empty, not text or of unequal length, a source none of whose pairs
-    passes, a full disk. All sources are looked at before the first is prepared.
+    Args:
+      spec: the value of `data.pairs`.
+      tokenizer: counts the word pieces.
+      cache_dir: for prepared sources and selections of pairs.
+      min_pieces, max_pair_pieces, drop_identical, drop_duplicates: see `Filters`.
+      max_length: maximum word pieces of a sentence, including its two special tokens.
+      max_characters: see `Cleaning`.
+      skip_lines: sides that are only a marker, as a sequence or comma-separated.
+
+    Raises:
+      UserError: a wrong form; files that are missing, empty, not text or of different length; a source without usable
+        pairs; a full disk. All sources are checked before the first is prepared.
     """
     markers = skip_lines.split(",") if isinstance(skip_lines, str) else skip_lines
     cleaning = Cleaning(max_characters, tuple(marker.strip() for marker in markers if marker.strip()))
@@ -160,9 +171,9 @@ def _language_pair(
     max_length: int,
     cache_dir: Path,
 ) -> LanguagePair:
-    """The pairs that pass, from the cache if the same were chosen before."""
+    """The pairs that pass the filters, selected once and then read from the cache."""
     is_text = len(languages) == 1
-    if is_text:  # neighbours have nothing to do with each other
+    if is_text:  # the two lines of a pair are unrelated
         if filters.drop_duplicates:
             raise UserError(
                 f"config.data.drop_duplicates: works on pairs, and {languages[0]} is text of one language; "
@@ -177,19 +188,19 @@ def _language_pair(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     directory = cache_dir / f"{'-'.join(languages)}-pairs-{key}"
     if not directory.is_dir():
-        cache.publish(directory, lambda work: _choose(parts, tokenizer, filters, max_length, work, is_text))
+        cache.publish(directory, lambda work: _select(parts, tokenizer, filters, max_length, work, is_text))
     report = json.loads((directory / "report.json").read_text())
     return LanguagePair(
         languages,
         parts,
         np.load(directory / "rows.npy", mmap_mode="r"),
         np.load(directory / "lengths.npy", mmap_mode="r"),
-        # The same file may have been written as another path when the choice was made.
+        # The same file may have had another path when the pairs were selected.
         [{"source": part.source, **entry} for part, entry in zip(parts, report, strict=True)],
     )
 
 
-def _choose(
+def _select(
     parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_length: int, work: Path, is_text: bool
 ) -> None:
     """Writes rows.npy [n] uint32, lengths.npy [n, 2] int32 and report.json of the pairs that pass."""
@@ -235,7 +246,7 @@ def _choose(
 def _filter(
     prepared: Prepared, tokenizer: Tokenizer, filters: Filters, max_length: int
 ) -> tuple[np.ndarray, dict[str, int], int]:
-    """Which pairs pass, [N] bool; how many fell to each filter, the first that applies counts; how many lose an end."""
+    """Which pairs pass, [N] bool; how many each filter dropped (the first that applies); how many are truncated."""
     pieces = prepare.piece_lengths(prepared, tokenizer)
     keep = np.ones(len(pieces), np.bool_)
     dropped: Counter[str] = Counter()
@@ -270,9 +281,9 @@ def _filter(
 def _lines(
     prepared: Prepared, tokenizer: Tokenizer, keep: np.ndarray, max_length: int
 ) -> tuple[int, dict[str, int], int]:
-    """What `_filter` says of rows, said of the lines of one language: how many stay, why others fall, how many are cut.
+    """For the lines of one language: how many stay, how many are dropped for which reason, how many are truncated.
 
-    A row is two lines, or the last of an odd number twice. A line without pieces takes its neighbour with it.
+    A row is two lines, or the last of an odd number twice. A line without pieces is dropped with its neighbour.
     """
     pieces = prepare.piece_lengths(prepared, tokenizer)
     is_line = np.ones(pieces.shape, np.bool_)
@@ -285,9 +296,9 @@ def _lines(
 
 
 def describe(pairs: Sequence[LanguagePair]) -> str:
-    """A table for the log: every source with what was read and kept of it, and why the rest was skipped.
+    """A table for the log: how much was read and kept of every source, and why the rest was skipped.
 
-    It counts pairs, or the lines of text of one language.
+    The numbers count pairs, or lines for text of one language.
     """
     lines = [("pair", "read", "kept", "source", "skipped")]
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Bilingual dictionaries in the form of MUSE: read, and cut into word pieces.
+"""Bilingual dictionaries in the format of MUSE: read, and split into word pieces.
 
 Axes: U distinct words, F pieces of all of them, N pairs, V vocabulary.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from ppa_jax import storage
+from ppa_jax.config import entries
 from ppa_jax.data import text_files
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
@@ -32,7 +33,7 @@ class Dictionary(NamedTuple):
     source: str  # language
     target: str
     entries: dict[str, list[str]]  # source word -> its distinct targets, both in order of first appearance
-    tests: tuple[str, ...] | None = None  # the test words where they are not cut by rank: of a dictionary turned around
+    tests: tuple[str, ...] | None = None  # the test words if they are not chosen by rank: of a reversed dictionary
 
     def candidates(self) -> list[str]:
         """The distinct targets in order of first appearance."""
@@ -49,8 +50,8 @@ class Dictionary(NamedTuple):
     def reversed(self) -> Dictionary:
         """From the target language to the source language.
 
-        Its test words are the targets of this one's that translate no earlier word: who trains on the first 5,000 words
-        has then seen no pair of either test.
+        Its test words are the targets of this dictionary's test words that translate no earlier word: a model trained
+        on the first 5,000 words has seen no pair of either test.
         """
         entries: dict[str, list[str]] = {target: [] for target in self.candidates()}
         for word, targets in self.entries.items():
@@ -63,7 +64,7 @@ class Dictionary(NamedTuple):
 
 
 def capitalised(dictionary: Dictionary) -> Dictionary:
-    """With every word also as it begins a sentence, or as German writes its nouns: MUSE's files have small letters.
+    """With every word also capitalised, as at the start of a sentence or in German nouns: MUSE's files are lower case.
 
     A word and its capitalised form mean the same, so each has both forms of the other side, its own case first.
     """
@@ -80,7 +81,7 @@ def _capital(word: str) -> str:
 
 
 def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Dictionary:
-    """A dictionary of (word, translation), a word as often as it has translations."""
+    """A dictionary from (word, translation) pairs; a word may have several translations."""
     entries: dict[str, dict[str, None]] = {}
     for word, other in pairs:
         entries.setdefault(word, {})[other] = None
@@ -88,28 +89,24 @@ def from_pairs(source: str, target: str, pairs: Iterable[tuple[str, str]]) -> Di
 
 
 def read_dictionaries(
-    spec: str | Path | Sequence[str | Path],
-    *,
-    field: str = "dictionaries",
-    max_words: int | None = None,
-    pivot: str = ENGLISH,
+    spec: str | Path, *, field: str = "dictionaries", max_words: int | None = None, pivot: str = ENGLISH
 ) -> list[Dictionary]:
-    """The dictionaries of a directory, or those named one by one, between English and other languages.
+    """The dictionaries of a directory, or those in a list of files, between English and other languages.
 
     Lines without exactly two words, or not UTF-8, are skipped and counted in a warning.
 
     Args:
-      spec: a directory, of which all files `xx-yy.tsv` and `xx-yy.txt` with the pivot on one side are read; or files,
-        as a comma-separated string or a list, for example MUSE's own test sets `en-de.5000-6500.txt`.
-      field: names the setting in messages.
-      max_words: only so many source words from the top of each file, with their targets. Fewer candidates are easier to
-        choose from, so state it; 6,500 and more keep the usual queries. Time grows with the square: whole dictionaries
-        of 100,000 words take minutes for each kind of vector on two cores.
-      pivot: the language that each has on one side; "": any two languages.
+      spec: a directory, in which all files `xx-yy.tsv` and `xx-yy.txt` with the pivot on one side are read; or
+        comma-separated files, for example MUSE's own test sets `en-de.5000-6500.txt`.
+      field: the setting, for error messages.
+      max_words: number of source words from the top of each file, with their targets. Fewer candidates make the task
+        easier, so report it; from 6,500 on the queries are the usual ones. Time grows with the square: whole
+        dictionaries of 100,000 words take minutes for each kind of vector on two cores.
+      pivot: the language on one side of each; "": any two languages.
 
     Raises:
-      UserError: no such file or directory, a name that does not tell the languages, the pivot on neither side, two
-        files for the same direction, a file with more lines that are skipped than used.
+      UserError: no such file or directory, a file name without language codes, the pivot on neither side, two files for
+        the same direction, a file with more skipped than used lines.
     """
     dictionaries: dict[tuple[str, str], Dictionary] = {}
     for path in _paths(spec, field, pivot):
@@ -124,18 +121,17 @@ def read_dictionaries(
 
 
 def _languages(path: Path, pivot: str) -> tuple[str, str] | None:
-    """The two languages by the file's name, of which one is the pivot if there is one."""
+    """The two languages in the file's name; None if there are none, or the pivot is missing."""
     match = _NAME.fullmatch(path.name)
     if match is None or match[1] == match[2] or (pivot and pivot not in match.group(1, 2)):
         return None
     return match[1], match[2]
 
 
-def _paths(spec: str | Path | Sequence[str | Path], field: str, pivot: str) -> list[Path]:
-    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
-    paths = [storage.local(str(part).strip()) for part in parts if str(part).strip()]
+def _paths(spec: str | Path, field: str, pivot: str) -> list[Path]:
+    paths = [storage.local(part) for part in entries(str(spec))]
     if len(paths) == 1 and paths[0].is_dir():
-        # MUSE's directory holds the parts of a dictionary (en-de.0-5000.txt) beside the whole of it.
+        # MUSE's directory also has parts of each dictionary (en-de.0-5000.txt).
         whole = [path for path in sorted(paths[0].iterdir()) if _languages(path, pivot) and path.name.count(".") == 1]
         if not whole:
             raise UserError(f"{field}: {paths[0]} has no dictionaries; they are named {FORM}")
@@ -167,7 +163,7 @@ def _read_entries(path: Path, field: str, max_words: int | None) -> dict[str, li
 
 
 def _pair(line: bytes | None) -> tuple[str, str] | str:
-    """A word and its translation, or the reason why there are none."""
+    """A word and its translation, or why the line has none."""
     try:
         text = (line or b"").decode()
     except UnicodeDecodeError:
@@ -186,20 +182,20 @@ def write_dictionary(path: Path, dictionary: Dictionary) -> None:
 class WordPairs(NamedTuple):
     """Words that translate each other, as word pieces."""
 
-    pieces: Any  # [F] int32, of one word after the other
-    lengths: Any  # [U] int32, how many pieces each word has
-    pairs: Any  # [N, 2] int32, two words
+    pieces: Any  # [F] int32, of all words, concatenated
+    lengths: Any  # [U] int32, number of pieces of each word
+    pairs: Any  # [N, 2] int32, indices of two words
 
 
 def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> WordPairs:
-    """All translations of the dictionaries, each once; without those of one and the same pieces, which cannot differ.
+    """All distinct translations of the dictionaries, except those whose two sides have the same pieces.
 
-    An entry that is a piece within words itself ("##ing") stands for that piece. Words with a piece that the tokenizer
-    does not know are left out. Raises UserError if nothing is left.
+    An entry that is a piece inside words ("##ing") means that piece. Words with unknown pieces are left out. Raises
+    UserError if nothing is left.
     """
     given, known = _encode(dictionaries, tokenizer)
     numbers: dict[tuple[int, ...], int] = {}
-    pairs: dict[tuple[int, ...], None] = {}  # where the tokenizer drops case, a capital makes no pair of its own
+    pairs: dict[tuple[int, ...], None] = {}  # distinct: an uncased tokenizer maps capitalised words to the same pieces
     for word, other in given:
         if word in known and other in known and known[word] != known[other]:
             pairs[tuple(numbers.setdefault(known[x], len(numbers)) for x in (word, other))] = None
@@ -211,10 +207,10 @@ def word_pairs(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> Word
 
 
 def translations(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> np.ndarray:
-    """The translation of each piece that is a word of its own, [V] int32; -1 where there is none.
+    """The translation of each piece that is a whole word, [V] int32; -1 where there is none.
 
-    Both ways; the first of several counts. For DICT-MLM, which replaces single pieces. Raises UserError if no pair has
-    one piece on either side.
+    In both directions; the first of several translations counts. For DICT-MLM, which replaces single pieces. Raises
+    UserError if no pair has one piece on each side.
     """
     table = np.full(tokenizer.vocab_size, -1, np.int32)
     given, known = _encode(dictionaries, tokenizer)
@@ -231,7 +227,7 @@ def translations(dictionaries: Sequence[Dictionary], tokenizer: Tokenizer) -> np
 def _encode(
     dictionaries: Sequence[Dictionary], tokenizer: Tokenizer
 ) -> tuple[list[tuple[str, str]], dict[str, tuple[int, ...]]]:
-    """(all pairs, the pieces of every word that the tokenizer knows)."""
+    """(all pairs, the pieces of every word without unknown pieces)."""
     given = [(word, other) for d in dictionaries for word, others in d.entries.items() for other in others]
     words = list(dict.fromkeys(word for pair in given for word in pair))
     encoded = dict(zip(words, map(tuple, tokenizer.encode(words)), strict=True))

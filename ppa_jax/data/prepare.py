@@ -1,12 +1,14 @@
-"""Prepares a source once: a TFDS dataset in ArrayRecord form, and arrays beside it with one row for each pair.
+"""Prepares a source once: a TFDS dataset in ArrayRecord format, and arrays with one row for each pair.
 
-TFDS describes the dataset, and whatever reads TFDS datasets reads it, but its own writer, behind every
-GeneratorBasedBuilder, is not used: it holds up to 1 GB of examples in memory, past that needs TensorFlow for temporary
-files, and encodes 20,000 pairs a second. Here shards are written as the pairs arrive, as the same `tf.train.Example`
-messages, and `tfds.folder_dataset.write_metadata`, TFDS's way for data written elsewhere, makes them a dataset.
+Anything that reads TFDS datasets can read it. The writer of TFDS (GeneratorBasedBuilder) is not used: it holds up to
+1 GB of examples in memory, needs TensorFlow beyond that, and encodes 20,000 pairs a second. Here shards are written as
+the pairs arrive, as the same `tf.train.Example` messages, and `tfds.folder_dataset.write_metadata`, which TFDS offers
+for data written by other programs, turns them into a dataset.
 
-A folder of the cache has the name of its source and a digest of all that its content depends on.
+A folder in the cache is named after its source and a digest of everything its content depends on.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -28,19 +30,19 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
 MESSAGE_PAIRS = 10_000  # written with one protocol buffer
-FORMAT = 3  # of a folder of the cache; another number prepares everything again
+FORMAT = 3  # of a folder in the cache; a new number prepares everything again
 DATASET = "parallel_text"
 SHARD_PAIRS = 1_000_000  # some 200 MB
-# One record a chunk for random access. A single sentence pair gives zstd nothing to work with: uncompressed is a tenth
-# larger and written four times, read three times as fast.
+# One record per chunk, for random access. zstd gains little on a single sentence pair: uncompressed files are a tenth
+# larger, written four times and read three times as fast.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 BLOCK_PAIRS = 8192  # read at once in a pass over the corpus
-BATCH_BYTES = 4_000_000  # of text given to the tokenizer at once: its tokens take many times the memory of the text
+BATCH_BYTES = 4_000_000  # of text per call of the tokenizer, whose tokens take many times the memory of the text
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A source on disk: `num_pairs` records in the order of the source, and what its reader met."""
+    """A source on disk: `num_pairs` records in the order of the source, and the counts of its reader."""
 
     directory: Path
     num_pairs: int
@@ -69,15 +71,15 @@ _IMPORTING = threading.Lock()
 class RandomReader:
     """Random access to the records of a prepared source; safe to share between threads, not between processes.
 
-    The dataset's own `as_data_source` reads the same records. But for every call it starts threads, each of which ends
-    up with a memory pool of its own, and hands lists of rows to ArrayRecord, whose reader goes over the index of the
-    whole shard once for each list: with a million records a shard, 11 ms and 900 MB. Ranges of one row take 40 us.
+    The dataset's own `as_data_source` reads the same records, but starts threads with memory pools of their own for
+    every call, and passes lists of rows to ArrayRecord, whose reader scans the index of the whole shard once per list:
+    with a million records a shard, 11 ms and 900 MB. Ranges of one row take 40 us.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self._shards = prepared.shards()
         self._ends = np.cumsum(prepared.counts["shard_lengths"])  # [shards]
-        self._readers: dict[int, Any] = {}  # opened at first use: each holds the index of its shard, 8 bytes a record
+        self._readers: dict[int, Any] = {}  # opened when first used: each holds its shard's index, 8 bytes a record
         self._lock = threading.Lock()
 
     def read(self, rows: np.ndarray) -> list[bytes]:
@@ -88,12 +90,12 @@ class RandomReader:
             with self._lock:
                 if shard not in self._readers:
                     self._readers[shard] = _open_shard(self._shards[shard], buffer=1 << 12)
-        places = zip(shards.tolist(), starts.tolist(), strict=True)
-        return [self._readers[shard].read(start, start + 1)[0] for shard, start in places]
+        positions = zip(shards.tolist(), starts.tolist(), strict=True)
+        return [self._readers[shard].read(start, start + 1)[0] for shard, start in positions]
 
 
 def _open_shard(path: Path, buffer: int) -> Any:
-    """A reader of one shard. Every record it reads costs it a buffer, of `buffer` bytes, from the file."""
+    """A reader of one shard, which reads `buffer` bytes from the file for every record."""
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
     return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0", file_reader_buffer_size=buffer)
@@ -104,14 +106,14 @@ def decode(records: Iterable[bytes]) -> list[tuple[str, str]]:
     with _IMPORTING:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        # A lazy module, which this really imports: two threads at it, each with a half, would wait for each other.
+        # The first use of a lazy module imports it: without the lock, two threads would wait for each other.
         parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
     features = (parse(record).features.feature for record in records)
     return [(one["a"].bytes_list.value[0].decode(), one["b"].bytes_list.value[0].decode()) for one in features]
 
 
 def folder(source: Source, cleaning: Cleaning, cache_dir: Path) -> Path:
-    """Where `source`, as it is now, is or would be prepared."""
+    """The directory in which `source`, in its present state, is or would be prepared."""
     facts = [FORMAT, list(source.languages), sources.identity(source), dataclasses.asdict(cleaning)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     shown = source.paths[0].name if source.paths else source.location
@@ -120,7 +122,7 @@ def folder(source: Source, cleaning: Cleaning, cache_dir: Path) -> Path:
 
 
 def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
-    """Prepares `source`, or finds it prepared. Raises UserError if it has no usable pair, or the disk is full."""
+    """Prepares `source` unless it is in the cache. Raises UserError if it has no usable pair, or the disk is full."""
     directory = folder(source, cleaning, cache_dir)
     if not directory.is_dir():
         logging.info("data: preparing %s in %s", source, directory)
@@ -137,7 +139,7 @@ def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
 def _another_encoding(skipped: Mapping[str, int], read: int) -> str:
     return (
         f"{skipped['not_utf8']:,} of {read:,} are not UTF-8; in another encoding, all sentences with an accent are "
-        "lost: convert it (iconv -f ISO-8859-1 -t UTF-8 FILE > CONVERTED, or whatever it is)"
+        "lost: convert it, for example with iconv -f ISO-8859-1 -t UTF-8 FILE > CONVERTED"
     )
 
 
@@ -155,8 +157,8 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
 
     def records() -> Iterator[bytes]:
         for number, (a, b) in enumerate(sources.read_pairs(source, cleaning, counts)):
-            # One message, filled again: building a new one for each pair costs five times more. But what was in it
-            # before is only freed with the message, so after a while a new one takes its place.
+            # The message is reused: building one for each pair costs five times more. But its old content is freed
+            # only with the message, so it is replaced now and then.
             if number % MESSAGE_PAIRS == 0:
                 example, side_a, side_b = message()
             side_a[0], side_b[0] = a.encode(), b.encode()
@@ -173,7 +175,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
         is_lines = source.kind == "tsv" and source.paths[0].suffix.strip(".") in source.languages
         way_out = "; of two line-aligned files give the prefix, or a.txt|b.txt" if is_lines else ""
         first = ""
-        if source.kind in ("tsv", "lines"):  # nothing was kept: the first line has the first reason
+        if source.kind in ("tsv", "lines"):  # nothing was kept, so the first line has the first reason
             first = f"; the first is {next(iter(counts.skipped))}: {sources.begins_with(source)}"
         raise UserError(
             f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}{first}{way_out}"
@@ -221,7 +223,7 @@ def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]
             num_bytes += len(record)
     except BaseException:
         if writer is not None:
-            with contextlib.suppress(RuntimeError):  # after a failed write, closing says the same again
+            with contextlib.suppress(RuntimeError):  # after a failed write, closing fails in the same way
                 writer.close()
         raise
     if writer is not None:
@@ -233,15 +235,15 @@ def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]
 
 
 def describe_counts(read: int, skipped: dict[str, int]) -> str:
-    """For an error or a table: how many were read, and why how many were skipped."""
+    """How many were read, and how many were skipped for which reason."""
     reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(skipped.items(), key=lambda item: -item[1]))
     return f"{read:,} read, skipped: {reasons or 'none'}"
 
 
 def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
-    """Word pieces of both sides of every pair, without special tokens, memory-mapped: uint16 [N, 2].
+    """Number of word pieces of both sides of every pair, without special tokens, memory-mapped: uint16 [N, 2].
 
-    Counted once for each tokenizer. A side of more than 65,535 pieces counts as that many.
+    Computed once for each tokenizer. The maximum is 65,535.
     """
 
     def rows() -> Iterator[np.ndarray]:
@@ -265,7 +267,7 @@ def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def text_marks(prepared: Prepared) -> np.ndarray:
-    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits of both sides) and `identical` (a == b)."""
+    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits, both sides) and `identical` (a == b)."""
     dtype = np.dtype([("hash", np.uint64), ("identical", np.bool_)])
 
     def rows() -> Iterator[np.ndarray]:

@@ -9,15 +9,17 @@ SOURCE is one of
     hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
     sample[:START-STOP]       the built-in sample, all of it or the sentences START to STOP - 1
 
-Text of one language, `lang=SOURCE`, is for masked LM alone. It is read as pairs of neighbouring lines, so that it goes
-the same way as parallel text; SOURCE is then
+Text of one language, `lang=SOURCE`, is for masked LM only. It is read as pairs of neighbouring lines, so that it is
+processed like parallel text; SOURCE is then
 
     file.txt, a.txt|b.txt     one text a line, `.gz` too; a line that is too long is split at spaces
     tfds:..., hf:...          as above; the column `text`, the one named by the language, or the only one with text
     sample[:START-STOP]       the built-in sample
 
-What cannot be used is skipped and counted by reason, never guessed at.
+Unusable rows are skipped and counted by reason, never repaired by guessing.
 """
+
+from __future__ import annotations
 
 import hashlib
 import itertools
@@ -36,11 +38,11 @@ from ppa_jax.errors import UserError
 
 FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
 _SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:-([A-Za-z][A-Za-z0-9_]*))?=(.+)", re.DOTALL)
-# Control characters say nothing to a reader and upset tools downstream: each becomes a space. (ASCII alone: bytes of
-# longer UTF-8 sequences are all above 0x7F.)
+# Control characters carry no meaning and upset other tools: each becomes a space. (Only ASCII: the bytes of longer
+# UTF-8 sequences are all above 0x7F.)
 _TO_SPACES = bytes(32 if code < 32 or code == 127 else code for code in range(256))
 
-LAYOUT_LINES = 1000  # of a file, from which its layout is told
+LAYOUT_LINES = 1000  # of a file, in which its layout is checked
 LAYOUT_BYTES = 1 << 16  # of such a line; longer ones count as blank
 _ENDED = object()  # for the shorter of two files
 
@@ -49,15 +51,15 @@ Raw = tuple[bytes, bytes] | str  # two sides, or the reason why there are none
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What a reader leaves out, whatever the tokenizer."""
+    """What a reader leaves out, for any tokenizer."""
 
     max_characters: int = 10_000  # of one side; longer ones are skipped as `too_long_text`
-    skip_lines: tuple[str, ...] = ("<range>",)  # sides that are only a marker: this one, of a verse told with the last
+    skip_lines: tuple[str, ...] = ("<range>",)  # sides that are only a marker: this one, of a verse joined to the last
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of one language pair, or of one language, as written in `data.pairs`."""
+    """One corpus of a language pair, or of one language, as written in `data.pairs`."""
 
     languages: tuple[str, ...]  # two, or one
     kind: str  # tsv, lines, tfds, hf, sample, text
@@ -72,7 +74,7 @@ class Source:
 class Counts:
     """What a reader met. `read` is `kept` plus the sum of `skipped`.
 
-    Of text in one language all are lines, the parts of a split one counted each.
+    For text in one language all of them count lines, and each part of a split line.
     """
 
     read: int = 0
@@ -81,13 +83,17 @@ class Counts:
     noted: Counter[str] = field(default_factory=Counter)  # kept, but changed: control_characters, extra_columns, ...
 
 
+# ---- the setting data.pairs ----
+
+
 def parse_pairs(spec: str) -> list[Source]:
-    """The sources of `data.pairs`, in their order. Raises UserError for a wrong form or files that are not there."""
+    """The sources of `data.pairs`, in their order. Raises UserError for a wrong form or missing files."""
     parts = entries(spec)
-    matches = [_SPEC.fullmatch(part) for part in parts]
     if not parts:
         raise UserError(f"data.pairs: no source given; write {FORM}")
-    for part, match in zip(parts, matches, strict=True):
+    matches = []
+    for part in parts:
+        match = _SPEC.fullmatch(part)
         if match is None:
             raise UserError(
                 f"data.pairs: {part!r} is not of the form {FORM}; a comma separates two sources, "
@@ -95,7 +101,8 @@ def parse_pairs(spec: str) -> list[Source]:
             )
         if match[1] == match[2]:
             raise UserError(f"data.pairs: {part!r} names one language twice; the two sides must differ")
-    sources = [_source(tuple(filter(None, match.groups()[:2])), match[3].strip()) for match in matches if match]
+        matches.append(match)
+    sources = [_source(tuple(filter(None, match.groups()[:2])), match[3].strip()) for match in matches]
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"data.pairs: {source} is given {times} times; give it once")
@@ -103,7 +110,7 @@ def parse_pairs(spec: str) -> list[Source]:
 
 
 def languages_of(spec: str) -> tuple[str, ...]:
-    """The languages of `data.pairs`, as they are first named."""
+    """The languages of `data.pairs`, in order of first appearance."""
     return tuple(dict.fromkeys(language for source in parse_pairs(spec) for language in source.languages))
 
 
@@ -120,17 +127,18 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
         if len(names) != 2 or not all(names):
             raise UserError(f"data.pairs: {location!r} is not two files a.txt|b.txt with one bar between them")
         if names[0] == names[1]:
-            raise UserError(f"data.pairs: {location!r} is one file twice; the second is to have the translations")
+            raise UserError(f"data.pairs: {location!r} is one file twice; the second must have the translations")
         return Source(languages, "lines", location, tuple(_file(name) for name in names))
     path = storage.local(location, beside=True)
     if path.is_file() or location.endswith((".tsv", ".tsv.gz")):
         return Source(languages, "tsv", location, (_file(path),))
-    sides = tuple(_moses_side(path, language) for language in languages)
-    if all(sides):
-        return Source(languages, "lines", location, tuple(side for side in sides if side))
-    if any(sides):
-        lacking = languages[sides.index(None)]
-        raise UserError(f"data.pairs: no such file: {location}.{lacking} (or .gz), though the other side is there")
+    sides = [_moses_side(path, language) for language in languages]
+    found = tuple(side for side in sides if side)
+    if len(found) == 2:
+        return Source(languages, "lines", location, found)
+    if found:
+        missing = languages[sides.index(None)]
+        raise UserError(f"data.pairs: no such file: {location}.{missing} (or .gz), though the other side is there")
     if path.is_dir():
         raise UserError(
             f"data.pairs: {location} is a directory; give a file, a prefix (dir/train for dir/train.{languages[0]}), "
@@ -156,27 +164,35 @@ def _file(name: str | Path) -> Path:
     return path
 
 
+# ---- checks before anything is prepared ----
+
+
 def check(source: Source) -> None:
-    """Looks at a source before anything is prepared. Raises UserError with the place and the way out."""
-    if source.kind in ("tsv", "lines", "text"):
+    """Raises UserError if a source cannot be read or has a wrong layout, with the file and what to do."""
+    if source.kind == "sample":
+        _sample_range(source)
+    elif source.kind in ("tfds", "hf"):
+        _open_dataset(source)
+    else:
         for path in source.paths:
             text_files.open_text(path).close()
         if source.kind == "lines":
-            _check_aligned(source.paths, *(text_files.count_lines(path) for path in source.paths))
+            first, second = (sum(1 for _ in text_files.lines(path, text_files.LONGEST_LINE)) for path in source.paths)
+            _check_aligned(source.paths, first, second)
         if len(source.languages) == 2:
             _check_layout(source)
-    elif source.kind == "sample":
-        _sample_range(source)
-    else:
-        _open_dataset(source)
 
 
 def _check_layout(source: Source) -> None:
     """Refuses files that do not begin with two columns of text.
 
-    The layouts it looks for could be read without an error: row numbers as sentences, text as a column left out.
+    They could be read without an error, with row numbers as sentences or the text in a column that is left out.
     """
-    rows = _first_rows(source)
+    heads = [_first_lines(path, LAYOUT_LINES) for path in source.paths]
+    if source.kind == "tsv":
+        rows = [line.split(b"\t") for line in heads[0] if line.strip()]
+    else:
+        rows = [list(row) for row in zip(*heads, strict=True)]
     begins = f"data.pairs: {source}: begins with {begins_with(source)}"
     name = source.paths[0].name
     if source.kind == "tsv" and _nearly_all(len(row) == 1 and b"," in row[0] for row in rows):
@@ -202,14 +218,6 @@ def _check_layout(source: Source) -> None:
         raise UserError(f"{begins}: the {language} side is a number in nearly every line; give the text of both sides")
 
 
-def _first_rows(source: Source) -> list[list[bytes]]:
-    """The columns of the first lines, blank ones of a TSV file left out."""
-    heads = [_first_lines(path, LAYOUT_LINES) for path in source.paths]
-    if source.kind == "tsv":
-        return [line.split(b"\t") for line in heads[0] if line.strip()]
-    return [list(row) for row in zip(*heads, strict=True)]
-
-
 def _first_lines(path: Path, number: int) -> list[bytes]:
     return [line or b"" for line in itertools.islice(text_files.lines(path, LAYOUT_BYTES), number)]
 
@@ -225,16 +233,8 @@ def begins_with(source: Source) -> str:
     return " | ".join(repr(line.decode(errors="replace")[:80]) for line in firsts)
 
 
-def _open_dataset(source: Source) -> Any:
-    """Its rows of two languages, or its texts of one."""
-    where = f"data.pairs: {source}"
-    if len(source.languages) == 1:
-        return public_datasets.open_texts(source.location, source.languages[0], where=where)
-    return public_datasets.open_rows(source.location, source.languages, where=where)
-
-
 def identity(source: Source) -> dict[str, Any]:
-    """What makes a prepared copy of `source` stale when it changes: places, sizes and times of files, versions."""
+    """What a prepared copy of `source` depends on: paths, sizes and modification times of files, versions."""
     if source.kind == "sample":
         start, stop = _sample_range(source)
         texts = "\n".join(text for language in source.languages for text in sample.sentences(language, start, stop))
@@ -244,10 +244,18 @@ def identity(source: Source) -> dict[str, Any]:
     return {"kind": source.kind, "files": [text_files.file_identity(path) for path in source.paths]}
 
 
+# ---- readers ----
+
+
 def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, str]]:
     """Yields the usable pairs of `source` in order, and adds what it met to `counts`."""
     if len(source.languages) == 1:
-        yield from _neighbours(_read_texts(source, cleaning, counts), counts)
+        # Every text once, in pairs; the last of an odd number is paired with itself.
+        texts = _read_texts(source, cleaning, counts)
+        for first in texts:
+            second = next(texts, None)
+            counts.noted["odd_line"] += second is None
+            yield first, first if second is None else second
         return
     markers = frozenset(cleaning.skip_lines)
     for raw in _raw_pairs(source, cleaning, counts):
@@ -274,21 +282,11 @@ def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[t
             yield a, b
 
 
-def _neighbours(texts: Iterator[str], counts: Counts) -> Iterator[tuple[str, str]]:
-    """Every text once, two by two; the last of an odd number stands twice, noted as `odd_line`."""
-    for first in texts:
-        second = next(texts, None)
-        counts.noted["odd_line"] += second is None
-        yield first, first if second is None else second
-
-
 def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
-    """The usable lines of a text, long ones in parts; blank lines stand between paragraphs and are not counted."""
+    """The usable lines of a text, long ones in parts; blank lines separate paragraphs and are not counted."""
     for line in _raw_lines(source):
-        text, reason = "", ""
-        if isinstance(line, str):
-            reason = line
-        else:
+        text, reason = "", line if isinstance(line, str) else ""
+        if isinstance(line, bytes):
             try:
                 text = line.translate(_TO_SPACES).decode().strip()
             except UnicodeDecodeError:
@@ -314,15 +312,14 @@ def _raw_lines(source: Source) -> Iterator[bytes | str]:
     if source.kind == "sample":
         yield from (text.encode() for text in sample.sentences(source.languages[0], *_sample_range(source)))
     if source.kind in ("tfds", "hf"):
-        yield from _open_dataset(source).read(text_files.LONGEST_LINE)
+        yield from _open_dataset(source).stream(text_files.LONGEST_LINE)
     for path in source.paths:
-        yield from (
-            "too_long_text" if line is None else line for line in text_files.lines(path, text_files.LONGEST_LINE)
-        )
+        for line in text_files.lines(path, text_files.LONGEST_LINE):
+            yield "too_long_text" if line is None else line
 
 
 def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[Raw]:
-    # The longest line worth holding: two sides of up to 4 bytes a character, and room for further columns.
+    # The longest useful line: two sides of up to 4 bytes a character, and room for more columns.
     limit = 8 * cleaning.max_characters + 65_536
     if source.kind == "tsv":
         return _read_tsv(source.paths[0], limit, counts)
@@ -331,7 +328,7 @@ def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[R
     if source.kind == "sample":
         first, second = source.languages
         return ((a.encode(), b.encode()) for a, b in sample.pairs(first, second, *_sample_range(source)))
-    return _open_dataset(source).read(limit)
+    return _open_dataset(source).stream(limit)
 
 
 def _read_tsv(path: Path, limit: int, counts: Counts) -> Iterator[Raw]:
@@ -368,10 +365,16 @@ def _check_aligned(paths: tuple[Path, ...], first: int, second: int) -> None:
         )
 
 
+def _open_dataset(source: Source) -> public_datasets.Dataset:
+    where = f"data.pairs: {source}"
+    if len(source.languages) == 1:
+        return public_datasets.open_texts(source.location, source.languages[0], where=where)
+    return public_datasets.open_rows(source.location, source.languages, where=where)
+
+
 def _sample_range(source: Source) -> tuple[int, int]:
     for language in source.languages:
         if language not in sample.LANGUAGES:
-            raise UserError(
-                f"data.pairs: {source}: the built-in sample has {', '.join(sample.LANGUAGES)}, not {language}"
-            )
+            known = ", ".join(sample.LANGUAGES)
+            raise UserError(f"data.pairs: {source}: the built-in sample has {known}, not {language}")
     return sample.parse_range(source.location, sample.size(), where=f"data.pairs: {source}")

@@ -1,7 +1,7 @@
 """Lines of large text files, in bounded memory: UTF-8 with or without a byte order mark, plain or gzip, LF or CRLF.
 
-Only a line feed ends a line. Other characters that Unicode calls line breaks (U+2028, U+0085, a lone carriage return)
-stay inside, so that line i of one file remains line i of the file it is aligned with.
+Only a line feed ends a line. Other Unicode line breaks (U+2028, U+0085, a lone carriage return) stay inside the line,
+so that aligned files stay aligned.
 """
 
 import gzip
@@ -16,15 +16,15 @@ from absl import logging
 
 from ppa_jax.errors import UserError
 
-LONGEST_LINE = 1 << 24  # bytes, of files that are read as a whole
+LONGEST_LINE = 1 << 24  # bytes, in files that are read as a whole
 _BUFFER = 1 << 18  # bytes read at once
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def open_text(path: Path) -> io.BufferedReader:
-    """The bytes of a text file, unpacked, past its byte order mark.
+    """Opens a text file after its byte order mark, decompressed.
 
-    Raises UserError for a file that cannot be read, is empty, is UTF-16, or is gzip in name but not in content.
+    Raises UserError for a file that is missing, unreadable, empty, UTF-16, or named .gz without being gzip data.
     """
     try:
         stream: Any = path.open("rb", buffering=_BUFFER)
@@ -35,6 +35,8 @@ def open_text(path: Path) -> io.BufferedReader:
         head = stream.peek(4096)[:4096]
     except _DAMAGED as error:
         raise _damaged(path) from error
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {path}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -57,13 +59,13 @@ def open_text(path: Path) -> io.BufferedReader:
 
 
 def lines(path: Path, limit: int) -> Iterator[bytes | None]:
-    """Lines without their end; None for one of `limit` bytes or more, which is never held as a whole."""
+    """Lines without their line end; None for a line of `limit` bytes or more, which is never held in memory whole."""
     with open_text(path) as stream:
         try:
             while line := stream.readline(limit):
                 if line.endswith(b"\n"):
                     yield line[: -2 if line.endswith(b"\r\n") else -1]
-                elif len(line) < limit:  # the last line, without an end
+                elif len(line) < limit:  # the last line, without a line feed
                     yield line
                 else:
                     while (rest := stream.readline(limit)) and not rest.endswith(b"\n"):
@@ -74,9 +76,10 @@ def lines(path: Path, limit: int) -> Iterator[bytes | None]:
 
 
 def read_lines(path: Path, *, field: str) -> list[str]:
-    """All lines of a file that fits in memory, as text. `field` names the setting in messages.
+    """All lines of a file that fits in memory, as text.
 
-    Raises UserError as `open_text` does, and for text that is not UTF-8, with the line.
+    Raises UserError, which begins with the setting `field`, as `open_text` does, and for a line that is too long or not
+    UTF-8.
     """
     try:
         found = []
@@ -92,14 +95,29 @@ def read_lines(path: Path, *, field: str) -> list[str]:
         raise UserError(f"{field}: {error}") from None
 
 
+def read_aligned(paths: Sequence[Path], *, field: str) -> list[list[str]]:
+    """`read_lines` of each file, where line i of one translates line i of the others.
+
+    Raises UserError as `read_lines` does, and for files of different lengths.
+    """
+    texts = [read_lines(path, field=field) for path in paths]
+    for path, text in zip(paths, texts, strict=True):
+        if len(text) != len(texts[0]):
+            raise UserError(
+                f"{field}: {paths[0]} has {len(texts[0])} lines and {path.name} has {len(text)}; "
+                "line i of one must translate line i of the other"
+            )
+    return texts
+
+
 def file_identity(path: Path) -> list[Any]:
-    """Path, size in bytes and time of change in nanoseconds."""
+    """Path, size in bytes, and modification time in nanoseconds."""
     facts = path.stat()
     return [str(path.resolve()), facts.st_size, facts.st_mtime_ns]
 
 
 class Problem(NamedTuple):
-    """A row, or a sentence of several, that cannot be used."""
+    """A line, or the first line of a sentence, that cannot be used."""
 
     line: int
     reason: str
@@ -108,7 +126,7 @@ class Problem(NamedTuple):
 def tell_skipped(path: Path | str, problems: Sequence[Problem], used: int, *, field: str, expected: str) -> None:
     """Logs in one line what was skipped and why.
 
-    Raises UserError, with the first problem's line, if more is skipped than used: then the format is another.
+    Raises UserError, with the line of the first problem, if more is skipped than used: the format must be wrong.
     """
     total = len(problems) + used
     if len(problems) > used or not total:
@@ -120,19 +138,6 @@ def tell_skipped(path: Path | str, problems: Sequence[Problem], used: int, *, fi
             for reason, count in Counter(problem.reason for problem in problems).most_common()
         ]
         logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
-
-
-def count_lines(path: Path) -> int:
-    """The number of lines that `lines` gives."""
-    number, last = 0, b"\n"
-    with open_text(path) as stream:
-        try:
-            while block := stream.read(1 << 20):
-                number += block.count(b"\n")
-                last = block[-1:]
-        except _DAMAGED as error:
-            raise _damaged(path) from error
-    return number + (last != b"\n")
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,8 +1,8 @@
 """Models side by side, or one model at several moments: which scores belong together, as tables and panels.
 
-Every table and picture says at which layer and with which pooling. `main` is the same depth in every model with mean
+Every table and picture gives the layer and the pooling. `main` is the same relative depth in every model with mean
 pooling; `own` is what a model was trained with. Differences are always between scores of one kind: at `own`, the
-baseline is taken at the layer and pooling of the model that is compared with it.
+baseline is taken at the layer and pooling of the model it is compared with.
 """
 
 from __future__ import annotations
@@ -15,70 +15,71 @@ from typing import Any, NamedTuple
 from ppa_jax.evaluation.embed import Request
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import Bars, LayerCurves
-from ppa_jax.evaluation.scores import Record, Score, difference, draw
+from ppa_jax.evaluation.scores import Difference, Record, Score, difference, draw
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What was measured of one model."""
+    """The scores of one model."""
 
     source: str
     depth: int  # blocks
     main: Request
-    own: Request | None  # None: nothing says so
-    scores: list[Score]  # the mean over the runs, if it was trained several times
-    runs: Sequence[Sequence[Score]] = ()  # then those of each run
+    own: Request | None  # None: unknown
+    scores: list[Score]  # the mean over the trainings, if there are several
+    runs: Sequence[Sequence[Score]] = ()  # then those of each training
 
 
 Models = Mapping[str, Measured]
 LOWER_IS_BETTER = ("aer",)
-# Of measures that have no choice of pooling: shown at the main layer, or without a layer.
+# Poolings of measures that do not offer a choice: shown at the main layer, or without a layer.
 KINDS = ("tokens", "tokens_argmax", "mean_without_special", "input_embeddings")
-WIDE = 3  # more models than these have no column for each difference
+WIDE = 3  # tables of more models have no column for each difference
 
 LEGEND = (
-    "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words); for CKA Student's, over the "
-    "batches. Differences are paired, on the same draws of items; one whose interval leaves out zero is in bold. Where "
-    "a model was trained several times, ± is the standard deviation over the trainings, and the intervals are those of "
-    "their mean; otherwise they say nothing about the spread between trainings. Retrieval, mining, alignment and "
-    "lexicon in percent, CKA between 0 and 1; for AER (alignment error rate) less is better. `both` is the mean of the "
-    "two directions; every layer and direction is in [scores.json](scores.json)."
+    "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words), for CKA by Student's t over "
+    "the batches. Differences are paired: both models are measured on the same samples of items. A difference whose "
+    "interval excludes zero is in bold. For a model that was trained several times, ± is the standard deviation over "
+    "the trainings, and the interval is that of their mean; otherwise intervals do not cover the spread between "
+    "trainings. Retrieval, mining, alignment and lexicon in percent, CKA between 0 and 1; lower AER (alignment error "
+    "rate) is better. `both` is the mean of the two directions; every layer and direction is in "
+    "[scores.json](scores.json)."
 )
 
 
 class View(NamedTuple):
-    """One table: the scores of one task and metric that play one role, in every model."""
+    """One table: the scores of one task and metric in one role, of every model."""
 
     task: str
     metric: str
     role: str  # "main" or "own"
-    kind: str  # of the vectors, where the measure says it: one measure may have several kinds in the same role
+    kind: str  # the pooling, if it is one of KINDS: a measure may have several of them in the same role
     scores: dict[str, list[Score]]  # by model
     differences: dict[tuple[str, str, str, str], Record]  # by baseline, model, language, direction
 
     @property
-    def where(self) -> set[tuple[int | None, str]]:
-        """Layer and pooling of all that is in it."""
+    def settings(self) -> set[tuple[int | None, str]]:
+        """Layer and pooling of all scores."""
         return {(score.layer, score.pooling) for scores in self.scores.values() for score in scores}
 
     @property
     def title(self) -> str:
         """Task, metric and, where all models agree, layer and pooling."""
-        if len(self.where) > 1:
+        if len(self.settings) > 1:
             shown = "as trained" if self.role == "own" else "two thirds of the depth"
         else:
-            shown = _place(*next(iter(self.where)))
-        less = " (less is better)" if self.metric.startswith(LOWER_IS_BETTER) else ""
-        return f"{self.task}: {self.metric.replace('_', ' ')}, {shown}{less}"
+            shown = setting_name(*next(iter(self.settings)))
+        lower = " (lower is better)" if self.metric.startswith(LOWER_IS_BETTER) else ""
+        return f"{self.task}: {self.metric.replace('_', ' ')}, {shown}{lower}"
 
 
-def main_place(depth: int) -> Request:
-    """Where XTREME measures retrieval: layer 8 of 12, or the same depth, and the mean of all tokens."""
+def main_setting(depth: int) -> Request:
+    """Where XTREME measures retrieval: layer 8 of 12, or the same relative depth, and the mean of all tokens."""
     return round(depth * 2 / 3), "mean"
 
 
 def records_of(models: Models) -> list[Record]:
-    """The records of scores.json. The runs of a model that has several are called NAME/1, NAME/2, ..."""
+    """The records of scores.json. The trainings of a model that has several are called NAME/1, NAME/2, ..."""
     draw(score for measured in models.values() for scores in (measured.scores, *measured.runs) for score in scores)
     records = []
     for name, measured in models.items():
@@ -89,38 +90,32 @@ def records_of(models: Models) -> list[Record]:
 
 
 def views(models: Models, baselines: Sequence[str]) -> list[View]:
-    """What the tables show, in the order in which it was measured, with the differences to each baseline."""
+    """The tables of a report, in the order of measurement, with the differences from each baseline."""
     shown: dict[tuple[str, ...], View] = {}
     owns = {measured.own for measured in models.values() if measured.own}
-    # Of a model that does not say what it was trained with: what all others were trained with.
+    # For a model with unknown training: the layer and pooling of all others.
     common = next(iter(owns)) if len(owns) == 1 else None
     for name, measured in models.items():
         own = measured.own or common
         for score in measured.scores:
-            place = (score.layer, score.pooling)
-            roles = [
-                ("main", place == measured.main or _has_its_own_place(score, measured)),
-                ("own", place == own and owns != {m.main for m in models.values()}),
-            ]
-            for role, plays in roles:
-                if plays:
-                    kind = score.pooling if role == "main" and score.pooling in KINDS else ""
-                    key = score.task, score.metric, role, kind
-                    shown.setdefault(key, View(*key, {}, {})).scores.setdefault(name, []).append(score)
+            at = score.layer, score.pooling
+            without_choice = score.pooling in KINDS and score.layer in (measured.main[0], None)
+            roles = ["main"] if at == measured.main or without_choice else []
+            roles += ["own"] if at == own and owns != {m.main for m in models.values()} else []
+            for role in roles:
+                kind = score.pooling if role == "main" and score.pooling in KINDS else ""
+                key = score.task, score.metric, role, kind
+                shown.setdefault(key, View(*key, {}, {})).scores.setdefault(name, []).append(score)
     for view in shown.values():
         for baseline in baselines:
             view.differences.update(_differences(view, models, baseline))
     return list(shown.values())
 
 
-def _has_its_own_place(score: Score, measured: Measured) -> bool:
-    return score.pooling in KINDS and score.layer in (measured.main[0], None)
-
-
 def _differences(view: View, models: Models, baseline: str) -> dict[tuple[str, str, str, str], Record]:
     def key(score: Score) -> tuple[Any, ...]:
-        place = (score.layer, score.pooling) if view.role == "own" else None
-        return score.language, score.direction, place
+        at = (score.layer, score.pooling) if view.role == "own" else None
+        return score.language, score.direction, at
 
     against = models[baseline].scores if view.role == "own" else view.scores.get(baseline, [])
     old = {key(score): score for score in against if (score.task, score.metric) == (view.task, view.metric)}
@@ -128,14 +123,13 @@ def _differences(view: View, models: Models, baseline: str) -> dict[tuple[str, s
     for model, scores in view.scores.items():
         for score in scores if model != baseline else ():
             before = old.get(key(score))
-            record = None if before is None else difference(score, before, model, baseline)
-            if record is not None:
+            if before is not None and (record := difference(score, before, model, baseline)):
                 found[baseline, model, score.language, score.direction] = record
     return found
 
 
 def means(view: View, direction: str | None = None) -> dict[str, Score]:
-    """Each model's mean over the languages; without `direction` that of both, or of the only one that there is."""
+    """Each model's mean over the languages; `direction` defaults to both, or to the only one."""
     found: dict[str, Score] = {}
     for name, scores in view.scores.items():
         own = [score for score in scores if score.language == "mean"] or (scores if len(scores) == 1 else [])
@@ -147,7 +141,7 @@ def means(view: View, direction: str | None = None) -> dict[str, Score]:
 
 
 def means_table(shown: Sequence[View], models: Sequence[str]) -> str:
-    """A line for each measure and direction, a column for each model."""
+    """A row for each measure and direction, a column for each model."""
     rows = []
     for view in shown:
         scores = [score for own in view.scores.values() for score in own if score.language == "mean"]
@@ -155,13 +149,13 @@ def means_table(shown: Sequence[View], models: Sequence[str]) -> str:
             by_model = means(view, direction)
             if by_model:
                 first = next(iter(by_model.values()))
-                cells = [_shown(by_model[name], view) if name in by_model else None for name in models]
+                cells = [_cell(by_model[name], view) if name in by_model else None for name in models]
                 rows.append([view.title, first.direction, *cells, first.count])
     return markdown.table(["measure", "direction", *models, "items"], rows)
 
 
 def differences_table(shown: Sequence[View], models: Sequence[str], baseline: str) -> str:
-    """A line for each measure, a column for each model: its mean over the languages minus the baseline's."""
+    """A row for each measure, a column for each model: its mean over the languages minus the baseline's."""
     others = [name for name in models if name != baseline]
     rows = []
     for view in shown:
@@ -173,45 +167,43 @@ def differences_table(shown: Sequence[View], models: Sequence[str], baseline: st
 
 
 def settings_table(models: Models) -> str:
-    """Retrieval with every layer and pooling that was measured, the exported one in bold: means over the languages.
+    """Retrieval at every measured layer and pooling, the exported one in bold: means over the languages.
 
-    `models` are one model at its moments; the last column compares the settings at the last of them.
+    `models` are one model at several moments; the last column compares the settings at the last moment.
     """
     measured = list(models.values())[-1]
     moments = [_retrieval_means(moment) for moment in models.values()]
     gains = _over_exported(measured)
     rows = []
     for key in moments[-1]:
-        task, *setting = key
-        place = _place(*setting)
+        task, layer, pooling = key
+        name = setting_name(layer, pooling)
         cells = [_value(scores[key]) if key in scores else None for scores in moments]
-        gain = _difference(gains[key]) if key in gains else None
-        rows.append((task, f"**{place}**" if tuple(setting) == measured.own else place, *cells, gain))
+        gain = gains[key].text(digits=2) if key in gains else None
+        rows.append((task, f"**{name}**" if (layer, pooling) == measured.own else name, *cells, gain))
     return markdown.table(("task", "layer and pooling", *models, "against the export"), rows)
 
 
 def better_setting(measured: Measured) -> str:
-    """One line on the best layer and pooling, if it beats what is exported beyond the interval; else nothing."""
-    better = {key: gain for key, gain in _over_exported(measured).items() if (gain["low"] or 0) > 0}
+    """One line on the best layer and pooling if it is significantly better than the exported one, else ""."""
+    better = {key: gain for key, gain in _over_exported(measured).items() if gain.low > 0}
     if measured.own is None or not better:
         return ""
-    task, layer, pooling = best = max(better, key=lambda key: better[key]["value"])
+    task, layer, pooling = best = max(better, key=lambda key: better[key].mean)
     return (
-        f"{_place(layer, pooling)} is better than what is exported, {_place(*measured.own)}: {task} "
-        f"{_difference(better[best])}. To use it, Encoder.from_pretrained(..., layer={layer}, pooling={pooling!r}); "
+        f"{setting_name(layer, pooling)} is better than the exported {setting_name(*measured.own)}: {task} "
+        f"{better[best].text(digits=2)}. To use it, Encoder.from_pretrained(..., layer={layer}, pooling={pooling!r}); "
         f"to train and export it, contrastive.layer={layer} and contrastive.pooling={pooling}."
     )
 
 
-def _over_exported(measured: Measured) -> dict[tuple[str, int | None, str], Record]:
-    """The paired differences of retrieval with other settings to that with the exported one."""
-    if measured.own is None:
-        return {}
+def _over_exported(measured: Measured) -> dict[tuple[str, int | None, str], Difference]:
+    """The paired differences of retrieval at other settings from retrieval at the exported one."""
     found, gains = _retrieval_means(measured), {}
     for (task, *setting), score in found.items():
-        exported = found.get((task, *measured.own))
+        exported = found.get((task, *measured.own)) if measured.own else None
         if exported is not None and exported is not score and (gain := difference(score, exported, "", "")):
-            gains[task, *setting] = gain
+            gains[task, *setting] = Difference.of_record(gain)
     return gains
 
 
@@ -225,25 +217,25 @@ def _retrieval_means(measured: Measured) -> dict[tuple[str, int | None, str], Sc
 
 
 def language_table(view: View, baseline: str) -> str:
-    """A line for each language, a column for each model; with few models one for each difference, too.
+    """A row for each language, a column for each model, and with few models one for each difference.
 
-    With many, a score stands in bold where its difference to the baseline does.
+    With many models, a score is in bold where its difference from the baseline is.
     """
     names = list(view.scores)
-    lines = list(dict.fromkeys((s.language, s.direction) for scores in view.scores.values() for s in scores))
-    if {"both"} < {direction for _, direction in lines}:
-        lines = [line for line in lines if line[1] == "both"]
-    by_line = {(name, s.language, s.direction): s for name, scores in view.scores.items() for s in scores}
+    by_row = {(name, s.language, s.direction): s for name, scores in view.scores.items() for s in scores}
+    keys = list(dict.fromkeys(key[1:] for key in by_row))
+    if {"both"} < {direction for _, direction in keys}:
+        keys = [key for key in keys if key[1] == "both"]
     few = len(names) <= WIDE
     rows = []
-    for language, direction in lines:
+    for language, direction in keys:
         row: list[Any] = [f"**{language}**" if language == "mean" else language, direction]
         items = None
         for name in names:
-            score = by_line.get((name, language, direction))
+            score = by_row.get((name, language, direction))
             items = items if score is None else score.count
             gain = _gain(view, baseline, score, name)
-            cell = None if score is None else _shown(score, view)
+            cell = None if score is None else _cell(score, view)
             row.append(f"**{cell}**" if cell and gain and gain.startswith("**") and not few else cell)
             if few and name != baseline:
                 row.append(gain)
@@ -254,21 +246,22 @@ def language_table(view: View, baseline: str) -> str:
     return markdown.table([*header, "items"], rows)
 
 
-def _place(layer: int | None, pooling: str) -> str:
+def setting_name(layer: int | None, pooling: str) -> str:
+    """Layer and pooling in words."""
     pooling = pooling.replace("_", " ")
     return pooling if layer is None else f"layer {layer}, {pooling}"
 
 
-def _shown(score: Score, view: View) -> str:
-    """The score, with its place where not all of the view have the same."""
+def _cell(score: Score, view: View) -> str:
+    """The score, with its layer and pooling where the view has several."""
     text = _value(score)
-    return text if len(view.where) == 1 else f"{text} [{_place(score.layer, score.pooling)}]"
+    return text if len(view.settings) == 1 else f"{text} [{setting_name(score.layer, score.pooling)}]"
 
 
 def _value(score: Score) -> str:
-    """`12.34 (11.20–13.50)`; three decimals for what is not in percent."""
+    """`12.34 (11.20–13.50)`; three decimals for scores that are not in percent."""
     low, high = score.interval
-    digits = 2 if score.scale == 100 else 3
+    digits = _digits(score)
     text = f"{score.value:.{digits}f}"
     text += "" if math.isnan(low) else f" ({low:.{digits}f}–{high:.{digits}f})"
     text += f" ±{score.by_run.std(ddof=1):.{digits}f}" if score.runs > 1 else ""
@@ -276,24 +269,18 @@ def _value(score: Score) -> str:
     return text
 
 
+def _digits(score: Score) -> int:
+    return 2 if score.scale == 100 else 3
+
+
 def _gain(view: View, baseline: str, score: Score | None, model: str) -> str | None:
-    """The difference, with the baseline's value and place where its column does not show them: see `_differences`."""
+    """The difference, with the baseline's value where its own column shows it at a different layer or pooling."""
     if score is None or (record := view.differences.get((baseline, model, score.language, score.direction))) is None:
         return None
-    digits = 2 if score.scale == 100 else 3
-    text, place = _difference(record, digits), (score.layer, score.pooling)
-    if view.role == "own" and place not in {(other.layer, other.pooling) for other in view.scores.get(baseline, [])}:
-        text += f", {baseline} there: {score.value - record['value']:.{digits}f}"
+    text, at = Difference.of_record(record).text(_digits(score)), (score.layer, score.pooling)
+    if view.role == "own" and at not in {(other.layer, other.pooling) for other in view.scores.get(baseline, [])}:
+        text = f"{text}, {baseline} there: {score.value - record['value']:.{_digits(score)}f}"
     return text
-
-
-def _difference(record: Record, digits: int = 2) -> str:
-    """`+1.50 (+0.60…+2.40)`, bold where zero is outside."""
-    text = f"{record['value']:+.{digits}f}"
-    if record["low"] is None:
-        return text
-    text += f" ({record['low']:+.{digits}f}…{record['high']:+.{digits}f})"
-    return f"**{text}**" if record["low"] > 0 or record["high"] < 0 else text
 
 
 def model_panels(shown: Sequence[View]) -> list[tuple[str, dict[str, tuple[float, float, float]]]]:
@@ -333,13 +320,13 @@ def retrieval_bars(shown: Sequence[View]) -> tuple[list[str], list[Bars]]:
     names = dict.fromkeys(name for view in chosen for name in view.scores)
     languages = dict.fromkeys(s.language for view in chosen for scores in view.scores.values() for s in scores)
     labels = [language for language in languages if language != "mean"] + ["mean"]
-    nothing = float("nan"), float("nan")
+    nan = float("nan")
     panels = []
     for view in chosen:
         values, intervals = {}, {}
         for name in names:
             own = {score.language: score for score in view.scores.get(name, []) if score.direction == "both"}
-            values[name] = [own[x].value if x in own else float("nan") for x in labels]
-            intervals[name] = [own[x].interval if x in own else nothing for x in labels]
+            values[name] = [own[x].value if x in own else nan for x in labels]
+            intervals[name] = [own[x].interval if x in own else (nan, nan) for x in labels]
         panels.append(Bars(view.title, values, intervals))
     return labels, panels

@@ -1,12 +1,12 @@
 """Bitext mining: which sentences of two comparable texts translate each other?
 
-The BUCC 2018 task as LASER and XTREME do it. A pair is scored by its cosine over the mean cosine of the neighbourhoods
-of both sides (ratio margin: Artetxe & Schwenk 2019, section 3). Every sentence proposes its best neighbour, in both
-directions; the proposals are taken in order of their score, each sentence at most once ("max" retrieval). Pairs below
-a threshold are dropped: the one with the best F1 on the development set.
+The BUCC 2018 task as LASER and XTREME do it. A pair's score is its cosine over the mean cosine of both sides'
+neighbourhoods (ratio margin: Artetxe & Schwenk 2019, section 3). Every sentence proposes its best neighbour, in both
+directions; proposals are accepted in order of score, each sentence at most once ("max" retrieval). Pairs below a
+threshold are dropped: the one with the best F1 on the development set.
 
-Texts that stand twice on a side are searched once and never reported, as in XTREME: nothing tells which one is meant.
-Their gold pairs are missed.
+Texts that appear several times on a side are searched once and never reported, as in XTREME, since it is unknown which
+of them is meant. Their gold pairs are missed.
 
 Axes: N queries or sources, M targets, D width, k neighbours, P found pairs.
 """
@@ -26,50 +26,50 @@ from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Request
 from ppa_jax.evaluation.neighbours import BLOCK, distinct, knn
-from ppa_jax.evaluation.retrieval import language_of, means, way
+from ppa_jax.evaluation.retrieval import any_language, language_of, means
 from ppa_jax.evaluation.scores import Score
 
 FORM = "xx-en.SPLIT.xx, xx-en.SPLIT.en (id<TAB>sentence) and xx-en.SPLIT.gold (id<TAB>id)"
 TUNING = ("dev", "sample", "training", "train", "test")  # the first one present chooses the threshold
 SCORED = ("test", "training", "train")  # the first other one present is scored
-LARGE = 200_000  # sentences from which the layers are embedded one after the other, not all at once
-MOST_ITEMS = 10_000  # of the bootstrap
+LARGE = 200_000  # sentences from which on layers are embedded one after the other, not all at once
+MAX_ITEMS = 10_000  # of the bootstrap
 _NAME = re.compile(rf"([a-z]{{2,3}})-([a-z]{{2,3}})\.({'|'.join(TUNING)})\.(gold|[a-z]{{2,3}})")
 
 
 class Bitext(NamedTuple):
-    """Two texts and the pairs that should be found in them."""
+    """Two texts and the pairs to find in them."""
 
     split: str
     source: list[str]
     target: list[str]
-    gold: np.ndarray  # [G, 2] indices of source and target, no pair twice
+    gold: np.ndarray  # [G, 2] distinct pairs of indices of source and target
 
 
 class Mined(NamedTuple):
-    """Found pairs, best first; no sentence is in two of them."""
+    """Found pairs, best first; every sentence is in one of them at most."""
 
     source: np.ndarray  # [P] int64
     target: np.ndarray  # [P] int64
     score: np.ndarray  # [P] float64
 
 
-Sets = Mapping[str, tuple[Bitext, Bitext]]  # "zh-en" -> (the threshold is chosen here, this is scored); may be the same
+Sets = Mapping[str, tuple[Bitext, Bitext]]  # "zh-en" -> (chooses the threshold, is scored); may be the same
 
 
 def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[str, tuple[Bitext, Bitext]]:
-    """Language pair -> (the set that chooses the threshold, the set that is scored), in order of the pair.
+    """Language pair -> (the set that chooses the threshold, the set that is scored), sorted by pair.
 
     The threshold is chosen on `dev` (or `sample`, BUCC's own name for it) and applied to `test` or else `training`
-    (XTREME's test set is BUCC's training set). A split without a gold file is left out; where a single one is left,
-    it is both.
+    (XTREME's test set is BUCC's training set). A split without a gold file is left out. The only split left, if there
+    is just one, is both.
 
     Args:
       prefix_or_directory: "data/bucc" for all language pairs in it, "data/bucc/zh-en" for one.
-      field: names the setting in errors.
+      field: the setting, for error messages.
 
     Raises:
-      UserError: nothing of the form there, a text without its other side, no gold at all, an id that stands twice, gold
+      UserError: no files of this form, a text without its other side, no gold at all, an id that appears twice, gold
         that names an unknown id, text that is not UTF-8. Lines without id or tab are skipped and counted in the log.
     """
     path = storage.local(prefix_or_directory, beside=True)
@@ -88,36 +88,35 @@ def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[st
     if not splits:
         raise UserError(f"{field}: {path}: no .gold file (id<TAB>id) for any of the texts; nothing can be scored")
     sets = {}
-    for pair, of in splits.items():
-        tuning = next(split for split in TUNING if split in of)
-        scored = next((split for split in SCORED if split in of and split != tuning), tuning)
-        sets[pair] = of[tuning], of[scored]
+    for pair, by_split in splits.items():
+        tuning = next(split for split in TUNING if split in by_split)
+        scored = next((split for split in SCORED if split in by_split and split != tuning), tuning)
+        sets[pair] = by_split[tuning], by_split[scored]
     return sets
 
 
 def _read_split(stem: Path, source: str, target: str, split: str, field: str) -> Bitext:
     sides = [_read_side(stem.with_name(f"{stem.name}.{code}"), field) for code in (source, target)]
-    numbers, texts = zip(*sides, strict=True)
     path = stem.with_name(f"{stem.name}.gold")
-    gold: dict[tuple[int, int], None] = {}
+    gold: dict[tuple[int, ...], None] = {}
     for line, text in _lines(path, field):
         ids = text.split()
         if len(ids) != 2:
             raise UserError(f"{field}: {path}:{line}: not id<TAB>id; correct or remove the line")
-        for code, number, name in zip((source, target), numbers, ids, strict=True):
-            if name not in number:
+        for code, (numbers, _), name in zip((source, target), sides, ids, strict=True):
+            if name not in numbers:
                 raise UserError(
                     f"{field}: {path}:{line}: no sentence {name} in {stem.name}.{code}; take the same release"
                 )
-        gold[numbers[0][ids[0]], numbers[1][ids[1]]] = None
+        gold[tuple(numbers[name] for (numbers, _), name in zip(sides, ids, strict=True))] = None
     if not gold:
         raise UserError(f"{field}: {path}: no gold pair in it")
-    return Bitext(split, texts[0], texts[1], np.array(list(gold), np.int64))
+    return Bitext(split, sides[0][1], sides[1][1], np.array(list(gold), np.int64))
 
 
 def _read_side(path: Path, field: str) -> tuple[dict[str, int], list[str]]:
-    """(id -> number, sentences)."""
-    number: dict[str, int] = {}
+    """(id -> index, sentences)."""
+    numbers: dict[str, int] = {}
     sentences, skipped = [], 0
     for line, text in _lines(path, field):
         name, tab, sentence = text.partition("\t")
@@ -125,21 +124,19 @@ def _read_side(path: Path, field: str) -> tuple[dict[str, int], list[str]]:
         if not (name and tab):
             skipped += 1
             continue
-        if name in number:
-            raise UserError(f"{field}: {path}:{line}: id {name} stands twice; gold could mean either")
-        number[name] = len(sentences)
+        if name in numbers:
+            raise UserError(f"{field}: {path}:{line}: id {name} appears twice; gold could mean either")
+        numbers[name] = len(sentences)
         sentences.append(sentence.strip())
     if not sentences:
         raise UserError(f"{field}: {path}: no line is id<TAB>sentence")
     if skipped:
         logging.warning("%s: %s: %d lines are not id<TAB>sentence and were skipped", field, path, skipped)
-    return number, sentences
+    return numbers, sentences
 
 
 def _lines(path: Path, field: str) -> Iterator[tuple[int, str]]:
     """(line number, text) of every line that is not empty."""
-    if not path.is_file():
-        raise UserError(f"{field}: no such file: {path}, though others of its set are there")
     lines = text_files.read_lines(path, field=field)
     return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
@@ -152,40 +149,41 @@ def margin_scores(cosines: np.ndarray, indices: np.ndarray, query: np.ndarray, t
       query: [N] mean cosine of each query with its own k neighbours.
       target: [M] likewise of each target with its k neighbours among the queries.
 
-    Where the means are together not positive, the ratio says nothing and the score is 0.
+    The score is 0 where the sum of the means is not positive: the ratio has no meaning there.
     """
     both = (query[:, None].astype(np.float64) + target[indices]) / 2
     return np.divide(cosines, both, out=np.zeros_like(both), where=both > 0)
 
 
 def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = BLOCK) -> Mined:
-    """Pairs of source [N, D] and target [M, D] vectors by ratio margin, with no threshold yet.
+    """Pairs of source [N, D] and target [M, D] vectors by ratio margin, before any threshold.
 
-    Every sentence of either side proposes the best of its k neighbours; the proposals are taken from the highest score
-    down, but for those with a sentence that is already in a pair.
+    Every sentence of either side proposes the best of its k neighbours; proposals are accepted from the highest score
+    down, unless one of their sentences is already in a pair.
     """
     (forward, to_target), (backward, to_source) = knn(source, target, k, block=block)
     source_mean, target_mean = forward.mean(1), backward.mean(1)
-    ahead = margin_scores(forward, to_target, source_mean, target_mean)
-    back = margin_scores(backward, to_source, target_mean, source_mean)
+    source_scores = margin_scores(forward, to_target, source_mean, target_mean)
+    target_scores = margin_scores(backward, to_source, target_mean, source_mean)
     N, M = np.arange(len(source)), np.arange(len(target))
-    choice, counterchoice = ahead.argmax(1), back.argmax(1)
-    sources = np.concatenate([N, to_source[M, counterchoice]])
-    targets = np.concatenate([to_target[N, choice], M])
-    score = np.concatenate([ahead[N, choice], back[M, counterchoice]])
+    best_target, best_source = source_scores.argmax(1), target_scores.argmax(1)
+    sources = np.concatenate([N, to_source[M, best_source]])
+    targets = np.concatenate([to_target[N, best_target], M])
+    score = np.concatenate([source_scores[N, best_target], target_scores[M, best_source]])
     used_source, used_target = np.zeros(len(N), bool), np.zeros(len(M), bool)
-    taken = []
+    accepted = []
     for i in np.argsort(-score, kind="stable"):
         if not used_source[sources[i]] and not used_target[targets[i]]:
             used_source[sources[i]] = used_target[targets[i]] = True
-            taken.append(i)
-    return Mined(sources[taken], targets[taken], score[taken])
+            accepted.append(i)
+    return Mined(sources[accepted], targets[accepted], score[accepted])
 
 
 def best_threshold(score: np.ndarray, right: np.ndarray, gold: int) -> float:
-    """The threshold with the best F1 when pairs of at least this score are taken; of equals the highest.
+    """The threshold with the best F1 if pairs of at least this score are reported; the highest of equally good ones.
 
-    Halfway between the worst pair taken and the next one, so never between equal scores. Infinite if no pair is right.
+    Halfway between the worst pair reported and the next one, so never between equal scores. Infinite if no pair is
+    right.
 
     Args:
       score: [P], best first.
@@ -196,7 +194,7 @@ def best_threshold(score: np.ndarray, right: np.ndarray, gold: int) -> float:
     if not np.any(right):
         return float("inf")
     f1 = 2 * np.cumsum(right) / (np.arange(1, len(score) + 1) + gold)
-    f1[:-1][score[:-1] == score[1:]] = 0  # no threshold can part equals
+    f1[:-1][score[:-1] == score[1:]] = 0  # no threshold separates equal scores
     last = int(f1.argmax())
     return float(score[last] if last == len(score) - 1 else (score[last] + score[last + 1]) / 2)
 
@@ -206,18 +204,19 @@ def evaluate_mining(
 ) -> list[Score]:
     """F1, precision and recall in percent, for each language pair and (layer, pooling), and their means.
 
-    A metric is called `f1_best_threshold` (`precision_`, `recall_`) where the threshold was chosen on the very set that
-    is scored: an upper bound, whose interval leaves out that choice. The items of the bootstrap are the source
-    sentences, each with its gold and its found pairs, the same ones for every model; neighbouring sentences are joined
-    to at most 10,000 items. `count` is the number of gold pairs. The language is the one that is not English; the
-    direction is the name of the pair, and that of the means `xx-en` or `en-xx`, or `all` where the names differ in it.
+    A metric is called `f1_best_threshold` (`precision_`, `recall_`) if the threshold was chosen on the scored set
+    itself: an upper bound, whose interval does not cover that choice. The items of the bootstrap are the source
+    sentences, each with its gold and its found pairs, the same ones for every model; in large sets neighbouring
+    sentences are joined to 10,000 items. `count` is the number of gold pairs. The language is the one that is not
+    English; the direction is the name of the pair, and that of the means `xx-en` or `en-xx`, or `all` if pairs differ
+    in it.
 
     Args:
-      embedder: made for the model.
+      embedder: of the model.
       params: the encoder's parameters.
       sets: see `read_bucc`.
       requests: (layer, pooling) pairs, as in `Embedder.embed`.
-      task: the name under which the scores stand.
+      task: the task's name in the scores.
       k: neighbours.
     """
     scores: list[Score] = []
@@ -229,41 +228,34 @@ def evaluate_mining(
         suffix = "_best_threshold" if scored is tuning else ""
         for (layer, pooling), pairs in found.items():
             threshold = thresholds[layer, pooling]
-            logging.info(
-                "%s, %s: layer %d, %s: threshold %.4f, chosen on %s",
-                task,
-                pair,
-                layer,
-                pooling,
-                threshold,
-                tuning.split,
-            )
-            taken = Mined(*(column[pairs.score >= threshold] for column in pairs))
+            message = "%s, %s: layer %d, %s: threshold %.4f, chosen on %s"
+            logging.info(message, task, pair, layer, pooling, threshold, tuning.split)
+            reported = Mined(*(column[pairs.score >= threshold] for column in pairs))
             scores += [
                 Score(task, language_of(pair), pair, layer, pooling, metric + suffix, (group,), len(scored.gold))
-                for metric, group in _items(taken, scored).items()
+                for metric, group in _items(reported, scored).items()
             ]
-    ways = {way(score) for score in scores}
-    direction = ways.pop() if len(ways) == 1 else "all"  # which text is called the source changes next to nothing
+    directions = {any_language(score) for score in scores}
+    direction = directions.pop() if len(directions) == 1 else "all"  # swapping the sides changes next to nothing
     return scores + means(scores, lambda score: direction)
 
 
 def _mine_all(
-    embedder: Embedder, params: Any, bitext: Bitext, requests: Sequence[Request], k: int, shown: str
+    embedder: Embedder, params: Any, bitext: Bitext, requests: Sequence[Request], k: int, name: str
 ) -> dict[Request, Mined]:
-    """The pairs found for each request, between sentences whose text stands once."""
-    source, source_number, source_count = distinct(bitext.source)
-    target, target_number, target_count = distinct(bitext.target)
+    """The pairs found for each request, among sentences whose text appears once."""
+    source, source_index, source_count = distinct(bitext.source)
+    target, target_index, target_count = distinct(bitext.target)
     repeated = (source_count > 1).sum(), (target_count > 1).sum()
     if any(repeated):
-        logging.info("%s: %d source and %d target texts stand more than once and are not paired", shown, *repeated)
+        logging.info("%s: %d source and %d target texts appear more than once and are not paired", name, *repeated)
     mined = {}
     for group in [requests] if len(source) + len(target) <= LARGE else [[request] for request in requests]:
         for request, vectors in embedder.embed(params, [*source, *target], group).items():
             found = mine(vectors[: len(source)], vectors[len(source) :], k)
-            kept = (source_count[found.source] == 1) & (target_count[found.target] == 1)
-            sources, targets = source_number[found.source[kept]], target_number[found.target[kept]]
-            mined[request] = Mined(sources, targets, found.score[kept])
+            unique = (source_count[found.source] == 1) & (target_count[found.target] == 1)
+            sources, targets = source_index[found.source[unique]], target_index[found.target[unique]]
+            mined[request] = Mined(sources, targets, found.score[unique])
     return mined
 
 
@@ -276,10 +268,11 @@ def _is_gold(found: Mined, bitext: Bitext) -> np.ndarray:
 def _items(found: Mined, bitext: Bitext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Metric -> (numerators, denominators) by source sentence, or by a few neighbouring ones in a large set."""
     N = len(bitext.source)
-    items = min(N, MOST_ITEMS)
+    items = min(N, MAX_ITEMS)
 
     def count(sources: np.ndarray) -> np.ndarray:
         return np.bincount(sources * items // N, minlength=items).astype(np.float64)
 
-    right, of, gold = count(found.source[_is_gold(found, bitext)]), count(found.source), count(bitext.gold[:, 0])
-    return {"f1": (2 * right, of + gold), "precision": (right, of), "recall": (right, gold)}
+    right, reported = count(found.source[_is_gold(found, bitext)]), count(found.source)
+    gold = count(bitext.gold[:, 0])
+    return {"f1": (2 * right, reported + gold), "precision": (right, reported), "recall": (right, gold)}

@@ -1,4 +1,4 @@
-"""Scores with what they were measured on: value, confidence interval, and the difference between two models.
+"""Scores and the items they were measured on: values, confidence intervals, differences between two models.
 
 Every measure here is a ratio of two sums over items: accuracy is hits over queries, F1 is 2 * right over found + gold,
 the alignment error rate likewise. So one bootstrap serves all: items are drawn with replacement, a thousand times, and
@@ -30,13 +30,13 @@ Record = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One score. Its items fall into one or several groups; the value is the mean over the groups, as for languages.
+    """One score. Its items form one or more groups, for example languages; the value is the mean over the groups.
 
-    Of a model that was trained several times, the groups of all runs stand one after the other.
+    For a model that was trained several times, the groups of each training follow those of the one before.
     """
 
     task: str  # "tatoeba", "bucc", ...
-    language: str  # of the other side, or "mean"
+    language: str  # the one that is not English, or "mean"
     direction: str  # "en-de", "de-en", "both"
     layer: int | None  # 0 is the input of the first block; None where there is no layer
     pooling: str
@@ -44,8 +44,8 @@ class Score:
     groups: tuple[tuple[np.ndarray, np.ndarray], ...]  # of (numerators [N], denominators [N])
     count: int  # items, as a reader would count them: queries, sentence pairs, batches
     scale: float = 100.0
-    shared_items: bool = False  # item i of every group is the same sentence (n-way text): it is drawn in all or in none
-    batches: bool = False  # the items are batches: few, each with a value of its own
+    shared_items: bool = False  # item i of every group is the same sentence (n-way text): drawn in all groups or none
+    batches: bool = False  # the items are batches: few, and each has a value
     runs: int = 1  # trainings: groups i, i + len(groups) / runs, ... are the same items
 
     @property
@@ -61,7 +61,7 @@ class Score:
 
     @property
     def by_batch(self) -> np.ndarray:
-        """The value of each batch, [N]; only of `batches`, which are the same sentences in all groups."""
+        """The value of each batch, [N], where items are batches: batch i has the same sentences in all groups."""
         return self.scale * np.mean([_ratio(top, bottom) for top, bottom in self.groups], axis=0)
 
     @property
@@ -71,23 +71,20 @@ class Score:
 
     @functools.cached_property
     def draws(self) -> np.ndarray:
-        """The value in each of the bootstrap's samples, [DRAWS]. The same draws of items for every model and run.
+        """The value in each bootstrap sample, [DRAWS]; every model and training gets the same samples of items.
 
-        `draw` makes those of many scores faster.
+        `draw` computes the draws of many scores faster.
         """
-        values = []
-        for group, (top, bottom) in enumerate(self.groups):
-            weights = _weights(len(top), self.stream(group))
-            values.append(_ratio(weights @ top, weights @ bottom))
-        return self.scale * np.mean(values, axis=0)
+        draw([self])
+        return vars(self)["draws"]
 
     def stream(self, group: int) -> int:
-        """The number of the random stream from which the items of a group are drawn."""
+        """The index of the random stream that samples the items of a group."""
         return 0 if self.shared_items else group % len(self.sizes)
 
     @functools.cached_property
     def interval(self) -> tuple[float, float]:
-        """Bounds of the 95% confidence interval. A single item says nothing: then both are NaN."""
+        """Bounds of the 95% confidence interval; NaN for a single item."""
         return _interval(self)
 
     def record(self, model: str) -> Record:
@@ -109,10 +106,10 @@ class Score:
 
 
 def draw(scores: Iterable[Score]) -> None:
-    """Makes the draws of many scores at once: one product for all groups of a size, and each group once.
+    """Computes `draws` of many scores at once: one matrix product for all groups of a size, and each group only once.
 
-    A comparison has tens of thousands of groups, many of them in several scores: a language's in that of the mean, a
-    training's in that of the model.
+    A comparison has tens of thousands of groups, many of them in several scores: a language's group is also in the
+    mean over the languages, a training's also in the score of its model.
     """
     todo = [score for score in scores if "draws" not in vars(score) and not score.batches and min(score.sizes) > 1]
     columns: dict[tuple[int, int], dict[tuple[int, int], tuple[np.ndarray, np.ndarray, list[int]]]] = {}
@@ -130,7 +127,7 @@ def draw(scores: Iterable[Score]) -> None:
                 for number in numbers:
                     total[number] += ratio
     for score, value in zip(todo, total, strict=True):
-        vars(score)["draws"] = score.scale * value / len(score.groups)  # where the cached property looks
+        vars(score)["draws"] = score.scale * value / len(score.groups)  # fills the cached property
 
 
 def per_item(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,10 +137,7 @@ def per_item(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_over_languages(scores: Sequence[Score], direction: str) -> Score:
-    """The score `mean`: every language of `scores` has the same weight.
-
-    `shared_items` of the scores says whether their items are the same sentences.
-    """
+    """The score `mean`: every language of `scores` has the same weight. `shared_items` is taken from the first."""
     groups = tuple(group for score in scores for group in score.groups)
     count = sum(score.count for score in scores)
     return dataclasses.replace(scores[0], language="mean", direction=direction, groups=groups, count=count)
@@ -153,9 +147,9 @@ FIELDS = ("task", "language", "direction", "layer", "pooling", "metric")
 
 
 def difference(score: Score, baseline: Score, model: str, baseline_model: str) -> Record | None:
-    """A model's score minus the baseline's, paired; None unless both were measured on the same items.
+    """A model's score minus the baseline's, paired, as a record of scores.json with the additional field `baseline`.
 
-    As a record of scores.json, with `baseline` beside `model`.
+    None unless both were measured on the same items.
     """
     if baseline.sizes != score.sizes:
         return None
@@ -165,7 +159,7 @@ def difference(score: Score, baseline: Score, model: str, baseline_model: str) -
 
 
 def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
-    """The mean over several trainings of one model, of what was measured in all of them on the same items."""
+    """The mean over several trainings of one model, for scores that all of them have on the same items."""
     if len(runs) == 1:
         return list(runs[0])
     by_key = [{tuple(getattr(score, name) for name in FIELDS): score for score in run} for run in runs]
@@ -178,8 +172,11 @@ def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
     return means
 
 
-def keep(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
-    """Keeps scores with their items in an .npz, so that what is measured later can be compared with them."""
+def save_scores(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
+    """Writes scores with their items to an .npz file, so that later measurements can be compared with them.
+
+    Raises UserError if the file cannot be written.
+    """
     arrays, facts = {}, []
     for model, scores in models.items():
         for score in scores:
@@ -188,11 +185,11 @@ def keep(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
                 arrays[f"{len(facts)}.{number}"] = np.stack(group)
             facts.append({"of": model, "groups": len(score.groups)} | fields)
     with atomic(path) as unfinished, unfinished.open("wb") as file:
-        np.savez_compressed(file, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: of numpy's
+        np.savez_compressed(file, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: for NumPy integers
 
 
-def kept(path: Path) -> dict[str, list[Score]]:
-    """What `keep` wrote, by model; nothing if there is no such file. Raises UserError for a damaged one."""
+def load_scores(path: Path) -> dict[str, list[Score]]:
+    """Reads what `save_scores` wrote, by model; empty if there is no such file. Raises UserError if it is damaged."""
     if not path.is_file():
         return {}
     models: dict[str, list[Score]] = {}
@@ -203,12 +200,19 @@ def kept(path: Path) -> dict[str, list[Score]]:
                 scores = models.setdefault(fields.pop("of"), [])
                 scores.append(Score(groups=tuple((top, bottom) for top, bottom in groups), **fields))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it, and the scores in it are measured again") from error
+        raise UserError(f"{path}: damaged ({error}); delete it to measure these scores again") from error
     return models
 
 
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes scores.json or another list of records as JSON. Raises UserError if the file cannot be written."""
+    text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
+    with atomic(path) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
 def t_interval(values: Any) -> tuple[float, float]:
-    """95% of the mean of independent values, at least two, by Student's t."""
+    """95% confidence interval of the mean of at least two independent values, by Student's t."""
     half = stdtrit(len(values) - 1, MIDDLE[1] / 100) * np.std(values, ddof=1) / np.sqrt(len(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
@@ -221,7 +225,7 @@ def mean_and_spread(values: Sequence[float], digits: int = 1) -> str | None:
 
 
 class Difference(NamedTuple):
-    """Mean over training seeds of a difference, with its 95% interval by Student's t; NaN where seeds are too few."""
+    """A difference and its 95% interval, NaN where there is none."""
 
     mean: float
     low: float
@@ -229,9 +233,15 @@ class Difference(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Difference:
-        """From the difference of each seed."""
+        """The mean of one difference for each training seed, with Student's interval."""
         low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
         return cls(float(np.mean(values)) if len(values) else float("nan"), low, high)
+
+    @classmethod
+    def of_record(cls, record: Record) -> Difference:
+        """From a record of `difference`."""
+        low, high = (float("nan") if record[name] is None else record[name] for name in ("low", "high"))
+        return cls(record["value"], low, high)
 
     @property
     def excludes_zero(self) -> bool:
@@ -249,7 +259,7 @@ class Difference(NamedTuple):
 
 
 def _interval(score: Score, baseline: Score | None = None) -> tuple[float, float]:
-    """Of the score, or of its difference to the baseline's."""
+    """95% interval of the score, or of its difference from the baseline."""
     if min(score.sizes) < 2:
         return float("nan"), float("nan")
     if score.batches:
@@ -264,7 +274,7 @@ def _rounded(interval: tuple[float, float]) -> tuple[float | None, float | None]
 
 
 def _ratio(top: Any, bottom: Any) -> Any:
-    """top / bottom, and 0 where nothing is there to be divided by."""
+    """top / bottom, 0 where bottom is 0."""
     return np.divide(top, bottom, out=np.zeros_like(top, dtype=np.float64), where=np.asarray(bottom) != 0)
 
 

@@ -1,18 +1,18 @@
-"""How alike an encoder represents parallel sentences of two languages, by layer: CKA, and retrieval beside it.
+"""How similar an encoder represents parallel sentences of two languages, by layer: CKA and retrieval.
 
 CKA (Kornblith et al. 2019) compares the similarities between the sentences of a batch in one language with those in the
-other: 1 when the two sets of vectors differ by rotation, translation and scale alone. First Align, then Predict
-(Muller et al. 2021) follows it through the layers of mBERT with the RBF kernel; the linear kernel is the common form.
+other: it is 1 if the two sets of vectors differ only by rotation, translation and scale. First Align, then Predict
+(Muller et al. 2021) follows it through the layers of mBERT with the RBF kernel; the linear kernel is more common.
 
-The usual estimator is biased upwards when a batch has few sentences for the width D: independent Gaussian matrices
-of 256 sentences and D = 384 have a linear CKA of 0.6, not 0. So a value means something only beside its batch size, and
-models should be compared on equal batches and widths. The kinds `linear_debiased` and `rbf_debiased` take the unbiased
-estimator of HSIC (Song et al. 2012; for CKA Nguyen et al. 2021), which is around 0 for independent matrices.
+The usual estimator is biased upwards when a batch has few sentences for the width D: independent Gaussian matrices of
+256 sentences and D = 384 have a linear CKA of 0.6, not 0. So report the batch size with every value, and compare models
+on equal batch sizes and widths. The kinds `linear_debiased` and `rbf_debiased` use the unbiased estimator of HSIC (Song
+et al. 2012; for CKA Nguyen et al. 2021), which is around 0 for independent matrices.
 
-CKA compares constellations, wherever they lie; `retrieval` asks whether a sentence's nearest neighbour in the other
-language is its translation, which two constellations far apart, or rotated, fail.
+CKA ignores where the two sets of vectors lie; `retrieval` asks whether a sentence's nearest neighbour in the other
+language is its translation, which fails for sets that are far apart or rotated.
 
-The readers give n-way parallel text as {language: sentences}, for retrieval as well.
+The readers return n-way parallel text as {language: sentences}, for retrieval as well.
 
 Axes: N sentences of a batch, D width (X and Y may differ in it).
 """
@@ -31,23 +31,24 @@ import numpy as np
 from absl import logging
 
 from ppa_jax import storage
+from ppa_jax.config import entries
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered
 from ppa_jax.evaluation.neighbours import nearest
-from ppa_jax.evaluation.retrieval import LANGUAGES
+from ppa_jax.evaluation.retrieval import LANGUAGES, PIVOT
 from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
+from ppa_jax.tasks import conllu
 
 Texts = Mapping[str, Sequence[str]]  # language -> sentences, line i of each a translation of line i of the others
 
-PIVOT = "en"
-FORM = "a directory with one file a language (deu.txt, zho-CN.txt, eng.txt) or the CoNLL-U files of PUD"
+FORM = "a directory with one file per language (deu.txt, zho-CN.txt, eng.txt) or the CoNLL-U files of PUD"
 _CODES = """
 arb=ar bod=bo guj=gu hau=ha ibo=ig fas=fa lao=lo lav=lv ltz=lb mlt=mt mri=mi msa=ms mya=my nep=ne nor=no npi=ne orm=om
 pan=pa pus=ps sin=si smo=sm sna=sn snd=sd som=so ssw=ss swa=sw tgk=tg tir=ti tsn=tn ven=ve wol=wo yor=yo zho=zh
 zul=zu
 """
-# What n-way test sets add to the codes of Tatoeba's files.
+# The codes of Tatoeba's files, and those that other test sets use.
 CODES = LANGUAGES | {"eng": PIVOT} | {code[:3]: code[4:] for code in _CODES.split()}
 _TEXT = re.compile(r"(?:.+\.)?([a-z]{2,3})((?:[-_][A-Za-z]+)*)\.txt")
 _CONLLU = re.compile(r"([a-z]{2,3})(_)[a-z]+-ud-[a-z]+\.conllu")
@@ -55,22 +56,22 @@ _COMMENT = re.compile(r"#\s*(sent_id|parallel_id|text)\s*=\s*(.*)")
 _CHUNK = 4096  # sentences embedded together
 
 
-def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "parallel") -> dict[str, list[str]]:
-    """N-way parallel text: language code -> sentences, in order of the code, all of the same number.
+def read_parallel(spec: str | Path, *, field: str = "parallel") -> dict[str, list[str]]:
+    """N-way parallel text: language code -> sentences, sorted by code, the same number for every language.
 
-    Plain text is parallel by line. CoNLL-U is parallel by `parallel_id` (what follows its `/`), else by `sent_id`, each
-    with its letter: in PUD it tells news from Wikipedia, and without it different sentences would share an id. What is
-    missing or blank in one language is left out of all, and counted in the log. Of several files of a language
-    (`fra`, `fra-CA`) the one without a variant has the bare code, the others keep the variant: `fr`, `fr-CA`.
+    Plain text is parallel by line. CoNLL-U is parallel by `parallel_id` (the part after its `/`), else by `sent_id`,
+    each with its letter, which in PUD distinguishes news from Wikipedia. A sentence that is missing or blank in one
+    language is left out of all, and counted in the log. Of several files of a language (`fra`, `fra-CA`) the one
+    without a variant has the bare code, the others keep the variant: `fr`, `fr-CA`.
 
     Args:
-      spec: a directory (its PUD files if it has any, otherwise its text files), or files of one of the two forms, as a
-        comma-separated string or a list.
-      field: names the setting in messages.
+      spec: a directory (its PUD files if it has any, otherwise its text files), or comma-separated files of one of the
+        two forms.
+      field: the setting, for error messages.
 
     Raises:
-      UserError: no such file, names that do not tell the language, no English or nothing else, languages of unequal
-        length, text that is not UTF-8, a sentence id that stands twice, no sentence that all languages have.
+      UserError: no such file, names without a language code, English missing or alone, languages of different length,
+        text that is not UTF-8, a sentence id that appears twice, no sentence that all languages have.
     """
     paths, pattern = _paths(spec, field)
     files = _languages(paths, pattern, field)
@@ -81,14 +82,7 @@ def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "para
         numbers = list(dict.fromkeys(itertools.chain(found[PIVOT], *found.values())))  # in the order of English
         rows = {language: [texts.get(number, "") for number in numbers] for language, texts in found.items()}
     else:
-        rows = {language: text_files.read_lines(path, field=field) for language, path in files.items()}
-        count = len(rows[PIVOT])
-        for language, lines in rows.items():
-            if len(lines) != count:
-                raise UserError(
-                    f"{field}: {files[PIVOT]} has {count} lines and {files[language].name} has {len(lines)}; "
-                    "line i of one must translate line i of the other"
-                )
+        rows = dict(zip(files, text_files.read_aligned(list(files.values()), field=field), strict=True))
     complete = [i for i, row in enumerate(zip(*rows.values(), strict=True)) if all(text.strip() for text in row)]
     dropped = len(rows[PIVOT]) - len(complete)
     if not complete:
@@ -98,10 +92,9 @@ def read_parallel(spec: str | Path | Sequence[str | Path], *, field: str = "para
     return {language: [lines[i] for i in complete] for language, lines in sorted(rows.items())}
 
 
-def _paths(spec: str | Path | Sequence[str | Path], field: str) -> tuple[list[Path], re.Pattern[str]]:
-    """The files, and the form of their names."""
-    parts = spec.split(",") if isinstance(spec, str) else [spec] if isinstance(spec, Path) else spec
-    paths = [storage.local(str(part).strip()) for part in parts if str(part).strip()]
+def _paths(spec: str | Path, field: str) -> tuple[list[Path], re.Pattern[str]]:
+    """The files, and the pattern of their names."""
+    paths = [storage.local(part) for part in entries(str(spec))]
     if len(paths) == 1 and paths[0].is_dir():
         names = sorted(paths[0].iterdir())
         if pud := [path for path in names if _CONLLU.fullmatch(path.name) and "_pud-" in path.name]:
@@ -122,7 +115,7 @@ def _languages(paths: Sequence[Path], pattern: re.Pattern[str], field: str) -> d
     for path in paths:
         match = pattern.fullmatch(path.name)
         if not match:
-            raise UserError(f"{field}: {path}: the name does not tell the language; give {FORM}")
+            raise UserError(f"{field}: {path}: no language code in the name; give {FORM}")
         found.append((CODES.get(match[1], match[1]), match[2].replace("_", "-"), path))
     for code, variant, path in found:
         others = [other for other in found if other[0] == code and other[2] != path]
@@ -136,26 +129,22 @@ def _languages(paths: Sequence[Path], pattern: re.Pattern[str], field: str) -> d
 def _read_conllu(path: Path, field: str) -> dict[str, str]:
     """Id -> text, for every sentence that has both."""
     sentences: dict[str, str] = {}
-    about: dict[str, str] = {}
-    for number, line in enumerate([*text_files.read_lines(path, field=field), ""], start=1):
-        if match := _COMMENT.fullmatch(line):
-            about[match[1]] = match[2].strip()
-        elif not line.strip():
-            identity = about.get("parallel_id", "").partition("/")[2] or about.get("sent_id", "")
-            if identity in sentences:
-                raise UserError(f"{field}: {path}:{number}: the sentence above repeats the id {identity}; remove one")
-            if identity and about.get("text"):
-                sentences[identity] = about["text"]
-            about = {}
+    for start, lines in conllu.blocks(path, field=field):
+        about = {match[1]: match[2].strip() for line in lines if (match := _COMMENT.fullmatch(line))}
+        identity = about.get("parallel_id", "").partition("/")[2] or about.get("sent_id", "")
+        if identity in sentences:
+            raise UserError(f"{field}: {path}:{start}: the id {identity} appears twice; remove one sentence")
+        if identity and about.get("text"):
+            sentences[identity] = about["text"]
     if not sentences:
         raise UserError(f"{field}: {path}: no sentence has `# sent_id = ` and `# text = `; is this CoNLL-U?")
     return sentences
 
 
 def cka_linear(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
-    """CKA with the linear kernel, of X [N, D] and Y [N, D'], rows paired; computed in float64, memory N squared.
+    """CKA with the linear kernel of X [N, D] and Y [N, D'], rows paired; computed in float64, memory N squared.
 
-    0 to 1, or a little below 0 if `debiased`, which takes N of at least 4. 0 if all rows of one side are equal.
+    0 to 1, or slightly below 0 if `debiased`, which needs N of at least 4. 0 if all rows of one side are equal.
     """
     return _alignment(_linear(X), _linear(Y), debiased)
 
@@ -163,7 +152,7 @@ def cka_linear(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float
 def cka_rbf(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
     """CKA with the kernel exp(-d^2 / (2 s^2)) of the distances d between rows; otherwise as `cka_linear`.
 
-    s^2 is the median of those d^2 that are not 0, for each side by itself.
+    s^2 is the median of the nonzero d^2, for each side separately.
     """
     return _alignment(_rbf(X), _rbf(Y), debiased)
 
@@ -177,9 +166,9 @@ KINDS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def retrieval(X: np.ndarray, Y: np.ndarray) -> float:
-    """Share of the rows of X [N, D] whose nearest row of Y [N, D], by cosine, is their own; mean of both directions.
+    """Share of rows of X [N, D] whose nearest row of Y [N, D], by cosine, is their own; mean of both directions.
 
-    0 to 1, with 1/N by chance: like CKA, it depends on N.
+    0 to 1, with 1/N at chance: like CKA, it depends on N.
     """
     own = np.arange(len(X))
     return float(np.mean([nearest(X, Y) == own, nearest(Y, X) == own]))
@@ -189,12 +178,12 @@ MEASURES = {f"cka_{kind}": cka for kind, cka in KINDS.items()} | {"retrieval": r
 
 
 def _linear(X: np.ndarray) -> np.ndarray:
-    """Gram matrix [N, N] of the rows around their mean: a large common part would cost digits."""
+    """Gram matrix [N, N] of the centred rows: a large common part would cost precision."""
     X = np.asarray(X, np.float64)
-    around = X - X.mean(0)
-    if np.linalg.norm(around) <= 1e-12 * np.linalg.norm(X):
-        around = np.zeros_like(X)  # equal rows, but for rounding
-    return around @ around.T
+    centred = X - X.mean(0)
+    if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(X):
+        centred = np.zeros_like(X)  # equal rows up to rounding
+    return centred @ centred.T
 
 
 def _rbf(X: np.ndarray) -> np.ndarray:
@@ -209,18 +198,16 @@ def _rbf(X: np.ndarray) -> np.ndarray:
 def _alignment(K: np.ndarray, L: np.ndarray, debiased: bool) -> float:
     """HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L))."""
     if len(K) != len(L) or len(K) < (4 if debiased else 2):
-        raise ValueError(
-            f"CKA of {len(K)} and {len(L)} rows: they must be as many, and at least {4 if debiased else 2}"
-        )
+        raise ValueError(f"CKA of {len(K)} and {len(L)} rows: need equal numbers, at least {4 if debiased else 2}")
     K, L = _centred(K, debiased), _centred(L, debiased)
     scale = np.linalg.norm(K) * np.linalg.norm(L)
     return float(np.sum(K * L) / scale) if scale > 0 else 0.0
 
 
 def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
-    """H K H with H = I - 1/N; products of two such matrices sum to the biased HSIC, but for a factor.
+    """H K H with H = I - 1/N: products of two such matrices sum to a multiple of the biased HSIC.
 
-    `debiased`: the U-centred matrix (Szekely & Rizzo 2014), whose products sum to N (N - 3) times the unbiased one.
+    `debiased`: the U-centred matrix (Szekely & Rizzo 2014), whose products sum to N (N - 3) times the unbiased HSIC.
     """
     N = len(K)
     if debiased:
@@ -230,7 +217,7 @@ def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
         np.fill_diagonal(centred, 0)
     else:
         centred = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
-    # What remains of a constant matrix is rounding.
+    # A constant matrix leaves nothing but rounding errors.
     return centred if np.linalg.norm(centred) > 1e-12 * np.linalg.norm(K) else np.zeros_like(K)
 
 
@@ -246,21 +233,21 @@ def evaluate_similarity(
     task: str = "cka",
     seed: int = 0,
 ) -> list[Score]:
-    """Similarity of English with every other language, by layer: one item a batch, the value is their mean.
+    """Similarity of English with every other language, by layer: an item is a batch, the value is their mean.
 
-    The sentences are shuffled (neighbours in a file are often of one document) and cut into disjoint batches, the same
-    for all languages, layers and models; a rest smaller than a batch is left out. Memory: vectors of 4,096 sentences
-    (or of a batch, if larger) in two languages at all layers, and matrices of batch squared.
+    The sentences are shuffled (neighbouring lines often come from one document) and split into disjoint batches, the
+    same for all languages, layers and models; an incomplete batch is left out. Memory: vectors of 4,096 sentences (or
+    of a batch, if larger) in two languages at all layers, and matrices of batch squared.
 
     Args:
-      embedder: made for the model.
+      embedder: of the model.
       params: the encoder's parameters.
       texts: see `read_parallel`.
       layers: 0 is the embeddings' output.
-      batch: N, sentences; the value depends on it (see above), so it belongs beside every score.
+      batch: N, sentences; the value depends on it (see above), so report it with every score.
       measures: of MEASURES, the metrics of the scores.
       pooling: of the tokens' states.
-      task: the name under which the scores stand.
+      task: the task's name in the scores.
       seed: of the shuffle.
 
     Returns:

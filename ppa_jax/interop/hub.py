@@ -27,15 +27,17 @@ def is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
 
 
-def resolve(source: str | Path) -> Path:
+def resolve(source: str | Path, *, weights: bool = True) -> Path:
     """The local directory of a model; one in a bucket or on the Hub is downloaded to the cache.
 
-    `source` is a directory, the workdir of a run (its export is used), an address in a bucket, or a name on the Hub.
+    Args:
+      source: a directory, the workdir of a run (its export is used), an address in a bucket, or a name on the Hub.
+      weights: whether to download them, too.
 
     Raises UserError when there is no such directory, the run has not finished, or the download fails.
     """
     if storage.in_bucket(source):
-        return _from_bucket(str(source).rstrip("/"))
+        return _from_bucket(str(source).rstrip("/"), weights)
     path = Path(source).expanduser()
     if (path / "checkpoints").is_dir() and (path / "base").is_dir():
         if not (path / "export" / "config.json").is_file():
@@ -51,8 +53,8 @@ def resolve(source: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _SAFETENSORS))
-        if not any(directory.glob("model*.safetensors*")):
+        directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + (_SAFETENSORS if weights else [])))
+        if weights and not any(directory.glob("model*.safetensors*")):
             directory = Path(snapshot_download(str(source), allow_patterns=_SMALL + _BIN))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
@@ -62,7 +64,7 @@ def resolve(source: str | Path) -> Path:
     return directory
 
 
-def _from_bucket(address: str) -> Path:
+def _from_bucket(address: str, weights: bool) -> Path:
     """As `resolve`; of the files in the bucket only those that are read are downloaded."""
     names = storage.names(address)
     if "base/config.json" in names:
@@ -71,5 +73,5 @@ def _from_bucket(address: str) -> Path:
         address = f"{address}/export"
         names = [name.removeprefix("export/") for name in names if name.startswith("export/")]
     has_safetensors = any(fnmatch(name, "model*.safetensors*") for name in names)
-    patterns = _SMALL + (_SAFETENSORS if has_safetensors else _BIN)
+    patterns = _SMALL + ((_SAFETENSORS if has_safetensors else _BIN) if weights else [])
     return storage.local(address, wanted=lambda name: any(fnmatch(name, pattern) for pattern in patterns))

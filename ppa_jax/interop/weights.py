@@ -7,9 +7,7 @@ one at a time. Every write is atomic.
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -154,13 +152,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # save_file writes the memory of an array whatever its strides: a transposed one has to be copied first.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic(path, size=sum(array.nbytes for array in contiguous.values())) as unfinished:
-        try:
-            save_file(contiguous, unfinished, metadata={"format": "pt"})
-        except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))
-            if number is None:
-                raise
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+        save_file(contiguous, unfinished, metadata={"format": "pt"})
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -91,8 +91,8 @@ def run(config: Config, workdir: str) -> None:
             path = directory / "measured" / f"{digest(source, requests, max_length, config)}.npz"
             if not path.exists():
                 path.parent.mkdir(exist_ok=True)
-                scores.keep(path, {source: measure(name, source, requests, parts, max_length, config)})
-            runs += scores.kept(path).values()
+                scores.save_scores(path, {source: measure(name, source, requests, parts, max_length, config)})
+            runs += scores.load_scores(path).values()
         measured[name] = comparison.Measured(
             " | ".join(model.sources),
             model.depth,
@@ -101,7 +101,7 @@ def run(config: Config, workdir: str) -> None:
             scores.over_runs(runs),
             runs if runs[1:] else (),
         )
-        report.write_records(directory / "scores.json", comparison.records_of(measured))
+        scores.write_records(directory / "scores.json", comparison.records_of(measured))
         bucket.push()
 
     # ---- report ----
@@ -188,7 +188,7 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
 
 def choose_requests(model: Model, models: Iterable[Model], config: Config) -> Requests:
     """Where one of the models is measured."""
-    main = comparison.main_place(model.depth) if config.layer == -1 else (config.layer, "mean")
+    main = comparison.main_setting(model.depth) if config.layer == -1 else (config.layer, "mean")
     trained = [m.own for m in models if m.own is not None and m.own[0] <= model.depth]
     layers = list(range(model.depth + 1)) if config.every_layer else [main[0]]
     everything = [main, *trained, (model.depth, "cls"), *((layer, "mean") for layer in layers)]

@@ -17,7 +17,7 @@ from ppa_jax.config import POSITIVE, Config, check, entries, one_of
 from ppa_jax.data import prepare, sources, vocabulary
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.interop import huggingface
+from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.interop.names import config_to_hf
 from ppa_jax.model.bert import Encoder, EncoderConfig
@@ -80,7 +80,7 @@ def write_random(config: Config, directory: Path, token_types: int = 2) -> None:
     """Writes an untrained model and its tokenizer in the Hugging Face format."""
     directory.mkdir(parents=True, exist_ok=True)
     if config.model.tokenizer:
-        tokenizer = load_tokenizer(config.model.tokenizer)
+        tokenizer = load_tokenizer(hub.resolve(config.model.tokenizer, weights=False))
         vocab_size = tokenizer.vocab_size
         for file in tokenizer.files:
             shutil.copy(file, directory / file.name)

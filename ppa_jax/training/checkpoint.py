@@ -19,7 +19,6 @@ With several processes every method must be called by all of them, and the direc
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
@@ -34,7 +33,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
+from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.storage import in_bucket, one_line
 from ppa_jax.training import bucket
 from ppa_jax.training.checksums import (
@@ -314,35 +313,11 @@ def _describe(leaf: Any) -> str:
 # ---- errors and noise ----
 
 
-@contextlib.contextmanager
-def _disk_errors(directory: epath.Path) -> Iterator[None]:
-    """Turns what the operating system refuses (no space, quota, permission) into one line for the user."""
-    try:
-        with one_line(directory):
-            yield
-    except UserError:
-        raise
-    except Exception as error:
-        if in_bucket(directory) or (number := _disk_error(error)) is None:
-            raise
-        kind, way_out = UserError, "free some space or give another directory"
-        if number not in NO_ROOM + NO_PLACE:  # a shared disk that stumbles
-            kind, way_out = RuntimeError, "start again in a moment"
-        raise kind(
-            f"{directory}: cannot write the checkpoint: {os.strerror(number)}; {way_out} "
-            "(the checkpoints already there are untouched)"
-        ) from error
-
-
-def _disk_error(error: BaseException | None) -> int | None:
-    """The system's number for a failed write, looked for along the chain of causes; None if it was something else."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's errors are ValueErrors
-            return int(code[1])
-        error = error.__cause__ or error.__context__
-    return None
+def _disk_errors(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
+    if in_bucket(directory):
+        return one_line(directory)
+    note = " (the checkpoints already there are untouched)"
+    return disk_errors(directory, way_out="give another directory", note=note)
 
 
 def _orbax_is_worth_hearing(record: LogRecord) -> bool:

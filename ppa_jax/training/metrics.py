@@ -1,6 +1,7 @@
 """Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from absl import logging
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
+from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.training.workdir import atomic
 
 METRICS = "metrics.jsonl"
@@ -86,15 +87,13 @@ class MetricWriter:
         self._last = step
         numbers = {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
         record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        try:
+        with disk_errors(self._path, way_out="give another --workdir"):
             if self._file is None:
                 self._workdir.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab", buffering=0)  # unbuffered: a kill loses nothing
             line = (json.dumps(record) + "\n").encode()
             if self._file.write(line) != len(line):  # a disk that fills up accepts a part before it fails
-                raise OSError(None, "no space left on the device")
-        except OSError as error:
-            raise _unwritable(self._path, error) from error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_elsewhere(step, numbers)
 
     def sync(self) -> None:
@@ -224,12 +223,6 @@ def progress_line(step: int, total: int, values: Mapping[str, Any], *, first: in
 def _shown(values: Mapping[str, Any]) -> str:
     known = {name: float(values[name]) for name in _FORMATS if name in values}
     return ", ".join(_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value))
-
-
-def _unwritable(path: Path, error: OSError) -> Exception:
-    if error.errno in NO_ROOM + NO_PLACE:
-        return UserError(f"{path}: cannot write: {error.strerror}; free some space or give another --workdir")
-    return RuntimeError(f"{path}: cannot write: {error.strerror or error}; start again in a moment")
 
 
 def import_wandb() -> Any:

@@ -22,7 +22,7 @@ from absl import logging
 from etils import epath
 
 from ppa_jax import storage
-from ppa_jax.errors import UserError
+from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.training import bucket
 
 CONFIG = "config.json"
@@ -47,9 +47,9 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
       size: in bytes, for the message about a full disk.
 
     Raises:
-      UserError: the operating system refuses.
+      UserError: the disk is full, or `path` cannot be written.
     """
-    try:
+    with disk_errors(path, size=size):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = _unfinished(path)
         try:
@@ -62,12 +62,6 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
                 unfinished.replace(path)
         finally:
             _remove(unfinished)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            need = f" ({size / 1e6:,.0f} MB are needed)" if size else ""
-            raise UserError(f"{path}: no space left on the device{need}; make room or choose another folder") from error
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be written: {reason}; choose another folder") from error
 
 
 def _rename_directory(unfinished: Path, path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+import types
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -363,15 +364,26 @@ def test_hf_problems(tmp_path):
 
 
 def test_hf_hub_without_the_package(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # makes the import fail
+    monkeypatch.setitem(sys.modules, "datasets", None)  # makes the import fail
     with pytest.raises(UserError, match="the package `datasets`, which would fetch it, is not installed"):
         read("en-de=hf:owner/corpus/de-en")
 
 
+def test_hf_hub_without_network(monkeypatch):
+    def unknown(*args):
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr("ppa_jax.data.public_datasets.getproxies", dict)
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace())
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match=r"no such directory, and huggingface\.co cannot be reached"):
+        read("en-de=hf:owner/corpus")
+
+
 def test_hf_hub_names(monkeypatch):
     """owner/name/config is tried as such, owner/name also as name/config; the training split is read."""
-    import sys
-    import types
 
     class Split(list):
         info = types.SimpleNamespace(version="1.0.0")

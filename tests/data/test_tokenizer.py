@@ -33,7 +33,6 @@ def test_pieces_without_special_tokens_or_truncation(directory):
     ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
     assert ids == (0, 1, 2, 3, 4) and tokenizer.special_ids == (0, 1, 2, 3, 4)
     assert tokenizer.vocab_size == 11
-    assert tokenizer.decode([2, 5, 6, 3]) == "the cat"
 
 
 def test_text_cannot_forge_special_tokens(directory):
@@ -88,18 +87,6 @@ def test_no_such_place(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file, not a Hugging Face directory"):
         load_tokenizer(tmp_path / "file")
-
-
-def test_hub_name_without_network(monkeypatch):
-    def unknown(*args):
-        raise OSError("name or service not known")
-
-    monkeypatch.setattr("urllib.request.getproxies", dict)
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setattr("socket.getaddrinfo", unknown)
-    with pytest.raises(UserError, match=r"no directory of this name, and huggingface\.co cannot be reached"):
-        load_tokenizer("no-such-model-of-the-hub")
 
 
 def test_check_vocabulary(directory):

@@ -13,12 +13,12 @@ from ppa_jax.evaluation.scores import (
     Score,
     difference,
     draw,
-    keep,
-    kept,
+    load_scores,
     mean_and_spread,
     mean_over_languages,
     over_runs,
     per_item,
+    save_scores,
 )
 
 
@@ -151,9 +151,9 @@ def test_draws_of_many_scores_are_those_of_each():
     assert not any("draws" in vars(other) for other in together[-2:])
 
 
-def test_kept_scores_come_back_with_their_items(tmp_path):
+def test_saved_scores_come_back_with_their_items(tmp_path):
     path = tmp_path / "scores.npz"
-    assert kept(path) == {}
+    assert load_scores(path) == {}
     models = {
         "before": [
             score(per_item(np.array([0, 1, 1]))),
@@ -161,8 +161,8 @@ def test_kept_scores_come_back_with_their_items(tmp_path):
         ],
         "after": [score(per_item(np.array([1, 1, 1])), per_item(np.zeros(2)), language="mean", shared_items=True)],
     }
-    keep(path, models)
-    again = kept(path)
+    save_scores(path, models)
+    again = load_scores(path)
     assert list(again) == ["before", "after"]
     for name, scores in models.items():
         assert [s.record(name) for s in again[name]] == [s.record(name) for s in scores]
@@ -171,7 +171,7 @@ def test_kept_scores_come_back_with_their_items(tmp_path):
         ]
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"scores.npz: damaged .*; delete it"):
-        kept(path)
+        load_scores(path)
 
 
 def test_a_difference_by_hand():

@@ -172,8 +172,8 @@ def test_the_file_with_sure_and_possible_is_preferred_and_bases_can_be_set(tmp_p
     files = {**TEXTS, "align.txt": "1 1 1\n", "alignv2.txt": "2 1 2 P\n2 0 1 S\n"}
     gold = read_gold(write(tmp_path / "de-en", files), word_base=1, sentence_base=1)["de-en"]
     assert gold == GoldSet([["ja"]], [["yes", "yes"]], [set()], [{(0, 1)}])
-    assert "1 links to no word were skipped" in caplog.text
-    assert "says nothing of 1 sentences" in caplog.text
+    assert "skipped 1 links to no word" in caplog.text
+    assert "left out 1 sentences without links" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -265,11 +265,11 @@ def test_a_line_without_links_is_an_annotated_sentence(tmp_path):
         ({"alignv2.txt": "1 1 1 X\n"}, r"alignv2.txt:1: neither"),
         ({"alignv2.txt": "\n"}, r"alignv2.txt: no link in it"),
         ({"a.align": "0-0\n0-0 1=1\n"}, r"a.align:2: '1=1' is no link like 0-0"),
-        ({"a.align": "0-0\n"}, r"a.align has 1 lines and test.de has 2; one each"),
+        ({"a.align": "0-0\n"}, r"a.align has 1 lines and test.de has 2; they must"),
         ({"a.align": "0-0\n0-3\n"}, r"a.align:2: word 3, counted from 0, but test.en:2 has 2"),
-        ({"a.align": "", "b.pharaoh": ""}, r"one file align\* or .* is needed, there is a.align, b.pharaoh;"),
-        ({}, r"one file align\* or .* is needed, there is none;"),
-        ({"dev.de": "x\n", "a.align": "0-0\n0-0\n"}, r"one file \*.de is needed, there is dev.de, test.de;"),
+        ({"a.align": "", "b.pharaoh": ""}, r"needs one file align\* or .*, there is a.align, b.pharaoh;"),
+        ({}, r"needs one file align\* or .*, there is none;"),
+        ({"dev.de": "x\n", "a.align": "0-0\n0-0\n"}, r"needs one file \*.de, there is dev.de, test.de;"),
         ({"test.en": "one\n", "a.align": "0-0\n0-0\n"}, r"test.de has 2 lines and test.en has 1;"),
         ({"test.en": b"one\n\xff\n", "a.align": "0-0\n0-0\n"}, r"test.en:2: not UTF-8"),
     ],

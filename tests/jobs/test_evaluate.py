@@ -142,7 +142,7 @@ def test_trainings_of_one_model_and_several_baselines(shelf, other, data, tmp_pa
     differences = json.loads((tmp_path / "differences.json").read_text())
     assert {(r["model"], r["baseline"]) for r in differences} == {("both", "plain"), ("plain", "both")}
     text = (tmp_path / "report.md").read_text()
-    assert "### Differences to plain" in text and "### Differences to both" in text and " ±" in text
+    assert "### Differences from plain" in text and "### Differences from both" in text and " ±" in text
 
 
 def test_the_same_command_goes_on_and_measures_what_has_changed(shelf, other, data, tmp_path, monkeypatch, capsys):
@@ -205,7 +205,7 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
     (dense / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]))
     assert main(arguments(tmp_path / "run", models=dense, tatoeba=data / "tatoeba")) == 0
     assert "dense: its own sentence vectors are not measured" in capsys.readouterr().err
-    assert "not said" in (tmp_path / "run/report.md").read_text()
+    assert "unknown" in (tmp_path / "run/report.md").read_text()
 
 
 @pytest.mark.parametrize(

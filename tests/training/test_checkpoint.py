@@ -355,7 +355,7 @@ def test_a_full_disk_is_a_user_error_and_spares_the_older_ones(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "write_checksums", full)
         checkpoints.save(2, make_state(8, 2), force=True)
-        with pytest.raises(UserError, match="No space left on device") as error:
+        with pytest.raises(UserError, match="no space left on the device") as error:
             checkpoints.wait()
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["1"]  # the half checkpoint gave its room back
@@ -373,7 +373,7 @@ def test_a_disk_that_is_really_full(tmp_path, caplog):
     try:
         checkpoints = saved(disk / "c", 1)
         checkpoints.save(2, {"x": jnp.arange(500_000.0)}, force=True)
-        with pytest.raises(UserError, match="No space left on device"):
+        with pytest.raises(UserError, match="no space left on the device"):
             checkpoints.close()
         assert not [record for record in caplog.records if record.exc_info]  # no traceback from its threads either
         restored = Checkpoints(disk / "c", every=0, keep=1).restore(abstract(make_state(8)))
@@ -413,7 +413,7 @@ def test_a_second_start_is_kept_out(tmp_path):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file/c: cannot write the checkpoint: Not a directory"):
+    with pytest.raises(UserError, match="file/c: cannot be written: Not a directory"):
         Checkpoints(tmp_path / "file" / "c", every=0, keep=1)
 
 

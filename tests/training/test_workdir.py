@@ -141,18 +141,9 @@ def test_a_kill_leaves_no_lock_and_its_file_is_removed_by_the_next(tmp_path):
     assert path.read_text() == "whole" and sorted(p.name for p in tmp_path.iterdir()) == [".file[1].lock", "file[1]"]
 
 
-@pytest.mark.parametrize(
-    "error, size, said",
-    [
-        (errno.ENOSPC, 0, "no space left on the device; make room or choose another folder"),
-        (errno.EDQUOT, 3_000_000, "no space left on the device (3 MB are needed); make room"),
-        (errno.EROFS, 0, "cannot be written: Read-only file system; choose another folder"),
-    ],
-)
-def test_what_the_system_refuses_is_one_line(tmp_path, error, size, said):
-    with pytest.raises(UserError) as told, atomic(tmp_path / "it", size):
-        raise OSError(error, os.strerror(error))
-    assert str(told.value).startswith(f"{tmp_path}/it: {said}")
+def test_what_the_system_refuses_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="/it: cannot be written: Read-only file system"), atomic(tmp_path / "it"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
 
 def test_a_lock_is_held_by_one_thread_at_a_time(tmp_path):

@@ -1,9 +1,12 @@
-"""Tables in Markdown."""
+"""Reports in Markdown: tables, and the file report.md."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from ppa_jax.training.workdir import atomic
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -29,3 +32,22 @@ def _is_score(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def write_report(workdir: Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> Path:
+    """Writes report.md and returns its path.
+
+    Args:
+      workdir: created if absent.
+      title: the heading.
+      facts: setting -> value, shown below the title in this order.
+      parts: the rest, paragraphs of Markdown.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    head = [f"# {title}", *([table(("setting", "value"), list(facts.items()))] if facts else [])]
+    path = workdir / "report.md"
+    with atomic(path) as unfinished:
+        unfinished.write_text("\n\n".join([*head, *parts]) + "\n", encoding="utf-8")
+    return path

@@ -1,19 +1,25 @@
-"""Pictures, as PNG: training curves, bars by language, curves by layer, models side by side. Same input, same bytes."""
+"""Pictures, as PNG: training curves, bars by language, curves by layer, models side by side. Same input, same bytes.
+
+Every function writes its file at once or not at all and raises UserError if it cannot be written.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-# Colour-blind safe, and apart in grey as well. The first is for what a model is compared with.
+from ppa_jax.training.workdir import atomic
+
+# Distinct for the colour-blind and in grey. The first is for what a model is compared with.
 COLOURS = ("#a9b4c2", "#1f5fa8", "#d9822b", "#3d8f6b", "#8c5a9e", "#b8432f")
 INK, GRID = "#2b2f36", "#d9dde3"
-
 WINDOW = 20  # steps of the running mean of a training curve
+MEANS = ("zero-shot", "mean")  # labels, at the end, of means over the others
 
 
 class Panel(NamedTuple):
@@ -23,9 +29,6 @@ class Panel(NamedTuple):
     title: str
     unit: str
     scale: float = 1.0
-
-
-MEANS = ("zero-shot", "mean")  # labels, at the end, of means over the others
 
 
 class Bars(NamedTuple):
@@ -55,7 +58,7 @@ class LayerCurves(NamedTuple):
 
 
 def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *, title: str, ylabel: str) -> None:
-    """Grouped bars, one panel below the other, with a mark for each interval that is given.
+    """Grouped bars, one panel below the other, with a mark for each given interval.
 
     Args:
       path: the PNG to write.
@@ -64,39 +67,33 @@ def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *
       title: of the picture.
       ylabel: the quantity and its unit.
     """
-    series = len(panels[0].values)
-    wide = min(18.0, max(7.0, 1.6 + len(labels) * (0.34 * series + 0.25)))
-    figure, axes = _figure(len(panels), 1, (wide, 0.9 + 3.1 * len(panels)))
-    for axis, (name, values, intervals) in zip(axes, panels, strict=True):
-        thickness = 0.8 / len(values)
-        highs = [high for pairs in (intervals or {}).values() for _, high in pairs]
-        highest = np.nanmax([1e-9, *highs, *(v for numbers in values.values() for v in numbers)])
-        for i, (label, numbers) in enumerate(values.items()):
-            at = np.arange(len(labels)) + (i - (len(values) - 1) / 2) * thickness
-            bars = axis.bar(at, numbers, thickness * 0.94, label=label, color=COLOURS[i % len(COLOURS)], zorder=2)
-            if intervals:
-                low, high = np.array(intervals[label], float).T
-                error = np.nan_to_num([np.subtract(numbers, low), np.subtract(high, numbers)]).clip(0)
-                axis.errorbar(at, numbers, error, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, zorder=3)
-            elif wide / (len(labels) * len(values)) > 0.3:  # inches: room for a number over the bar
-                axis.bar_label(bars, [f"{v:.1f}" if np.isfinite(v) else "" for v in numbers], fontsize=7.5, padding=1.5)
-        axis.set_xticks(np.arange(len(labels)), labels, rotation=60 if len(labels) > 30 else 0)
-        axis.set_xlim(-0.6, len(labels) - 0.4)
-        axis.set_ylim(0, highest * 1.14)
-        axis.set_ylabel(ylabel)
-        axis.set_title(name, loc="left", fontsize=10.5)
-        axis.grid(axis="y", color=GRID, linewidth=0.7)
-        if means := sum(label in MEANS for label in labels):
-            axis.axvline(len(labels) - means - 0.5, color=GRID, linewidth=1.2)
-    handles, names = axes[0].get_legend_handles_labels()
-    each = 0.6 + 0.08 * max(map(len, names))  # inches that an entry takes
-    columns = max(1, min(series, int(wide / each)))
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    _save(figure, path, title, wide)
+    series = list(panels[0].values)
+    width = min(18.0, max(7.0, 1.6 + len(labels) * (0.34 * len(series) + 0.25)))
+    thickness = 0.8 / len(series)
+    with _figure(path, title, len(panels), columns=1, width=width, height=3.1) as (figure, axes):
+        for axis, (name, values, intervals) in zip(axes, panels, strict=True):
+            highs = [high for pairs in (intervals or {}).values() for _, high in pairs]
+            for i, (label, numbers) in enumerate(values.items()):
+                x = np.arange(len(labels)) + (i - (len(series) - 1) / 2) * thickness
+                bars = axis.bar(x, numbers, thickness * 0.94, label=label, color=COLOURS[i % len(COLOURS)], zorder=2)
+                if intervals:
+                    error = _whiskers(numbers, *np.array(intervals[label], float).T)
+                    axis.errorbar(x, numbers, error, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, zorder=3)
+                elif width / (len(labels) * len(series)) > 0.3:  # inches: room for a number over the bar
+                    text = [f"{v:.1f}" if np.isfinite(v) else "" for v in numbers]
+                    axis.bar_label(bars, text, fontsize=7.5, padding=1.5)
+            _describe(axis, name, ylabel=ylabel, grid="y")
+            axis.set_xticks(np.arange(len(labels)), labels, rotation=60 if len(labels) > 30 else 0)
+            axis.set_xlim(-0.6, len(labels) - 0.4)
+            axis.set_ylim(0, np.nanmax([1e-9, *highs, *(v for numbers in values.values() for v in numbers)]) * 1.14)
+            if means := sum(label in MEANS for label in labels):
+                axis.axvline(len(labels) - means - 0.5, color=GRID, linewidth=1.2)
+        entry = 0.6 + 0.08 * max(map(len, series))  # inches
+        _legend(figure, axes[0].get_legend_handles_labels()[0], columns=max(1, int(width / entry)))
 
 
 def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str) -> bool:
-    """Metrics against the step: every step in a light line, the mean over the last 20 steps in a strong one.
+    """Metrics against the step: each step as a thin line, the mean over the last 20 steps as a thick one.
 
     Returns False, and writes nothing, when no panel has a value.
     """
@@ -107,25 +104,17 @@ def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: 
             curves.append((panel, *np.array(points, float).T))
     if not curves:
         return False
-    columns = min(2, len(curves))
-    rows = -(-len(curves) // columns)
-    figure, axes = _figure(rows, columns, (5.2 * columns, 0.6 + 3.0 * rows))
-    for axis, (panel, steps, values) in zip(axes, curves, strict=False):
-        axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
-        means = running_mean(values)
-        if len(means) > 1:
-            label = f"mean of {WINDOW} steps"
-            axis.plot(steps[WINDOW - 1 :], means, color=COLOURS[1], linewidth=1.8, label=label)
-            axis.legend(frameon=False, fontsize=8)
-        axis.set_title(panel.title, loc="left", fontsize=10.5)
-        axis.set_ylabel(panel.unit)
-        axis.set_xlabel("step")
-        axis.grid(color=GRID, linewidth=0.7)
-        if panel.scale == 100:
-            axis.set_ylim(bottom=0)
-    for axis in axes[len(curves) :]:
-        axis.set_visible(False)
-    _save(figure, path, title, 5.2 * columns)
+    with _figure(path, title, len(curves)) as (_, axes):
+        for axis, (panel, steps, values) in zip(axes, curves, strict=True):
+            axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
+            means = running_mean(values)
+            if len(means) > 1:
+                label = f"mean of {WINDOW} steps"
+                axis.plot(steps[WINDOW - 1 :], means, color=COLOURS[1], linewidth=1.8, label=label)
+                axis.legend(frameon=False, fontsize=8)
+            _describe(axis, panel.title, "step", panel.unit)
+            if panel.scale == 100:
+                axis.set_ylim(bottom=0)
     return True
 
 
@@ -137,46 +126,30 @@ def plot_layers(
     xlabel: str = "layer (0: embeddings)",
     marker: str = "o",
 ) -> None:
-    """A measure against the layer (or what `xlabel` says), a line for each series, with a band for given intervals.
+    """A measure against the layer (or `xlabel`), a line for each series, with a band for given intervals.
 
-    Panels of one measure have one scale, and a series has one colour in all of them.
+    Panels of one measure share their scale, and a series has the same colour in all panels.
     """
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = _figure(rows, columns, (5.2 * columns, 1.0 + 3.0 * rows))
-    series = list(dict.fromkeys(label for panel in panels for label in panel.values))
-    for axis, panel in zip(axes, panels, strict=False):
-        for label, values in panel.values.items():
-            layers = sorted(values)
-            colour = COLOURS[series.index(label) % len(COLOURS)]
-            axis.plot(
-                layers,
-                [values[x] for x in layers],
-                f"{marker}-",
-                color=colour,
-                label=label,
-                linewidth=1.6,
-                markersize=3.5,
-            )
-            if band := panel.intervals.get(label):
-                low, high = np.array([band[x] for x in layers], float).T
-                axis.fill_between(layers, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set_title(panel.title, loc="left", fontsize=10.5)
-        axis.set_xlabel(xlabel)
-        axis.set_ylabel(panel.ylabel)
-        axis.grid(color=GRID, linewidth=0.7)
-    for measure in {panel.ylabel for panel in panels}:
-        same = [axis for axis, panel in zip(axes, panels, strict=False) if panel.ylabel == measure]
-        ends = [end for axis in same for end in axis.get_ylim()]
-        for axis in same:
-            axis.set_ylim(min(ends), max(ends))
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    entries = {name: handle for axis in axes for handle, name in zip(*axis.get_legend_handles_labels(), strict=True)}
-    names, handles = list(entries), list(entries.values())
-    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), frameon=False, fontsize=9)
-    _save(figure, path, title, 5.2 * columns)
+    colours = _colours(label for panel in panels for label in panel.values)
+    style = {"linewidth": 1.6, "markersize": 3.5}
+    with _figure(path, title, len(panels)) as (figure, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            for label, values in panel.values.items():
+                layers = sorted(values)
+                y = [values[x] for x in layers]
+                axis.plot(layers, y, f"{marker}-", color=colours[label], label=label, **style)
+                if band := panel.intervals.get(label):
+                    low, high = np.array([band[x] for x in layers], float).T
+                    axis.fill_between(layers, low, high, color=colours[label], alpha=0.15, linewidth=0)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            _describe(axis, panel.title, xlabel, panel.ylabel)
+        for measure in {panel.ylabel for panel in panels}:
+            same = [axis for axis in axes if axis.get_ylabel() == measure]
+            ends = [end for axis in same for end in axis.get_ylim()]
+            for axis in same:
+                axis.set_ylim(min(ends), max(ends))
+        lines = {line.get_label(): line for axis in axes for line in axis.get_lines()}
+        _legend(figure, list(lines.values()), columns=3)
 
 
 def plot_models(
@@ -189,55 +162,38 @@ def plot_models(
       panels: (measure with its unit, {model: (value, low, high)}).
       title: of the picture.
     """
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    models = list(dict.fromkeys(name for _, values in panels for name in values))
-    colour = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(models)}
-    figure, axes = _figure(rows, columns, (4.0 * columns, 0.8 + (0.9 + 0.28 * len(models)) * rows))
-    for axis, (name, values) in zip(axes, panels, strict=False):
-        for i, (model, (value, low, high)) in enumerate(values.items()):
-            axis.barh(i, value, 0.75, color=colour[model], zorder=2)
-            error = np.nan_to_num([[value - low], [high - value]]).clip(0)
-            axis.errorbar(value, i, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
-            end = np.nanmax([value, high])
-            text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-            axis.annotate(text, (end, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-        axis.set_yticks(range(len(values)), list(values), fontsize=8.5)
-        axis.invert_yaxis()
-        axis.margins(x=0.16)
-        axis.set_title(textwrap.fill(name, 44), loc="left", fontsize=9.5)
-        axis.grid(axis="x", color=GRID, linewidth=0.7)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    _save(figure, path, title, 4.0 * columns)
+    colours = _colours(name for _, values in panels for name in values)
+    height = 0.9 + 0.28 * len(colours)
+    with _figure(path, title, len(panels), columns=3, width=4.0, height=height) as (_, axes):
+        for axis, (name, values) in zip(axes, panels, strict=True):
+            for i, (model, (value, low, high)) in enumerate(values.items()):
+                axis.barh(i, value, 0.75, color=colours[model], zorder=2)
+                error = _whiskers([value], low, high)
+                axis.errorbar(value, i, xerr=error, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2, zorder=3)
+                text = f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+                end = (np.nanmax([value, high]), i)
+                axis.annotate(text, end, xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+            axis.set_yticks(range(len(values)), list(values), fontsize=8.5)
+            axis.invert_yaxis()
+            axis.margins(x=0.16)
+            _describe(axis, textwrap.fill(name, 44), grid="x", fontsize=9.5)
 
 
 def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> None:
     """Points: a colour for each series, a marker for each kind."""
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    every = [point for panel in panels for series in panel.points.values() for point in series]
-    markers = dict(zip(dict.fromkeys(kind for *_, kind in every), "os^Dv<>Pp*hX" * len(every), strict=False))
-    colours = dict.fromkeys(name for panel in panels for name in panel.points)
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(colours)}
-    figure, axes = _figure(rows, columns, (5.2 * columns, 1.1 + 3.2 * rows))
-    for axis, panel in zip(axes, panels, strict=False):
-        for name, points in panel.points.items():
-            for x, y, kind in points:
-                axis.plot(x, y, markers[kind], color=colours[name], markersize=6, markeredgecolor="white")
-        axis.set_title(panel.title, loc="left", fontsize=10.5)
-        axis.set_xlabel(panel.xlabel)
-        axis.set_ylabel(panel.ylabel)
-        axis.grid(color=GRID, linewidth=0.7)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    shown = [axes[0].plot([], [], "o", color=colour, label=name)[0] for name, colour in colours.items()]
-    if len(markers) > 1:
-        shown += [
-            axes[0].plot([], [], mark, color=INK, fillstyle="none", label=kind)[0] for kind, mark in markers.items()
-        ]
-    figure.legend(handles=shown, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    _save(figure, path, title, 5.2 * columns)
+    colours = _colours(name for panel in panels for name in panel.points)
+    kinds = dict.fromkeys(kind for panel in panels for points in panel.points.values() for *_, kind in points)
+    markers = dict(zip(kinds, "os^Dv<>Pp*hX" * len(kinds), strict=False))
+    with _figure(path, title, len(panels), height=3.2) as (figure, axes):
+        for axis, panel in zip(axes, panels, strict=True):
+            for name, points in panel.points.items():
+                for x, y, kind in points:
+                    axis.plot(x, y, markers[kind], color=colours[name], markersize=6, markeredgecolor="white")
+            _describe(axis, panel.title, panel.xlabel, panel.ylabel)
+        entries = [("o", {"color": colour, "label": name}) for name, colour in colours.items()]
+        if len(markers) > 1:
+            entries += [(x, {"color": INK, "fillstyle": "none", "label": kind}) for kind, x in markers.items()]
+        _legend(figure, [axes[0].plot([], [], mark, **style)[0] for mark, style in entries], columns=4)
 
 
 def plot_heat_maps(
@@ -249,41 +205,31 @@ def plot_heat_maps(
     title: str,
     signed: bool = True,
 ) -> None:
-    """A map for each panel, one below the other, each cell with its number.
+    """One map below the other, with a number in each cell.
 
     Args:
       path: the PNG to write.
       panels: title -> [rows, columns]; NaN stays empty.
-      rows: names, down.
-      columns: names, across.
+      rows: names, from top to bottom.
+      columns: names, from left to right.
       title: of the picture.
-      signed: changes, losses and gains in two colours around zero; else amounts, pale to dark.
+      signed: two colours around zero, for changes; else pale to dark, for amounts.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in panels.values()] or [np.zeros(1)])
     limit = max(1e-9, float(np.abs(finite).max(initial=0)))
-    wide, high = 1.8 + 0.62 * len(columns), 0.9 + (0.9 + 0.32 * len(rows)) * len(panels)
-    figure, axes = _figure(len(panels), 1, (max(6.0, wide), high))
-    for axis, (name, values) in zip(axes, panels.items(), strict=True):
-        colours, low = ("RdBu", -limit) if signed else ("Blues", 0.0)
-        axis.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto")
-        for (i, j), value in np.ndenumerate(values):
-            if np.isfinite(value):
-                colour = "white" if abs(value) > 0.6 * limit else INK
-                axis.text(
-                    j,
-                    i,
-                    f"{value:+.1f}" if signed else f"{value:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=colour,
-                )
-        axis.set_xticks(range(len(columns)), columns)
-        axis.set_yticks(range(len(rows)), rows)
-        axis.set_ylabel("blocks")
-        axis.set_title(name, loc="left", fontsize=10.5)
-        axis.spines[["left", "bottom"]].set_visible(False)
-    _save(figure, path, title, max(6.0, wide))
+    colours, low, form = ("RdBu", -limit, "+.1f") if signed else ("Blues", 0.0, ".2f")
+    width, height = max(6.0, 1.8 + 0.62 * len(columns)), 0.9 + 0.32 * len(rows)
+    with _figure(path, title, len(panels), columns=1, width=width, height=height) as (_, axes):
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            axis.imshow(values, cmap=colours, vmin=low, vmax=limit, aspect="auto")
+            for (i, j), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    colour = "white" if abs(value) > 0.6 * limit else INK
+                    axis.text(j, i, f"{value:{form}}", ha="center", va="center", fontsize=8, color=colour)
+            axis.set_xticks(range(len(columns)), columns)
+            axis.set_yticks(range(len(rows)), rows)
+            _describe(axis, name, ylabel="blocks", grid="")
+            axis.spines[["left", "bottom"]].set_visible(False)
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
@@ -292,23 +238,54 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     return (total[WINDOW:] - total[:-WINDOW]) / WINDOW
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """A figure on the Agg canvas, whatever backend the program that calls uses."""
+@contextlib.contextmanager
+def _figure(
+    path: str | Path, title: str, panels: int, *, columns: int = 2, width: float = 5.2, height: float = 3.0
+) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure and an axis for each panel of `width` x `height` inches, in rows of `columns`; saved after the block."""
+    # The Agg canvas, whatever backend the calling program uses.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    columns = min(columns, panels)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(width * columns, 0.9 + height * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(np.ravel(figure.subplots(rows, columns)))
+    for axis in axes[panels:]:
+        axis.set_visible(False)
     for axis in axes:
         axis.tick_params(colors=INK, labelsize=9)
         axis.spines[["top", "right"]].set_visible(False)
         axis.spines[["left", "bottom"]].set_color("#8a919c")
         axis.set_axisbelow(True)
-    return figure, axes
-
-
-def _save(figure: Any, path: str | Path, title: str, wide: float) -> None:
-    lines = textwrap.wrap(title, max(20, int(wide * 8)))
+    yield figure, axes[:panels]
+    lines = textwrap.wrap(title, max(20, int(width * columns * 8)))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    figure.savefig(path, dpi=130, metadata={"Software": None})  # no version inside: same picture, same bytes
+    with atomic(Path(path)) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=130, metadata={"Software": None})  # a version would change bytes
+
+
+def _describe(
+    axis: Any, title: str, xlabel: str = "", ylabel: str = "", *, grid: str = "both", fontsize: float = 10.5
+) -> None:
+    axis.set_title(title, loc="left", fontsize=fontsize)
+    axis.set_xlabel(xlabel)
+    axis.set_ylabel(ylabel)
+    if grid:
+        axis.grid(axis=grid, color=GRID, linewidth=0.7)
+
+
+def _legend(figure: Any, handles: Sequence[Any], *, columns: int) -> None:
+    columns = min(columns, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _colours(names: Iterable[str]) -> dict[str, str]:
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def _whiskers(values: Any, low: Any, high: Any) -> np.ndarray:
+    """[2, N]: how far the interval extends below and above each value; 0 where it is NaN."""
+    error = np.array([np.subtract(values, low), np.subtract(high, values)], float)
+    return np.nan_to_num(error).reshape(2, -1).clip(0)

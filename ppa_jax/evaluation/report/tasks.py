@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.evaluation.report import markdown
-from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import MEANS, Bars, Panel, plot_bars, plot_curves
 from ppa_jax.evaluation.scores import Difference, mean_and_spread
 from ppa_jax.training.metrics import read_metrics
@@ -18,13 +17,13 @@ Record = Mapping[str, Any]
 Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, language) -> {seed: value}
 
 LEGEND = (
-    "Percent; mean over the seeds, ± their standard deviation. `mean` is the mean over the languages, `zero-shot` that "
-    "over the languages that were not trained on. Every score is in [scores.json](scores.json), the predictions in the "
-    "seeds' directories. `items` are those of the first score."
+    "Percent; mean over the seeds ± their standard deviation. `mean` averages the languages, `zero-shot` only those "
+    "without training data. Every score is in [scores.json](scores.json), predictions are in the directories of the "
+    "seeds. `items` counts those of the first score."
 )
 DIFFERENCES = (
-    "The mean over the seeds of the difference to **{first}** with the same seed, and its 95% interval by Student's t. "
-    "It says how sure the difference is for these test sets, whatever the seed. In bold: the interval is off zero."
+    "Difference from **{first}** with the same seed: mean over the seeds and its 95% interval by Student's t, that is, "
+    "how certain the difference is on these test sets for any seed. In bold: the interval excludes zero."
 )
 
 
@@ -44,27 +43,30 @@ def write(
     Raises:
       UserError: a file cannot be written.
     """
-    parts, tables = ["# Fine-tuning", *report.facts_table(facts)], []
-    with report.writing(workdir):
-        if records:
-            found = by_language(records, trained)
-            first = records[0]["metric"]  # whose items are counted
-            tables = scores_tables(found, {r["language"]: r["count"] for r in records if r["metric"] == first})
-            labels, panels = _bars(found)
-            plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
-            parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
-        curve = next(iter(sorted(workdir.glob("**/seed-*/metrics.jsonl"))), None)
-        if curve and plot_curves(workdir / "curves.png", read_metrics(curve.parent), [Panel("loss", "Loss", "nats")],
-                                 title=f"Training, {curve.parent.relative_to(workdir)}"):  # fmt: skip
+    parts, tables = [], []
+    if records:
+        found = by_language(records, trained)
+        first = records[0]["metric"]  # whose items are counted
+        tables = scores_tables(found, {r["language"]: r["count"] for r in records if r["metric"] == first})
+        labels, panels = _bars(found)
+        plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
+        parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
+    curve = min(workdir.glob("**/seed-*/metrics.jsonl"), default=None)
+    if curve:
+        title = f"Training, {curve.parent.relative_to(workdir)}"
+        if plot_curves(
+            workdir / "curves.png", read_metrics(curve.parent), [Panel("loss", "Loss", "nats")], title=title
+        ):
             parts += ["## Training", "![Training curve](curves.png)"]
-        parts += ["## Data", sources]
-        return report.write_text(workdir, parts), "\n\n".join(tables)
+    parts += ["## Data", sources]
+    return markdown.write_report(workdir, "Fine-tuning", facts, parts), "\n\n".join(tables)
 
 
 def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Values:
-    """The value of each seed, and MEANS over the languages, seed by seed, where all have the same seeds.
+    """The value of each seed, and MEANS over the languages for each seed, if all languages have the same seeds.
 
-    Sets of a language may have more in their name: en-mlqa, zh-Hans, en/de (context/question: the context counts).
+    The name of a test set may say more than its language: en-mlqa, zh-Hans, en/de (context/question: the language of
+    the context counts).
     """
     values: dict[tuple[str, str, str], dict[int, float]] = {}
     for record in records:

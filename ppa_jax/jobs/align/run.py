@@ -209,17 +209,17 @@ def evaluate(run: Run, params: Any, step: int) -> None:
         return
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
-    models = scores.kept(scores_file(run))
+    models = scores.load_scores(scores_file(run))
     if loop.as_first(any(score.task == task for score in models.get(moment, ()))):
         return
     last = run.pretrained.config.num_layers
-    layers = sorted({run.method.layer, comparison.main_place(last)[0], last})
+    layers = sorted({run.method.layer, comparison.main_setting(last)[0], last})
     requests = [(layer, pooling) for layer in layers for pooling in ("cls", "mean")]
     measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, requests, task=task)
     models[moment] = models.get(moment, []) + measured
     if jax.process_index() == 0:
-        scores.keep(scores_file(run), models)
-        report.write_records(run.workdir / "scores.json", comparison.records_of(by_moment(run, models)))
+        scores.save_scores(scores_file(run), models)
+        scores.write_records(run.workdir / "scores.json", comparison.records_of(by_moment(run, models)))
     for score in measured:
         if score.language == "mean" and score.direction == "both":
             logging.info(
@@ -238,7 +238,7 @@ def by_moment(run: Run, models: dict[str, list[scores.Score]]) -> comparison.Mod
     depth = run.pretrained.config.num_layers
     own = (run.vectors["layer"], run.vectors["pooling"]) if run.vectors else None
     return {
-        moment: comparison.Measured(run.config.init, depth, comparison.main_place(depth), own, found)
+        moment: comparison.Measured(run.config.init, depth, comparison.main_setting(depth), own, found)
         for moment, found in models.items()
     }
 
@@ -256,7 +256,7 @@ def export(run: Run, params: Any) -> None:
     for dictionary in run.dictionaries:
         write_dictionary(directory / "dictionaries" / f"{dictionary.source}-{dictionary.target}.tsv", dictionary)
     groups = ("data", "train", "contrastive", "tlm", "word_alignment")
-    after = scores.kept(scores_file(run)).get("after", [])
+    after = scores.load_scores(scores_file(run)).get("after", [])
     model_card.write_card(
         directory,
         title=title(run),
@@ -275,7 +275,7 @@ def write_report(run: Run) -> None:
     config = run.config
     path, tables = report.write_training(
         run.workdir,
-        by_moment(run, scores.kept(scores_file(run))),
+        by_moment(run, scores.load_scores(scores_file(run))),
         title=title(run),
         facts={
             "model": bucket.addressed(config.init),

@@ -24,7 +24,7 @@ from ppa_jax.config import Config
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import tasks as task_report
-from ppa_jax.evaluation.report import training as report
+from ppa_jax.evaluation.scores import write_records
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs.align import run as align_run
@@ -65,7 +65,7 @@ def run(config: Config, workdir: str) -> None:
                 if not (directory / "export").exists():
                     with atomic(directory / "export") as unfinished:
                         export(model.setup, pretrained, unfinished, params, files_from=model.directory)
-                report.write_records(Path(workdir) / "scores.json", read_scores(Path(workdir), models[0].setup))
+                write_records(Path(workdir) / "scores.json", read_scores(Path(workdir), models[0].setup))
 
     # ---- report ----
     if jax.process_index() == 0:
@@ -269,7 +269,7 @@ def test(setup: Setup, params: Any, seed: int, directory: Path) -> Records:
         records += found
     if jax.process_index() == 0:
         tested = {test_set.language for test_set in setup.tests}
-        report.write_records(path, [r for r in known if r["language"] not in tested] + records)
+        write_records(path, [r for r in known if r["language"] not in tested] + records)
     return records
 
 

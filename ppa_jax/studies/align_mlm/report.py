@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.evaluation.report import markdown
-from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
 from ppa_jax.evaluation.scores import mean_and_spread
 from ppa_jax.studies.correlation import FEWEST, Correlation, spearman
@@ -85,8 +84,7 @@ def write(
     for task in tasks:
         rows = [[*m, *(mean_and_spread(values.get((*m, task, metric), [])) for metric in columns)] for m in models]
         tables.append(markdown.table(["derived language", "objective", "English", *columns[1:]], rows))
-    parts = ["# Alignment of word embeddings and transfer to a derived language", *report.facts_table(facts)]
-    parts += ["## Scores", LEGEND, tables[0]]
+    parts = ["## Scores", LEGEND, tables[0]]
     for task, table in zip(tasks, tables[1:], strict=True):
         parts += [f"### {task}", table]
     known = [task for task in tasks if task in _PAPER_TASKS]
@@ -101,30 +99,30 @@ def write(
 
     # ---- alignment and transfer, curves ----
     parts += ["## Alignment and transfer"]
-    with report.writing(workdir):
-        if tasks:
-            panels = []
-            for task in tasks:
-                series: dict[str, list[tuple[float, float, str]]] = {}
-                for r, x, y in points(records, task, "BZ"):
-                    series.setdefault(r["objective"], []).append((x, y, r["transformation"]))
-                panels.append(Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series))
-            plot_scatter(workdir / "alignment.png", panels, title="Alignment of word embeddings and zero-shot transfer")
-            lines = [line for task in tasks for line in _correlation_lines(records, task)]
-            parts += [
-                "A point is one pretrained model. Intervals are 95%, by bootstrap over groups.",
-                "![Alignment and transfer](alignment.png)",
-                "\n".join(f"- {line}" for line in lines),
-            ]
-        plot_layers(
-            workdir / "curves.png",
-            [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()],
-            title="Pretraining: loss, first seed (XLM's is of masked LM and TLM together)",
-            xlabel="step",
-            marker="",
-        )
-        parts += ["## Pretraining", "![Masked LM](curves.png)"]
-        return report.write_text(workdir, parts), "\n\n".join(tables)
+    if tasks:
+        panels = []
+        for task in tasks:
+            series: dict[str, list[tuple[float, float, str]]] = {}
+            for r, x, y in points(records, task, "BZ"):
+                series.setdefault(r["objective"], []).append((x, y, r["transformation"]))
+            panels.append(Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series))
+        plot_scatter(workdir / "alignment.png", panels, title="Alignment of word embeddings and zero-shot transfer")
+        lines = [line for task in tasks for line in _correlation_lines(records, task)]
+        parts += [
+            "A point is one pretrained model. Intervals are 95%, by bootstrap over groups.",
+            "![Alignment and transfer](alignment.png)",
+            "\n".join(f"- {line}" for line in lines),
+        ]
+    plot_layers(
+        workdir / "curves.png",
+        [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()],
+        title="Pretraining: loss, first seed (XLM's is of masked LM and TLM together)",
+        xlabel="step",
+        marker="",
+    )
+    parts += ["## Pretraining", "![Masked LM](curves.png)"]
+    title = "Alignment of word embeddings and transfer to a derived language"
+    return markdown.write_report(workdir, title, facts, parts), "\n\n".join(tables)
 
 
 def points(records: Sequence[Record], task: str, metric: str) -> list[tuple[Record, float, float]]:

@@ -24,7 +24,7 @@ from scipy.linalg import orthogonal_procrustes
 from ppa_jax.config import Config, entries
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import neighbours
-from ppa_jax.evaluation.report.training import write_records
+from ppa_jax.evaluation.scores import write_records
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import pretrain
 from ppa_jax.jobs.finetune import run as finetune_run

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.evaluation.report import markdown
-from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.report.plots import LayerCurves, plot_heat_maps, plot_layers
 from ppa_jax.evaluation.scores import Difference, mean_and_spread
 from ppa_jax.studies.correlation import FEWEST, GROUPS, Correlation, spearman
@@ -83,38 +82,37 @@ def write(
     languages = [source, *(x for x in languages if x not in (source, TARGETS)), TARGETS]
     lines = [line for model in models for line in summary(found, model, sets, source)]
     lines += border_comparison(found, models, sets, source)
-    parts = ["# Where transfer lives: blocks re-initialised before fine-tuning", *report.facts_table(facts)]
-    parts += ["## Data", data]
+    parts = ["## Data", data]
     parts += ["## Summary", "\n".join(f"- {line}" for line in lines), SUMMARY]
     tables = []
     for model in models:
         title = f"{model}: losses" if model else "Losses"
         tables += [f"### {title}", losses_table(found, model, sets, languages, source)]
     parts += ["## What each set of blocks is worth", LOSSES, *tables]
-    with report.writing(workdir):
-        maps = {
-            model or metric: np.array([[_lost(found, model, s, x) for x in languages] for s in sets if s != NONE])
-            for model in models
-        }
-        rows = [s for s in sets if s != NONE]
-        if rows:
-            plot_heat_maps(
-                workdir / "losses.png", {name: -values for name, values in maps.items()}, rows, languages,
-                title=f"Change of {metric} against the model as it was, points; source ({source}) and targets",
-            )  # fmt: skip
-            parts += ["![Losses by set of blocks and language](losses.png)"]
-        parts += ["## Scores", LEGEND.format(metric=metric)]
-        for model in models:
-            parts += [f"### {model}"] if model else []
-            parts += [scores_table(found, model, sets, languages, source)]
-        if similarity:
-            parts += ["## Similarity of the languages", *_similarity(workdir, similarity, models, source, measure)]
-            parts += [CORRELATION.format(measure=measure)]
-            parts += ["\n".join(f"- {line}" for line in correlations(found, similarity, models, source))]
-        if movement:
-            about = MOVEMENT.format(measure=measure)
-            parts += ["## How far fine-tuning moved each block", about, movement_table(movement, models, measure)]
-        return report.write_text(workdir, parts), "\n\n".join([*lines, *tables])
+    maps = {
+        model or metric: np.array([[_lost(found, model, s, x) for x in languages] for s in sets if s != NONE])
+        for model in models
+    }
+    rows = [s for s in sets if s != NONE]
+    if rows:
+        plot_heat_maps(
+            workdir / "losses.png", {name: -values for name, values in maps.items()}, rows, languages,
+            title=f"Change of {metric} against the model as it was, points; source ({source}) and targets",
+        )  # fmt: skip
+        parts += ["![Losses by set of blocks and language](losses.png)"]
+    parts += ["## Scores", LEGEND.format(metric=metric)]
+    for model in models:
+        parts += [f"### {model}"] if model else []
+        parts += [scores_table(found, model, sets, languages, source)]
+    if similarity:
+        parts += ["## Similarity of the languages", *_similarity(workdir, similarity, models, source, measure)]
+        parts += [CORRELATION.format(measure=measure)]
+        parts += ["\n".join(f"- {line}" for line in correlations(found, similarity, models, source))]
+    if movement:
+        about = MOVEMENT.format(measure=measure)
+        parts += ["## How far fine-tuning moved each block", about, movement_table(movement, models, measure)]
+    title = "Where transfer lives: blocks re-initialised before fine-tuning"
+    return markdown.write_report(workdir, title, facts, parts), "\n\n".join([*lines, *tables])
 
 
 def by_language(scores: Sequence[Record], source: str) -> Scores:

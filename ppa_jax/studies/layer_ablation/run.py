@@ -26,7 +26,7 @@ from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import similarity
 from ppa_jax.evaluation.embed import Embedder, Remembered
-from ppa_jax.evaluation.report.training import write_records
+from ppa_jax.evaluation.scores import write_records
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs.finetune import run as finetune_run

@@ -70,5 +70,5 @@ def test_the_grid_of_context_and_question():
 def test_without_scores(tmp_path):
     path, table = task_report.write(tmp_path, [], facts={"task": "nli"}, sources="the data")
     assert table == "" and "the data" in path.read_text()
-    with pytest.raises(UserError, match="cannot write the report"):
+    with pytest.raises(UserError, match=r"report.md/\S+: cannot be written"):
         task_report.write(path / "x", [record(1.0)], facts={}, sources="")

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-import shlex
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Measured
-from ppa_jax.evaluation.report import markdown, plots
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import WINDOW, Bars, Panel, plot_bars, plot_curves, running_mean
 from ppa_jax.evaluation.report.training import write_training
 from ppa_jax.evaluation.scores import Score, mean_over_languages, over_runs, per_item
@@ -79,8 +79,8 @@ def test_gains_have_their_sign_their_place_and_their_weight():
     assert header == ["language", "direction", "before", "after", "difference", "items"]
     assert marks == ["---", "---", "---:", "---:", "---:", "---:"]
     assert german[:2] == ["de", "both"] and german[2].startswith("25.00 (") and german[3].startswith("75.00 (")
-    assert german[4].startswith("**+50.00 (+4") and german[4].endswith(")**"), "half of the sentences"
-    assert swahili[4].startswith("-0.50 (-1.50…+0.00)"), "a single sentence: nothing to speak of"
+    assert german[4].startswith("**+50.00 [+4") and german[4].endswith("]**"), "half of the sentences"
+    assert swahili[4].startswith("-0.50 [-1.50, +0.00]"), "a single sentence: nothing to speak of"
     assert mean[0] == "**mean**" and mean[4].startswith("**+24.75") and mean[5] == "400"
     assert not any("en-de" in line for line in comparison.language_table(view, "before").splitlines())
 
@@ -123,8 +123,8 @@ def test_a_difference_says_what_it_was_taken_from():
     header, _, mean = cells(comparison.language_table(own, "base"))
     assert header[2:] == ["base", "other", "difference", "same", "difference", "items"]
     assert mean[2].startswith("50.00 ") and mean[3].startswith("75.00 ") and mean[5].startswith("50.00 ")
-    assert mean[4].startswith("**+50.00 (") and mean[4].endswith(")**, base there: 25.00")
-    assert mean[6] == "+0.00 (+0.00…+0.00)", "the columns' own difference"
+    assert mean[4].startswith("**+50.00 [") and mean[4].endswith("]**, base there: 25.00")
+    assert mean[6] == "+0.00 [+0.00, +0.00]", "the columns' own difference"
     assert "**, base there: 25.00" in comparison.differences_table([own], ["base", "other", "same"], "base")
 
 
@@ -133,7 +133,7 @@ def test_a_better_setting_than_the_exported_one_is_named():
     exported, better = [1, 0, 0, 0, 0] * 40, [1, 1, 0, 0, 0] * 40
     after = measured(score("mean", exported), score("mean", better, layer=4, pooling="mean"))
     line = comparison.better_setting(after)
-    assert line.startswith("layer 4, mean is better than what is exported, layer 6, cls: tatoeba **+20.00 (+1")
+    assert line.startswith("layer 4, mean is better than the exported layer 6, cls: tatoeba **+20.00 [+1")
     assert "contrastive.layer=4 and contrastive.pooling=mean" in line
     # Ahead by one sentence is no more than chance, and what is exported is not compared with itself.
     by_chance = measured(score("mean", exported), score("mean", [*exported[:-1], 1], layer=4, pooling="mean"))
@@ -145,7 +145,7 @@ def test_a_better_setting_than_the_exported_one_is_named():
     table = cells(comparison.settings_table({"before": before, "after": after}))
     assert table[0] == ["task", "layer and pooling", "before", "after", "against the export"]
     assert [row[1] for row in table[2:]] == ["**layer 6, cls**", "layer 4, mean"]
-    assert [row[4][:10] for row in table[2:]] == ["", "**+20.00 ("] and table[3][2] == ""
+    assert [row[4][:10] for row in table[2:]] == ["", "**+20.00 ["] and table[3][2] == ""
 
 
 def test_every_baseline_has_its_differences():
@@ -171,12 +171,9 @@ def test_cells_cannot_break_a_table():
 
 
 def test_the_whole_report(tmp_path):
-    command = "python -m ppa_jax.main --config=configs/ppa.py --workdir='runs/my run' " + " ".join(
-        f"--config.data.option_{i}=value" for i in range(12)
-    )
     arguments = {
         "title": "Alignment",
-        "facts": {"command": command, "steps": "60"},
+        "facts": {"steps": "60"},
         "sources": "| source | pairs |\n| --- | ---: |\n| en-de=x.tsv | 12 |",
     }
     for name in ("run", "again"):
@@ -193,9 +190,6 @@ def test_the_whole_report(tmp_path):
     assert "| tatoeba | **layer 6, cls** |" in settings and settings in text
     assert title in text and table in text
     assert "| measure | direction | before | step 5 | after | items |" in text  # evaluations in between
-    shown = text.split("```")[1]
-    assert max(map(len, shown.splitlines())) < 150
-    assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)  # wrapped, and still the command
     for name in ("curves.png", "bars.png"):
         width, height, values = pixels(tmp_path / "run" / name)
         assert width > 600
@@ -242,7 +236,12 @@ def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):
 
 def test_bars_have_room_for_their_whiskers(tmp_path, monkeypatch):
     figures = []
-    monkeypatch.setattr(plots, "_save", lambda figure, *_: figures.append(figure))
+
+    def savefig(figure, path, **_):
+        figures.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     values, nothing = {"a": [50.0, float("nan")], "b": [40.0, 20.0]}, (float("nan"), float("nan"))
     intervals = {"a": [(30.0, 91.0), nothing], "b": [(30.0, 50.0), (10.0, 30.0)]}
     plot_bars(tmp_path / "x.png", ["de", "sw"], [Bars("", values, intervals)], title="", ylabel="")
