@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ppa_jax import storage
+from ppa_jax.config import entries
 from ppa_jax.data import cache, prepare, sources
 from ppa_jax.data.cache import pickled_form, unpickled
 from ppa_jax.data.prepare import Prepared, RandomReader
@@ -119,7 +120,7 @@ def open_pairs(
     max_pair_pieces: int | None,
     max_length: int,
     max_characters: int = Cleaning.max_characters,
-    skip_lines: str | Sequence[str] = Cleaning.skip_lines,
+    skip_lines: str = ",".join(Cleaning.skip_lines),
     drop_identical: bool = False,
     drop_duplicates: bool = False,
 ) -> list[LanguagePair]:
@@ -135,14 +136,13 @@ def open_pairs(
       min_pieces, max_pair_pieces, drop_identical, drop_duplicates: see `Filters`.
       max_length: maximum word pieces of a sentence, including its two special tokens.
       max_characters: see `Cleaning`.
-      skip_lines: sides that are only a marker, as a sequence or comma-separated.
+      skip_lines: see `Cleaning`; comma-separated.
 
     Raises:
       UserError: a wrong form; files that are missing, empty, not text or of different length; a source without usable
         pairs; a full disk. All sources are checked before the first is prepared.
     """
-    markers = skip_lines.split(",") if isinstance(skip_lines, str) else skip_lines
-    cleaning = Cleaning(max_characters, tuple(marker.strip() for marker in markers if marker.strip()))
+    cleaning = Cleaning(max_characters, tuple(entries(skip_lines)))
     filters = Filters(min_pieces, max_pair_pieces, drop_identical, drop_duplicates)
     cache_dir = storage.on_disk(cache_dir, "config.data.cache=")
     given = sources.parse_pairs(spec)
