@@ -54,7 +54,7 @@ def main() -> None:
         shapes.append(shape)
         first, second = plan.lengths.sum(axis=0)
         real += 2 * int(first + second) + 7 * a.batch  # query, key and TLM sequence have 2, 2 and 3 special tokens
-        room += a.shards * (packing.places(shape.query) + packing.places(shape.key))
+        room += a.shards * (packing.capacity(shape.query) + packing.capacity(shape.key))
     print(json.dumps({
         "real": round(real / room, 4),
         "batches": len(shapes),

@@ -28,8 +28,8 @@ from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 TRIED = 65_536  # pairs of the batches that the base of the ladder is made for
 
 
-class Places(NamedTuple):
-    """Where each pair's sentence lies among the tokens of its block."""
+class SentenceSpans(NamedTuple):
+    """The first token and the length of each pair's sentence, in the flat tokens of its block."""
 
     start: np.ndarray  # [A, S, b]
     length: np.ndarray  # [A, S, b], with special tokens
@@ -39,9 +39,9 @@ class Batch(NamedTuple):
     """One global batch. The parts of a loss whose weight is zero are None: nothing is read or computed for them."""
 
     rows: Rows  # [A, S, N]: for the query encoder, query sentences and TLM sequences together
-    query: Any  # Places
+    query: Any  # SentenceSpans
     key_rows: Any  # Rows for the key encoder
-    key: Any  # Places
+    key: Any  # SentenceSpans
     hashes: Any  # [A, S, b] of each key's sentence
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
@@ -230,9 +230,9 @@ class PairBatches:
         if self.contrast:
             keys = [[cls, *b, sep] for _, b in sides]
             batch = batch._replace(
-                query=Places(*_int32(block.query, [len(x) for x in queries])),
+                query=SentenceSpans(*_int32(block.query, [len(x) for x in queries])),
                 key_rows=packing.fill(block.key, keys, numbers, shape.key, pad),
-                key=Places(*_int32(block.key, [len(x) for x in keys])),
+                key=SentenceSpans(*_int32(block.key, [len(x) for x in keys])),
             )
         if self.tlm:
             sequence, rank = np.zeros(shape.slots, int), np.full(shape.slots, -1)

@@ -46,7 +46,7 @@ def widths_for(longest: int) -> list[int]:
     return widths
 
 
-def places(layout: Layout) -> int:
+def capacity(layout: Layout) -> int:
     """How many tokens a layout has room for."""
     return sum(rows * width for rows, width in layout)
 
@@ -58,7 +58,7 @@ def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
     other orders are tried, near to the first, the same ones each time. Empty sequences start at 0 and take no room.
     """
     lengths = np.asarray(lengths)
-    if lengths.sum() > places(layout):
+    if lengths.sum() > capacity(layout):
         return None
     order = np.argsort(-lengths, kind="stable")
     for attempt in range(ATTEMPTS if len(lengths) <= FEW else 1):
@@ -76,7 +76,7 @@ def pack_blocks(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
     if len(lengths) < MANY:
         found = [pack(block, layout) for block in lengths]
         return None if any(starts is None for starts in found) else np.array(found, np.int64)
-    if (lengths.sum(axis=1) > places(layout)).any():
+    if (lengths.sum(axis=1) > capacity(layout)).any():
         return None
     starts, fits = _best_fit_of_many(lengths, layout)
     for k in np.flatnonzero(~fits):
@@ -127,7 +127,7 @@ def _best_fit(lengths: np.ndarray, order: np.ndarray, layout: Layout) -> np.ndar
 
 def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, layout: Layout, pad_id: int) -> Rows:
     """Writes each sequence's tokens at its start; `numbers` become the segments (plus 1)."""
-    ids = np.full(places(layout), pad_id, np.int32)
+    ids = np.full(capacity(layout), pad_id, np.int32)
     positions, segments = np.zeros_like(ids), np.zeros_like(ids)
     for start, sequence, number in zip(starts, tokens, numbers, strict=True):
         end = start + len(sequence)
@@ -258,7 +258,7 @@ class Ladder:
 
         def higher(layout: Layout, width: int) -> Layout:
             rows = {w: r for r, w in layout}
-            rows[width] = rows.get(width, 0) + times * max(1, places(layout) // (32 * width))
+            rows[width] = rows.get(width, 0) + times * max(1, capacity(layout) // (32 * width))
             return tuple((r, w) for w, r in sorted(rows.items()) if r)
 
         slots = base.slots + times * -(-base.slots // 32)

@@ -85,9 +85,10 @@ def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")
 
 
-def at_places(x_BxLx: Array, at_BxK: Array) -> Array:
-    """The rows' entries at these places, [B, K, ...]; for a place beyond the last, the last one's."""
-    return jnp.take_along_axis(x_BxLx, at_BxK.reshape(*at_BxK.shape, *[1] * (x_BxLx.ndim - 2)), axis=1, mode="clip")
+def gather_tokens(x_BxLx: Array, positions_BxK: Array) -> Array:
+    """The entries of each row at these positions, [B, K, ...]. A position past the end gives the last entry."""
+    index = positions_BxK.reshape(*positions_BxK.shape, *[1] * (x_BxLx.ndim - 2))
+    return jnp.take_along_axis(x_BxLx, index, axis=1, mode="clip")
 
 
 class Embeddings(nn.Module):
@@ -113,14 +114,23 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with its output projection, residual and LayerNorm; from the latter on `at` places."""
+    """Multi-head self-attention with its output projection, residual and LayerNorm.
+
+    With `output_positions`, all that follows the attention itself is computed for these tokens alone: [B, K, D].
+    """
 
     config: EncoderConfig
     dtype: Any
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, masks: list[Array], layout: Layout, seeds: Array | None, site: Any, at: Array | None
+        self,
+        x_BxLxD: Array,
+        masks: list[Array],
+        layout: Layout,
+        seeds: Array | None,
+        site: Any,
+        output_positions: Array | None,
     ) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
@@ -132,9 +142,9 @@ class SelfAttention(nn.Module):
         mixed = attend_in_rows(
             heads("query"), heads("key"), heads("value"), masks, layout, dropped, c.attention_dropout
         )
-        if at is not None:
-            mixed, x_BxLxD = at_places(mixed, at), at_places(x_BxLxD, at)
-            seeds = None if seeds is None else at_places(seeds, at)
+        if output_positions is not None:
+            mixed, x_BxLxD = gather_tokens(mixed, output_positions), gather_tokens(x_BxLxD, output_positions)
+            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
         out = _dense(D, c, self.dtype, "output")(mixed)
         if seeds is not None and c.hidden_dropout > 0:
             out = drop.drop_features(out, drop.at_site(seeds, site + 1), c.hidden_dropout)
@@ -158,9 +168,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, post-norm as in BERT. With `at` the result is that of these places, [B, K, D].
+    """One transformer layer, post-norm as in BERT.
 
-    The other tokens give them keys and values alone.
+    With `output_positions` the result is that of these tokens alone, [B, K, D]; the others are only keys and values.
     """
 
     config: EncoderConfig
@@ -174,16 +184,18 @@ class Block(nn.Module):
         layout: Layout,
         seeds: Array | None,
         site: Any,
-        at: Array | None = None,
+        output_positions: Array | None = None,
     ) -> Array:
-        x = SelfAttention(self.config, self.dtype, name="attention")(x_BxLxD, masks, layout, seeds, site, at)
-        if at is not None and seeds is not None:
-            seeds = at_places(seeds, at)
+        x = SelfAttention(self.config, self.dtype, name="attention")(
+            x_BxLxD, masks, layout, seeds, site, output_positions
+        )
+        if output_positions is not None and seeds is not None:
+            seeds = gather_tokens(seeds, output_positions)
         return FeedForward(self.config, self.dtype, name="feed_forward")(x, seeds, site + 2)
 
 
 def _site(layer: Any) -> Any:
-    """The first of a block's three places of dropout; 0 is the embeddings'."""
+    """The first of a block's three dropout sites; 0 is the embeddings'."""
     return 1 + 3 * layer
 
 
@@ -206,21 +218,21 @@ class Encoder(nn.Module):
         all_hidden: bool = False,
         layers: int | None = None,
         layout: Layout | None = None,
-        at: Int[Array, "B K"] | None = None,
+        output_positions: Int[Array, "B K"] | None = None,
     ) -> Array | tuple[Array, ...]:
-        """Hidden states [B, L, D] of the last layer; [B, K, D] with `at`.
+        """Hidden states [B, L, D] of the last layer; [B, K, D] with `output_positions`.
 
         Args:
           ids: word pieces; anything at padding.
-          positions: the place of each token in its sentence, from 0 (the offset of XLM-R is added here).
+          positions: of each token within its sentence, from 0 (the offset of XLM-R is added here).
           segments: the sentence of each token within the row, from 1; 0 is padding.
           token_types: BERT's segment A/B embedding; zeros when None.
-          dropout_seed: switches dropout on; a new word each step.
+          dropout_seed: switches dropout on; another number each step.
           all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
           layers: run only so many of the blocks (the rest need no parameters then).
-          layout: the L tokens are rows of several widths, one after the other; None: each of the B is one row.
-          at: of the L tokens, those whose last states are wanted. The last block then projects and feeds forward
-            these alone: three quarters of its operations are those of a token's own.
+          layout: how many rows of each width the L tokens are, one after the other; None: each of the B is one row.
+          output_positions: the tokens whose last states are wanted. The last block then runs its dense layers, three
+            quarters of its operations, on these alone.
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
@@ -230,13 +242,14 @@ class Encoder(nn.Module):
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
         layers = self.config.num_layers if layers is None else layers
-        alike = layers - (at is not None)  # blocks
+        alike = layers - (output_positions is not None)  # blocks
         if self.scan and alike > 0 and not self.is_initializing():
             states += self._scanned(states[0], masks, layout, seeds, alike)
         Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
         for i in range(len(states) - 1, layers):
             block = Layer(self.config, self.dtype, name=f"layer_{i}")
-            states.append(block(states[-1], masks, layout, seeds, _site(i), at if i == layers - 1 else None))
+            wanted = output_positions if i == layers - 1 else None
+            states.append(block(states[-1], masks, layout, seeds, _site(i), wanted))
         return tuple(states) if all_hidden else states[-1]
 
     def _scanned(self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: int) -> list[Array]:

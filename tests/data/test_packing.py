@@ -29,9 +29,9 @@ def test_packed_sequences_never_overlap_nor_cross_a_row(drawn):
     starts = packing.pack(np.array(lengths, int), layout)
     row_of = np.repeat(np.arange(sum(r for r, _ in layout)), np.concatenate([[w] * r for r, w in layout]))
     if starts is None:
-        assert 2 * sum(lengths) > packing.places(layout) or max(lengths) > layout[-1][1] / 2
+        assert 2 * sum(lengths) > packing.capacity(layout) or max(lengths) > layout[-1][1] / 2
         return
-    taken = np.zeros(packing.places(layout), int)
+    taken = np.zeros(packing.capacity(layout), int)
     for start, n in zip(starts, lengths, strict=True):
         if n:
             assert row_of[start] == row_of[start + n - 1]
@@ -55,7 +55,7 @@ def test_the_layout_holds_every_batch_and_is_nearly_full():
     layout = packing.find_layout([[lengths] for lengths in batches], packing.widths_for(256), share=1.0)
     assert [w for _, w in layout] == [64, 128, 256]
     assert all(packing.pack(lengths, layout) is not None for lengths in batches)
-    assert packing.places(layout) < 1.05 * max(lengths.sum() for lengths in batches)
+    assert packing.capacity(layout) < 1.05 * max(lengths.sum() for lengths in batches)
     assert packing.find_layout([[np.array([0])]], [64]) == packing.find_layout([[np.zeros(0, int)]], [64]) == ((1, 64),)
     with pytest.raises(ValueError, match="257 tokens"):
         packing.find_layout([[np.array([257])]], [64, 256])
@@ -159,7 +159,7 @@ def test_nearly_all_batches_have_one_shape_and_little_padding(batch, shards, cor
             shapes.append(batches.packed(drawn)[0])
             # query, key, and TLM of both; 7 special tokens
             real += 2 * drawn.lengths.sum() + 7 * batch
-            room += shards * (packing.places(shapes[-1].query) + packing.places(shapes[-1].key))
+            room += shards * (packing.capacity(shapes[-1].query) + packing.capacity(shapes[-1].key))
         assert len(set(shapes)) <= 2
         assert shapes.count(batches.ladder.base) > 0.8 * len(shapes)
         filled.append(real / room)

@@ -93,7 +93,7 @@ def test_places_have_the_states_and_gradients_they_have_among_all(scan, remat):
     params, at = whole.init(jax.random.key(0), *packed), jnp.array([[16, 3, 3, 7]])
 
     def loss(params, encoder, at):
-        states = encoder.apply(params, *packed, dropout_seed=jnp.uint32(7), all_hidden=True, at=at)
+        states = encoder.apply(params, *packed, dropout_seed=jnp.uint32(7), all_hidden=True, output_positions=at)
         last = states[-1] if at is not None else jnp.take(states[-1], jnp.array([16, 3, 3, 7]), axis=1)
         return sum(jnp.mean(jnp.sin(i + x)) for i, x in enumerate((*states[:-1], last))), (*states[:-1], last)
 
@@ -101,7 +101,8 @@ def test_places_have_the_states_and_gradients_they_have_among_all(scan, remat):
     (_, found), same = jax.value_and_grad(loss, has_aux=True)(params, some, at)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), (found, same), (wanted, gradient))
     rows = [
-        str(jax.make_jaxpr(lambda p, x=x: whole.apply(p, *packed, at=x))(params)).count("20,32]") for x in (None, at)
+        str(jax.make_jaxpr(lambda p, x=x: whole.apply(p, *packed, output_positions=x))(params)).count("20,32]")
+        for x in (None, at)
     ]
     assert 0 < rows[1] <= rows[0] / 2
 

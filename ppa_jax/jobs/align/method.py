@@ -140,8 +140,10 @@ class Network:
         self._dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
         self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
 
-    def encode(self, params: Any, rows: Rows, seed: Any, layers: int, at: Any = None, types: Any = None) -> list[Any]:
-        """Hidden states after 0 to `layers` blocks, [N, D] each; the last of tokens `at` alone, [K, D], if given."""
+    def encode(
+        self, params: Any, rows: Rows, seed: Any, layers: int, output_positions: Any = None, types: Any = None
+    ) -> list[Any]:
+        """Hidden states after 0 to `layers` blocks, [N, D] each; the last [K, D] with `output_positions`."""
         states = self._encoder.apply(
             {"params": params["encoder"]},
             *(x[None] for x in (rows.ids, rows.positions, rows.segments)),
@@ -150,7 +152,7 @@ class Network:
             all_hidden=True,
             layers=layers,
             layout=rows.layout,
-            at=None if at is None else at[None],
+            output_positions=None if output_positions is None else output_positions[None],
         )
         return [x[0] for x in states]
 
@@ -188,7 +190,7 @@ def make_step(
         def one(part):
             rows, key = part
             if method.pooling == "cls":  # the last block computes [CLS] alone
-                pooled = network.encode(params, rows, seed, method.layer, at=key.start)[-1]
+                pooled = network.encode(params, rows, seed, method.layer, key.start)[-1]
             else:
                 states = network.encode(params, rows, seed, method.layer)[-1]
                 pooled = pool(states, key.start, key.length, method.pooling)

@@ -59,7 +59,7 @@ class Network:
             segments,
             batch["types"],
             dropout_seed=seed,
-            at=jnp.zeros_like(batch["ids"][:, :1]) if self._only_first else None,
+            output_positions=jnp.zeros_like(batch["ids"][:, :1]) if self._only_first else None,
         )
         seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments), HEAD_SITE)
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)
