@@ -9,7 +9,7 @@
 # stages that are done are skipped, one that fails is told and passed over. SIGTERM to the process group saves and ends.
 # From the environment: PYTHON, SMALLER (a directory of another encoder, for the table of the bases).
 #
-# The sizes are for some 35 hours of two CPU cores: seeds and controls are whole, steps and test items are cut.
+# The sizes are for some 30 CPU hours (an estimate): seeds and controls are whole, steps and test items are cut.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir}
