@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import MASKED
@@ -17,6 +16,7 @@ from ppa_jax.tasks.parsing import Example, Tree
 from ppa_jax.tasks.task import IGNORE
 
 TINY = EncoderConfig(vocab_size=64, hidden_size=24, num_layers=3, num_heads=4)
+TASK = parsing  # of the fixture `read`
 CONLLU = """\
 # sent_id = 1
 # text = vámonos ya.
@@ -34,25 +34,6 @@ def sentence(heads, words=None, relations=None, upos=None):
     n = len(heads)
     relations = relations or ["root" if head == 0 else "obj" for head in heads]
     return Example(words or ["a"] * n, upos or ["X"] * n, heads, relations, "en", Sentence(1, [], [], []))
-
-
-@pytest.fixture
-def read(tmp_path):
-    """read(text) -> the examples of a file with this text."""
-
-    def read_text(text):
-        (tmp_path / "t.conllu").write_text(text)
-        return parsing.read(tmp_path / "t.conllu", language="es", field="data.test")
-
-    return read_text
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory, add_tokenizer):
-    """A word of n letters has n pieces."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    add_tokenizer(directory)
-    return load_tokenizer(directory)
 
 
 def test_words_heads_and_universal_relations(read):
@@ -104,10 +85,10 @@ def test_bad_sentences_are_skipped_and_told(read, caplog):
     no_head = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t_")
     cut = CONLLU.replace("\tSpaceAfter=No", "")
     assert len(read(CONLLU + cycle + CONLLU + no_head + CONLLU + cut)) == 3
-    assert "t.conllu: 3 of 6 skipped: the heads form no tree with one root: 2 (first at line 10); a row" in caplog.text
-    with pytest.raises(UserError, match=r"^data.test: \S*t.conllu:1: the heads form no tree with one root; 1 of 1 un"):
+    assert "file: 3 of 6 skipped: the heads form no tree with one root: 2 (first at line 10); a row" in caplog.text
+    with pytest.raises(UserError, match=r"^data.test: \S*file:1: the heads form no tree with one root; 1 of 1 un"):
         read(cycle)
-    with pytest.raises(UserError, match=r"^data.test: \S*t.conllu:1: a row without ten columns; 1 of 1 .* ten columns"):
+    with pytest.raises(UserError, match=r"^data.test: \S*file:1: a row without ten columns; 1 of 1 .* ten columns"):
         read("word\ttag\n")
 
 

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import EncoderConfig, rows_from_mask
@@ -17,6 +16,7 @@ from ppa_jax.tasks.task import IGNORE
 from ppa_jax.tasks.words import windows
 
 TINY = EncoderConfig(vocab_size=64, hidden_size=24, num_layers=3, num_heads=4, hidden_dropout=0.5)
+TASK = tagging  # of the fixture `read`
 CONLLU = """\
 # sent_id = 1
 # text = vámonos ya
@@ -26,25 +26,6 @@ CONLLU = """\
 2.1\tnada\t_\tX\t_\t_\t_\t_\t_\t_
 3\tde acá\tya\tADV\t_\t_\t1\tadvmod\t_\t_
 """
-
-
-@pytest.fixture
-def read(tmp_path):
-    """read(text) -> the examples of a file with this text."""
-
-    def read_text(text):
-        (tmp_path / "t.tsv").write_text(text)
-        return tagging.read(tmp_path / "t.tsv", language="es", field="data.test")
-
-    return read_text
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory, add_tokenizer):
-    """A word of n letters has n pieces."""
-    directory = tmp_path_factory.mktemp("tokenizer")
-    add_tokenizer(directory)
-    return load_tokenizer(directory)
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n"])
@@ -73,7 +54,7 @@ def test_columns(read, text, words):
 
 def test_sentences_without_a_tag_are_skipped_and_told(read, caplog):
     assert len(read("a\tX\n\nb\tX\nc\n\nd\t\n\ne\tX\n")) == 2
-    assert "t.tsv: 2 of 4 skipped: a row that is not a word and its tag: 2 (first at line 4)" in caplog.text
+    assert "file: 2 of 4 skipped: a row that is not a word and its tag: 2 (first at line 4)" in caplog.text
 
 
 def test_words_without_a_tag_are_neither_trained_nor_scored(tmp_path, read, tokenizer):
@@ -98,9 +79,9 @@ def test_words_without_a_tag_are_neither_trained_nor_scored(tmp_path, read, toke
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("one word a line\nlonely\n", "t.tsv:2: a row that is not a word and its tag; 1 of 1 unusable; tagging files"),
-        (CONLLU.replace("3\tde", "4\tde"), "t.tsv:1: words not numbered 1, 2, ...; 1 of 1 unusable; CoNLL-U has"),
-        (CONLLU.replace("\tADV\t_", "\tADV"), "t.tsv:1: a row without ten columns; 1 of 1 unusable; CoNLL-U has"),
+        ("one word a line\nlonely\n", "file:2: a row that is not a word and its tag; 1 of 1 unusable; tagging files"),
+        (CONLLU.replace("3\tde", "4\tde"), "file:1: words not numbered 1, 2, ...; 1 of 1 unusable; CoNLL-U has"),
+        (CONLLU.replace("\tADV\t_", "\tADV"), "file:1: a row without ten columns; 1 of 1 unusable; CoNLL-U has"),
     ],
 )
 def test_unusable_file(read, text, told):
@@ -122,7 +103,7 @@ def test_the_gold_tags_say_whether_there_are_entities():
 
 
 def test_a_tag_of_no_entity_among_entities_is_refused(read):
-    with pytest.raises(UserError, match=r"t.tsv: '0' is a tag of no entity, and others are \(B-PER\); correct"):
+    with pytest.raises(UserError, match=r"file: '0' is a tag of no entity, and others are \(B-PER\); correct"):
         read("Ann\tB-PER\nran\t0\n")
 
 
