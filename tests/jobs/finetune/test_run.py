@@ -137,13 +137,11 @@ def test_a_kill_changes_nothing(whole, shelf, files, tmp_path, monkeypatch):
     assert [r["step"] for r in read_metrics(tmp_path / "seed-1")] == list(range(6))
 
 
-def test_one_device_and_eight_train_like_two(whole, shelf, files, tmp_path):
-    two = [r["loss"] for r in read_metrics(whole / "seed-0")]
-    assert two[-1] != two[0]
-    for devices in (1, 8):
-        workdir = tmp_path / str(devices)
-        assert main(arguments(workdir, shelf, files, **{"mesh.data": devices, "seeds": "0"})) == 0
-        np.testing.assert_allclose([r["loss"] for r in read_metrics(workdir / "seed-0")], two, rtol=1e-5)
+def test_one_device_trains_like_two(whole, shelf, files, tmp_path):
+    assert main(arguments(tmp_path, shelf, files, **{"mesh.data": 1, "seeds": "0"})) == 0
+    one, two = ([r["loss"] for r in read_metrics(path / "seed-0")] for path in (tmp_path, whole))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    assert one[-1] != one[0]
 
 
 def test_remat_and_scan_train_alike(whole, shelf, files, tmp_path):
