@@ -106,13 +106,11 @@ def evaluate_lexicon(
             directions.append(dictionary.reversed())
         words = {dictionary.source: list(dictionary.entries), dictionary.target: dictionary.candidates()}
         index = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*words.values())))}
-        vectors: dict[tuple[int | None, str], np.ndarray] = {}
-        vectors[None, INPUT_EMBEDDINGS] = input_embeddings(embedder, params, list(index))
-        if requests:
-            vectors.update(embedder.embed(params, list(index), requests))
-        for layer, pooling in list(vectors):
-            every = vectors.pop((layer, pooling))
-            space = {language: every[[index[word] for word in words[language]]] for language in words}
+        every = list(index)
+        contextual = embedder.embed(params, every, requests) if requests else {}
+        for layer, pooling in ((None, INPUT_EMBEDDINGS), *list(contextual)):
+            vectors = input_embeddings(embedder, params, every) if layer is None else contextual.pop((layer, pooling))
+            space = {language: vectors[[index[word] for word in words[language]]] for language in words}
             hubs = dict(zip(words, hubness(space[dictionary.source], space[dictionary.target], k), strict=True))
             for direction in directions:
                 for metric, hits in _hits(direction, words, space, hubs).items():
