@@ -8,7 +8,6 @@ says which), 130 or 143 stopped by SIGINT or SIGTERM after saving; after any oth
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import signal
@@ -24,8 +23,8 @@ from ppa_jax import config_help, storage
 from ppa_jax.config import Config
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
 from ppa_jax.log_lines import answer
-from ppa_jax.training import bucket
-from ppa_jax.training.loop import Stopped, ended_with_the_others, wait_for_hosts
+from ppa_jax.training import hosts
+from ppa_jax.training.loop import Stopped
 from ppa_jax.training.memory import keep_freed_memory
 from ppa_jax.training.sharding import check_platform
 from ppa_jax.training.workdir import check_job
@@ -83,9 +82,9 @@ def run(arguments: Sequence[str]) -> int:
     config, workdir = parse(arguments)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
-    if "://" in workdir and not storage.in_bucket(workdir):
-        raise UserError(f"--workdir={workdir}: give a directory, or a bucket's address, gs://BUCKET/DIRECTORY")
-    if Path(workdir).exists() and not Path(workdir).is_dir():
+    if storage.in_bucket(workdir):
+        workdir = storage.checked(workdir, "--workdir=")
+    elif Path(workdir).exists() and not Path(workdir).is_dir():
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
     if config.get("plan") == "false":
         config.plan = ""
@@ -93,17 +92,16 @@ def run(arguments: Sequence[str]) -> int:
     if not config.get("mesh", {}).get("distributed"):  # several processes are connected first
         check_platform()
     try:
-        place = contextlib.nullcontext(workdir) if is_plan else bucket.local(workdir)
-        with place as directory, ended_with_the_others():
+        with hosts.exit_on_peer_loss():
             if not is_plan:
-                check_job(directory, config.job)  # before anything is read
+                check_job(workdir, config.job)  # before anything is read
             status = 0
             try:
-                importlib.import_module(JOBS[config.job]).run(config, directory)
+                importlib.import_module(JOBS[config.job]).run(config, workdir)
             except Stopped as stopped:
                 print(stopped, file=sys.stderr)
                 status = stopped.status
-            wait_for_hosts("its files", read=False)  # JAX has less patience at the exit than a slow disk may want
+            hosts.barrier("files written")  # JAX has less patience at the exit than a slow disk may want
             return status
     except OSError as error:
         # Whoever writes files says more where it can; this is for those, of other packages, that do not.

@@ -1,12 +1,16 @@
-"""Buckets of Google Cloud Storage, `gs://BUCKET/NAME`: inputs that lie there, and what the way to them may say."""
+"""Buckets of Google Cloud Storage, `gs://BUCKET/NAME`: inputs that are read there, and directories written there.
+
+A path that may be in a bucket is an `etils.epath.Path`. Most libraries know only disks: `local` gives them a copy of an
+input, and `staged` a directory to write, which is then uploaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import logging as standard_logging
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,54 +19,74 @@ from typing import Any
 
 import fsspec
 from absl import logging
+from etils import epath
 from fsspec.config import conf as filesystems
 
 from ppa_jax.errors import NO_ROOM, UserError, reason
 
 SCHEME = "gs://"
 AT_ONCE = 8  # files copied at one time
-_ON_THE_WAY = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # whose exceptions tell of the way to the bucket
-_PASSING = (401, 408, 410, 429)  # of a client's mistakes, by HTTP, those that another try may mend
-# Of TensorStore, what tells of the way: "UNAVAILABLE: ...".
+LAST = "config.json"  # of an uploaded directory: once it is there, all the others are
+_CLIENTS = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # packages whose exceptions are about the connection
+_TRANSIENT = (401, 408, 410, 429)  # of the HTTP statuses 4xx, those that another try may not meet again
+# How TensorStore reports a connection that failed: "UNAVAILABLE: ...".
 _TENSORSTORE = "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|PERMISSION_DENIED): "
 
 # gcsfs's class for hierarchical buckets asks for the bucket's kind at each operation where it is not allowed to know.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-# A listing that is remembered lacks what TensorStore and other processes write.
+# A cached listing lacks what TensorStore and other processes write.
 filesystems.setdefault("gs", {})["use_listings_cache"] = False
 standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
 
 
 def cache_directory() -> str:
-    """Where is kept what can be made or fetched again, unless a setting says otherwise."""
+    """The directory of what can be made or downloaded again, unless a setting gives another."""
     return os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is an address."""
-    return os.fspath(path).startswith(SCHEME)
+    """Whether it is an address in a bucket. Raises UserError for an address of another kind (`s3://`)."""
+    scheme = re.match(r"\w+://", os.fspath(path))
+    if scheme and scheme[0] != SCHEME:
+        raise UserError(f"{os.fspath(path)}: {scheme[0]} is not supported; give a local path or gs://BUCKET/NAME")
+    return scheme is not None
 
 
 def checked(address: str, field: str = "") -> str:
-    """The address of something in a bucket, spelled in one way. Raises UserError for a whole bucket, or no address."""
+    """The address without a slash at its end. Raises UserError for a whole bucket, or one with empty parts."""
     parts = address.removeprefix(SCHEME).rstrip("/").split("/")
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise UserError(f"{field}{address}: give something in a bucket, as gs://BUCKET/NAME")
     return SCHEME + "/".join(parts)
 
 
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """`~` expanded; an address stays as it is, before which epath would put the working directory."""
+    return epath.Path(path) if in_bucket(path) else epath.Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def on_disk(path: str | os.PathLike, field: str = "") -> Path:
+    """A local path to write to, `~` expanded. Raises UserError for an address in a bucket."""
+    if in_bucket(path):
+        raise UserError(f"{field}{os.fspath(path)}: this cannot be written to a bucket; give a local path")
+    return Path(path).expanduser()
+
+
+# ---- read ----
+
+
 def names(address: str) -> list[str]:
-    """The objects below a directory of a bucket, by their names in it. Raises as `local` does, but not for none."""
+    """The names of the objects below a directory of a bucket, relative to it. Raises as `local`, but not for none."""
     address = checked(address)
     with one_line(address):
-        return sorted(name.removeprefix(f"{address}/") for name in _objects(address) if name != address)
+        return sorted(name.removeprefix(f"{address}/") for name in _objects(address, _form(address)) if name != address)
 
 
 def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """Where an input is read: the path itself, `~` expanded, or the copy here of what is at an address.
+    """The local path of an input: the path itself, `~` expanded, or a copy in the cache of what is at an address.
 
-    An address is that of an object, or of a directory; `{lang}` in it, or another name in braces, stands for anything
-    but a slash. The copies are in the cache, and are fetched again when the objects have changed.
+    An address is that of an object or of a directory; `{lang}` in it, or another name in braces, matches anything but a
+    slash. Copies are made again when the objects have changed, and deleted with them.
 
     Args:
       beside: take `train.de` and `train.en.gz`, too, for `gs://BUCKET/train`.
@@ -70,78 +94,68 @@ def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[st
 
     Raises:
       UserError: nothing is there, or it may not be read; the address names a whole bucket; gcsfs is not installed.
-      RuntimeError: the bucket was not reached.
+      RuntimeError: the bucket could not be reached.
     """
     if not in_bucket(path):
         return Path(path).expanduser()
     address = checked(os.fspath(path))
+    form = _form(address, beside=beside)
     with one_line(address):
-        objects = _objects(address, beside=beside)
+        objects = _objects(address, form)
         if not objects:
             raise UserError(f"{address}: nothing in the bucket has this name; check the address")
-        for old in _copies(address, beside=beside) - {_copy(name) for name in objects}:
+        folder = _copy(address.partition("{")[0]).parent
+        copies = {path for path in folder.rglob("*") if path.is_file() and form.fullmatch(_address(path))}
+        for old in copies - {_copy(name) for name in objects}:
             old.unlink(missing_ok=True)
-        late = [facts for name, facts in objects.items() if wanted(name.removeprefix(f"{address}/"))]
-        late = [facts for facts in late if not _is_copy(_copy(facts["name"]), facts)]
-        if late:
-            logging.info("%s: fetching %d files, %d MB", address, len(late), sum(x["size"] for x in late) >> 20)
+        changed = [
+            facts
+            for name, facts in objects.items()
+            if wanted(name.removeprefix(f"{address}/")) and not _is_current(_copy(name), facts)
+        ]
+        if changed:
+            size = sum(facts["size"] for facts in changed)
+            logging.info("%s: downloading %d files, %d MB", address, len(changed), size >> 20)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(_fetch, late))
+            list(threads.map(_download, changed))
     return _copy(address)
 
 
-def on_disk(path: str | os.PathLike, field: str = "") -> Path:
-    """A path to write to, `~` expanded. Raises UserError for an address: a workdir alone may lie in a bucket."""
-    if in_bucket(path):
-        raise UserError(
-            f"{field}{os.fspath(path)}: is in a bucket, where only a --workdir is written; give a directory here"
-        )
-    return Path(path).expanduser()
-
-
-def _objects(address: str, *, beside: bool = False) -> dict[str, dict[str, Any]]:
-    """Address -> size, generation and more, of the object itself, or of those in the directory."""
-    folder, name = _fixed_part(address)
-    found = fsspec.filesystem("gs").find(folder, prefix=name, detail=True)
-    # Without marks of folders, and names that would lead out of the cache.
-    objects = {SCHEME + key: facts for key, facts in found.items() if not {"", ".", ".."} & {*key.split("/")}}
-    if address in objects:
-        return {address: objects[address]}
-    form = _form(address, beside=beside)
-    return {key: facts for key, facts in objects.items() if form.fullmatch(key)}
-
-
-def _fixed_part(address: str) -> tuple[str, str]:
-    """The directory, and what the names in it begin with, before the first brace."""
-    folder, _, name = address.partition("{")[0].rpartition("/")
-    return folder, name
-
-
-def _form(address: str, *, beside: bool) -> re.Pattern[str]:
-    """What the object, or those in the directory, may be named; with `beside` those with an ending, too."""
+def _form(address: str, *, beside: bool = False) -> re.Pattern[str]:
+    """Matches the addresses of the object or of those in the directory; with `beside` also those with a suffix."""
     text = re.split(r"\{\w+\}", address)
     return re.compile("[^/]*".join(map(re.escape, text)) + (r"(/.*|\.[^/]*)?" if beside else "(/.*)?"))
 
 
+def _objects(address: str, form: re.Pattern[str]) -> dict[str, dict[str, Any]]:
+    """Address -> size, generation and more, of the object itself, or of those in the directory."""
+    folder, _, start = address.partition("{")[0].rpartition("/")
+    found = fsspec.filesystem("gs").find(folder, prefix=start, detail=True)
+    # Without markers of folders, and names that would lead out of the cache.
+    objects = {SCHEME + key: facts for key, facts in found.items() if not {"", ".", ".."} & {*key.split("/")}}
+    if address in objects:
+        return {address: objects[address]}
+    return {name: facts for name, facts in objects.items() if form.fullmatch(name)}
+
+
+def _copies() -> Path:
+    return Path(cache_directory(), "inputs").expanduser()
+
+
 def _copy(address: str) -> Path:
-    return Path(cache_directory(), "inputs").expanduser() / address.removeprefix(SCHEME)
+    return _copies() / address.removeprefix(SCHEME)
 
 
-def _copies(address: str, *, beside: bool) -> set[Path]:
-    """Those that an earlier time has left."""
-    folder, name = _fixed_part(address)
-    form = _form(os.fspath(_copy(address)), beside=beside)
-    tops = _copy(folder).glob(f"{glob.escape(name)}*")
-    found = (path for top in tops for path in ([top] if top.is_file() else top.rglob("*")))
-    return {path for path in found if path.is_file() and form.fullmatch(os.fspath(path))}
+def _address(copy: Path) -> str:
+    return SCHEME + copy.relative_to(_copies()).as_posix()
 
 
 def _time(facts: dict[str, Any]) -> int:
-    """A copy's time of change in ns: the number of its object's generation, which are microseconds."""
+    """The modification time of a copy, in ns: its object's generation number, which is in microseconds."""
     return int(facts["generation"]) * 1000
 
 
-def _is_copy(copy: Path, facts: dict[str, Any]) -> bool:
+def _is_current(copy: Path, facts: dict[str, Any]) -> bool:
     try:
         stat = copy.stat()
     except OSError:
@@ -149,30 +163,70 @@ def _is_copy(copy: Path, facts: dict[str, Any]) -> bool:
     return (stat.st_size, stat.st_mtime_ns) == (facts["size"], _time(facts))
 
 
-def _fetch(facts: dict[str, Any]) -> None:
-    """Writes the copy of an object, whole or not at all: other processes may fetch or read it."""
+def _download(facts: dict[str, Any]) -> None:
+    """Copies an object, all of it or nothing: other processes may download or read it, too."""
     copy = _copy(facts["name"])
     copy.parent.mkdir(parents=True, exist_ok=True)
-    beside = _copy(f"{uuid.uuid4().hex}.part")
+    unfinished = _copies() / f"{uuid.uuid4().hex}.part"
     try:
-        fsspec.filesystem("gs").get_file(facts["name"], beside)
-        os.utime(beside, ns=(_time(facts), _time(facts)))
-        beside.replace(copy)
+        fsspec.filesystem("gs").get_file(facts["name"], unfinished)
+        os.utime(unfinished, ns=(_time(facts), _time(facts)))
+        unfinished.replace(copy)
     finally:
-        beside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+
+
+# ---- write ----
+
+
+@contextlib.contextmanager
+def staged(directory: str | os.PathLike) -> Iterator[Path]:
+    """A local directory to write files to: `directory` itself, or one that is uploaded to it when the block ends.
+
+    Raises:
+      UserError, RuntimeError: as `local`.
+    """
+    if not in_bucket(directory):
+        yield Path(directory)
+        return
+    with tempfile.TemporaryDirectory(prefix="ppa_jax-") as folder:
+        yield Path(folder)
+        upload(Path(folder), directory)
+
+
+def upload(source: Path, target: str | os.PathLike) -> None:
+    """Copies a file, or the files below a directory, to an address, and replaces those that are there.
+
+    Each file appears as a whole, and `config.json` after the others: a directory that has one is complete.
+    """
+    files = {path: epath.Path(target, path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    files = files if source.is_dir() else {source: target}
+    with one_line(target), ThreadPoolExecutor(AT_ONCE) as threads:
+        for is_last in (False, True):
+            now = {path: address for path, address in files.items() if (path.name == LAST) == is_last}
+            list(threads.map(fsspec.filesystem("gs").put_file, map(str, now), map(os.fspath, now.values())))
+
+
+def facts(path: str | os.PathLike) -> dict[str, Any]:
+    """Bytes and CRC-32C (base64) of an object, as the storage has them."""
+    info = fsspec.filesystem("gs").info(os.fspath(path))
+    return {"bytes": info["size"], "crc32c": info["crc32c"]}
+
+
+# ---- errors ----
 
 
 @contextlib.contextmanager
 def one_line(address: str | os.PathLike) -> Iterator[None]:
-    """Turns what a bucket refuses into a UserError, and a bucket that is not reached into a RuntimeError."""
+    """Turns what a bucket refuses into a UserError, and a failed connection to it into a RuntimeError."""
     try:
         yield
     except Exception as error:
-        if not in_bucket(address) or not (isinstance(error, ImportError) or _is_of_the_way(error)):
+        if not in_bucket(address) or not (isinstance(error, ImportError) or _is_connection_error(error)):
             raise
         if isinstance(error, ImportError):
             raise UserError(
-                f"{address}: a bucket wants another package ({error}); "
+                f"{address}: a bucket needs another package ({error}); "
                 "python -m pip install --constraint constraints.txt gcsfs"
             ) from error
         if _is_refusal(error):
@@ -180,24 +234,25 @@ def one_line(address: str | os.PathLike) -> Iterator[None]:
                 f"{address}: the bucket is not there, or may not be read and written ({reason(error)}); "
                 "make it, or give this account the role Storage Object Admin"
             ) from error
-        raise RuntimeError(f"{address}: the bucket was not reached ({reason(error)}); start again later") from error
+        message = f"{address}: the bucket could not be reached ({reason(error)}); start again later"
+        raise RuntimeError(message) from error
 
 
-def _is_of_the_way(error: Exception) -> bool:
+def _is_connection_error(error: Exception) -> bool:
     if isinstance(error, OSError):
-        # With a file's name, or of one of these kinds, it is of the disk here; main.py has words for a full one.
+        # With a local file's name, or of one of these kinds, it is about the local disk; main.py reports a full one.
         return error.errno not in NO_ROOM and (error.filename is None or in_bucket(str(error.filename)))
     if isinstance(error, ValueError):
         return re.match(_TENSORSTORE, str(error)) is not None
-    return type(error).__module__.partition(".")[0] in _ON_THE_WAY
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def _is_refusal(error: Any) -> bool:
-    """Whether another try would be refused, too."""
+    """Whether another try would be refused again."""
     code = getattr(error, "code", None)
-    if isinstance(code, int) and 400 <= code < 500 and code not in _PASSING:
+    if isinstance(code, int) and 400 <= code < 500 and code not in _TRANSIENT:
         return True
     if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "DefaultCredentialsError":
         return True
-    # Tokens come from a server, too: 401 may be of one that did not answer, and Anonymous of nobody who asked it.
+    # Tokens come from a server: 401 may mean that it did not answer. Anonymous: there are no credentials at all.
     return str(error).startswith(("Forbidden", "PERMISSION_DENIED")) or "Anonymous" in str(error)

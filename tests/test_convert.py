@@ -5,10 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from ppa_jax import convert
 from ppa_jax.interop import huggingface, sentence_transformers, verify
-from ppa_jax.training import bucket, checkpoint
+from ppa_jax.storage import staged
+from ppa_jax.training import checkpoint
 
 
 @pytest.fixture
@@ -43,10 +45,11 @@ def test_there_and_back_is_the_same_file(source: Path, tmp_path: Path) -> None:
     assert sentence_transformers.normalizes(tmp_path / "back")
 
 
-def save_run(run: Path, source: Path) -> huggingface.Pretrained:
+def save_run(run: Path | epath.Path, source: Path) -> huggingface.Pretrained:
     """A run's workdir with two checkpoints of the model, whose bias is the step."""
     pretrained = huggingface.read(source)
-    huggingface.save_base(run / "base", pretrained, files_from=source)
+    with staged(run / "base") as base:
+        huggingface.save_base(base, pretrained, files_from=source)
     checkpoints = checkpoint.Checkpoints(run / "checkpoints", every=1, keep=2)
     params = {name: pretrained.params[name] for name in ("encoder", "mlm_head")}
     for step in (1, 2):
@@ -67,8 +70,7 @@ def test_to_hf_takes_the_newest_checkpoint_of_a_run(source: Path, tmp_path: Path
 
 
 def test_to_hf_reads_a_bucket(source: Path, tmp_path: Path, storage: Any, home: Path) -> None:
-    with bucket.local("gs://bucket/run") as workdir:
-        save_run(Path(workdir), source)
+    save_run(epath.Path("gs://bucket/run"), source)
     assert run("to-flax", source, tmp_path / "flax") == 0
     for path in filter(Path.is_file, (tmp_path / "flax").rglob("*")):
         storage.put(f"flax/{path.relative_to(tmp_path / 'flax').as_posix()}", path.read_bytes())

@@ -31,7 +31,7 @@ BAD_ARGUMENTS = [
     (["--config=configs/ppa.py", "--workdir=w", "--config.train.lr=1"], "the nearest is config.train.learning_rate"),
     (
         ["--config=configs/ppa.py", "--workdir=s3://bucket/x"],
-        "--workdir=s3://bucket/x: give a directory, or a bucket's",
+        "s3://bucket/x: s3:// is not supported; give a local path or gs://BUCKET/NAME",
     ),
     (["--config=configs/none.py", "--workdir=w"], "no such file: configs/none.py"),
     (["--config=configs/ppa.py:fast", "--workdir=w"], "unknown mode 'fast'; there are: demo, demo_words"),

@@ -1,13 +1,16 @@
-"""Inputs in a bucket: what is fetched, when again, and what the way to it may say."""
+"""Buckets: what is downloaded, and when again; what is written; what a connection that fails is called."""
 
 import pytest
+from etils import epath
 
 from ppa_jax.data import sources
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub
-from ppa_jax.storage import local, names, on_disk, one_line
+from ppa_jax.storage import absolute, local, names, on_disk, one_line, staged
 from ppa_jax.tasks import files
+from ppa_jax.training.metrics import MetricWriter, read_metrics
+from ppa_jax.training.workdir import atomic, check_identity, write_identity
 
 
 def put(storage, *paths):
@@ -79,8 +82,69 @@ def test_addresses_that_are_none(home, storage, address):
 
 def test_what_is_written_is_on_a_disk(home):
     assert on_disk("~/x") == home / "x"
-    with pytest.raises(UserError, match=r"^--target=gs://bucket/x: is in a bucket, where only a --workdir is written"):
+    with pytest.raises(UserError, match=r"^--target=gs://bucket/x: this cannot be written to a bucket; give a local"):
         on_disk("gs://bucket/x", "--target=")
+
+
+@pytest.mark.parametrize("function", [local, on_disk, absolute, hub.resolve])
+def test_other_addresses_are_refused(function):
+    with pytest.raises(UserError, match=r"^s3://bucket/x: s3:// is not supported; give a local path or gs://BUCKET"):
+        function("s3://bucket/x")
+
+
+def test_a_directory_and_a_file_are_uploaded_whole(home, storage):
+    written = []
+    put = storage.put
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "put", lambda name, content: (written.append(name), put(name, content)))
+        with staged("gs://bucket/x/export") as directory:
+            (directory / "a").mkdir()
+            for name in ("config.json", "a/model", "z"):
+                (directory / name).write_text(name)
+            assert not storage.objects
+    assert sorted(written[:2]) == ["x/export/a/model", "x/export/z"] and written[2:] == ["x/export/config.json"]
+    for text in ("first", "second"):
+        with atomic(epath.Path("gs://bucket/x/file")) as unfinished:
+            unfinished.write_text(text)
+        assert storage.objects["x/file"][0] == text.encode()
+    with pytest.raises(ZeroDivisionError), atomic(epath.Path("gs://bucket/x/file")) as unfinished:
+        unfinished.write_text("third")
+        _ = 1 / 0
+    assert storage.objects["x/file"][0] == b"second"
+    with staged(home / "x") as directory:
+        assert directory == home / "x"
+
+
+def test_a_workdir_in_a_bucket_is_of_one_run(home, storage):
+    workdir, config = epath.Path("gs://bucket/x"), {"job": "align", "init": "gs://bucket/x/new_model", "seed": 1}
+    assert not check_identity(workdir, config)
+    write_identity(workdir, config)
+    assert check_identity(workdir, config)
+    with pytest.raises(UserError, match=r"^workdir: gs://bucket/x holds a different run \(seed: 1 -> 2\)"):
+        check_identity(workdir, config | {"seed": 2})
+    del storage.objects["x/config.json"]
+    storage.put("x/checkpoints/3/checksums.json", b"{}")
+    with pytest.raises(UserError, match=r"gs://bucket/x has checkpoints but no config.json"):
+        check_identity(workdir, config)
+    with pytest.raises(UserError, match=r"gs://other/x.*: the bucket is not there"):
+        write_identity("gs://other/x", config)
+
+
+def test_metrics_in_a_bucket_are_written_whole(home, storage):
+    """By `sync`, before a checkpoint, and by `close`; a run that goes on keeps what came before."""
+    writer = MetricWriter("gs://bucket/x")
+    writer.truncate_after(-1)
+    writer.write(0, {"loss": 1.0})
+    writer.write(1, {"loss": 2.0})
+    writer.sync()
+    writer.write(2, {"loss": 3.0})
+    assert [record["step"] for record in read_metrics("gs://bucket/x")] == [0, 1]
+    writer = MetricWriter("gs://bucket/x")  # on another machine, from a checkpoint of step 1
+    writer.truncate_after(0)
+    writer.write(1, {"loss": 4.0})
+    writer.close()
+    assert [record["loss"] for record in read_metrics("gs://bucket/x")] == [1.0, 4.0]
+    assert storage.names("x/tensorboard/")
 
 
 def test_a_fetch_that_fails_leaves_what_was_there(home, storage, monkeypatch):
@@ -93,7 +157,7 @@ def test_a_fetch_that_fails_leaves_what_was_there(home, storage, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("os.utime", cut)  # after the bytes
-        with pytest.raises(RuntimeError, match=r"was not reached \(cut\)"):
+        with pytest.raises(RuntimeError, match=r"could not be reached \(cut\)"):
             local("gs://bucket/a/one")
     assert copy.read_bytes() == b"a/one" and below(home) == [".cache/ppa_jax/inputs/bucket/a/one"]
     assert local("gs://bucket/a/one").read_bytes() == b"new"
@@ -152,13 +216,17 @@ class HttpError(Exception):
 
 ERRORS = [
     (ImportError("No module named 'gcsfs'"), UserError, "No module named 'gcsfs'.*pip install .* gcsfs"),
-    (ConnectionError(), RuntimeError, "was not reached .ConnectionError.; start again"),
-    (HttpError(503, "busy"), RuntimeError, "was not reached .busy"),
-    (HttpError(401, "Invalid Credentials"), RuntimeError, "was not reached"),  # the server of tokens did not answer
+    (ConnectionError(), RuntimeError, "could not be reached .ConnectionError.; start again"),
+    (HttpError(503, "busy"), RuntimeError, "could not be reached .busy"),
+    (
+        HttpError(401, "Invalid Credentials"),
+        RuntimeError,
+        "could not be reached",
+    ),  # no token came
     (HttpError(401, "Anonymous caller does not have access"), UserError, "may not be read and written"),
     (HttpError(400, "no bucket's name"), UserError, "may not be read and written"),
-    (ValueError("UNAVAILABLE: of TensorStore"), RuntimeError, "was not reached"),
-    (ValueError("UNKNOWN: Gloo AllGather failed"), ValueError, "Gloo"),  # loop.ended_with_the_others knows it
+    (ValueError("UNAVAILABLE: of TensorStore"), RuntimeError, "could not be reached"),
+    (ValueError("UNKNOWN: Gloo AllGather failed"), ValueError, "Gloo"),  # hosts.exit_on_peer_loss knows it
     (ZeroDivisionError("a bug"), ZeroDivisionError, "a bug"),
     (OSError(28, "No space left on device"), OSError, "No space left"),  # of the local copy: main.py has words for it
     (OSError(24, "Too many open files", "/home/x"), OSError, "Too many"),

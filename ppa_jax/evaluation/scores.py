@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from scipy.special import stdtrit
 
 from ppa_jax.errors import UserError
@@ -172,7 +174,7 @@ def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
     return means
 
 
-def save_scores(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
+def save_scores(path: str | os.PathLike, models: Mapping[str, Sequence[Score]]) -> None:
     """Writes scores with their items to an .npz file, so that later measurements can be compared with them.
 
     Raises UserError if the file cannot be written.
@@ -188,13 +190,14 @@ def save_scores(path: Path, models: Mapping[str, Sequence[Score]]) -> None:
         np.savez_compressed(file, facts=np.array(json.dumps(facts, default=int)), **arrays)  # int: for NumPy integers
 
 
-def load_scores(path: Path) -> dict[str, list[Score]]:
+def load_scores(path: str | os.PathLike) -> dict[str, list[Score]]:
     """Reads what `save_scores` wrote, by model; empty if there is no such file. Raises UserError if it is damaged."""
-    if not path.is_file():
+    path = epath.Path(path)
+    if not path.exists():
         return {}
     models: dict[str, list[Score]] = {}
     try:
-        with np.load(path) as arrays:
+        with np.load(io.BytesIO(path.read_bytes())) as arrays:
             for i, fields in enumerate(json.loads(str(arrays["facts"]))):
                 groups = [arrays[f"{i}.{number}"] for number in range(fields.pop("groups"))]
                 scores = models.setdefault(fields.pop("of"), [])
@@ -204,7 +207,7 @@ def load_scores(path: Path) -> dict[str, list[Score]]:
     return models
 
 
-def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes scores.json or another list of records as JSON. Raises UserError if the file cannot be written."""
     text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
     with atomic(path) as unfinished:

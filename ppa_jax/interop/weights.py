@@ -7,6 +7,7 @@ one at a time. Every write is atomic.
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable, Mapping
@@ -182,7 +183,7 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes JSON, whole or not at all."""
     with atomic(path) as unfinished:
         unfinished.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import logging
+from etils import epath
 
 from ppa_jax import storage
 from ppa_jax.config import Config, Limit, at_least, check, entries, one_of
@@ -28,7 +29,6 @@ from ppa_jax.evaluation.report import training as report
 from ppa_jax.evaluation.scores import Score
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.sentence_transformers import encoder_directory, read_settings
-from ppa_jax.training import bucket
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.workdir import file_digest, write_identity
 
@@ -75,7 +75,7 @@ def run(config: Config, workdir: str) -> None:
     """Runs the job."""
     # ---- settings, models, data ----
     sources, baselines = validate(config)
-    directory = Path(workdir)
+    directory = epath.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     models = {name: read_model_info(name, given, config) for name, given in sources.items()}
     max_length = config.max_length or min(model.max_length for model in models.values())  # the same for all
@@ -90,7 +90,6 @@ def run(config: Config, workdir: str) -> None:
         for source in model.sources:
             path = directory / "measured" / f"{digest(source, requests, max_length, config)}.npz"
             if not path.exists():
-                path.parent.mkdir(exist_ok=True)
                 scores.save_scores(path, {source: measure(name, source, requests, parts, max_length, config)})
             runs += scores.load_scores(path).values()
         measured[name] = comparison.Measured(
@@ -102,7 +101,6 @@ def run(config: Config, workdir: str) -> None:
             runs if runs[1:] else (),
         )
         scores.write_records(directory / "scores.json", comparison.records_of(measured))
-        bucket.push()
 
     # ---- report ----
     shown = {f"config.{field}": str(config[field]) for field in DATA_FIELDS if config[field]}
@@ -115,7 +113,7 @@ def run(config: Config, workdir: str) -> None:
         words = config.dictionary_words
         shown["dictionaries"] = f"the {words:,} most frequent words" if words else "all"
     path, table = report.write_comparison(directory, measured, baselines=baselines, facts=shown)
-    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
+    print(f"\n{table}\n\nreport: {path}")
 
 
 # ---- checks before anything is opened ----

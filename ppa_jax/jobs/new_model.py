@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import logging
+from etils import epath
 
 from ppa_jax import storage
 from ppa_jax.config import POSITIVE, Config, check, entries, one_of
@@ -49,12 +50,12 @@ def encoder_config(config: Config, vocab_size: int, token_types: int = 2) -> Enc
     )
 
 
-def is_random(directory: str | Path) -> bool:
+def is_random(directory: str | epath.Path) -> bool:
     """Whether the directory holds an untrained model that `make_random` wrote."""
-    return (Path(directory) / SPEC).is_dir()
+    return (epath.Path(directory) / SPEC).is_dir()
 
 
-def matches_spec(config: Config, directory: Path, token_types: int = 2) -> bool:
+def matches_spec(config: Config, directory: epath.Path, token_types: int = 2) -> bool:
     """Whether `make_random` has finished in the directory. Raises UserError if it did with other settings."""
     return check_identity(directory / SPEC, _spec(config, token_types))
 
@@ -66,13 +67,14 @@ def _spec(config: Config, token_types: int) -> dict[str, Any]:
     return spec | ({"pretrain": config.pretrain.to_dict()} if "pretrain" in config else {})
 
 
-def make_random(config: Config, directory: Path, token_types: int = 2) -> None:
+def make_random(config: Config, directory: epath.Path, token_types: int = 2) -> None:
     """Writes the model unless it is there already. Raises UserError if it was made with other settings."""
     if matches_spec(config, directory, token_types):
         return
     logging.info("a new model with random weights")
-    shutil.rmtree(directory, ignore_errors=True)
-    write_random(config, directory, token_types)
+    directory.rmtree(missing_ok=True)
+    with storage.staged(directory) as staged:
+        write_random(config, staged, token_types)
     write_identity(directory / SPEC, _spec(config, token_types))
 
 

@@ -14,9 +14,9 @@ al. 2022) compares, on text of each language (`en=FILE`) and, for xlm, on transl
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import jax
+from etils import epath
 
 from ppa_jax.config import POSITIVE, Config, check, one_of
 from ppa_jax.data import sources
@@ -25,7 +25,7 @@ from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.jobs.align.setup import MAY_CHANGE, Losses, check_new_model
-from ppa_jax.training import loop
+from ppa_jax.training import hosts
 
 __all__ = ["MAY_CHANGE", "OBJECTIVES", "check_new_model", "run", "validate"]
 
@@ -38,15 +38,15 @@ def run(config: Config, workdir: str) -> None:
     if config.mesh.distributed:
         if config.init:
             align_setup.prepare(config)
-        loop.initialize_hosts()
+        hosts.initialize()
     if not config.init:
         check_new_model(config, losses)
         config = copy.deepcopy(config)
-        config.init = str(Path(workdir) / "random")
+        config.init = str(epath.Path(workdir) / "random")
         if jax.process_index() == 0:
-            new_model.make_random(config, Path(config.init), align_setup.token_types(config, losses))
-        loop.wait_for_hosts("a new model")
-    align_run.train_model(config, losses, Path(workdir))
+            new_model.make_random(config, epath.Path(config.init), align_setup.token_types(config, losses))
+        hosts.barrier("new model written")
+    align_run.train_model(config, losses, epath.Path(workdir))
 
 
 def validate(config: Config) -> Losses:

@@ -1,24 +1,27 @@
-"""Checkpoints: written while training goes on, checked before they are believed, restored onto any number of devices.
+"""Checkpoints: written while training goes on, verified before they are used, restored onto any number of devices.
 
-Layout: `<directory>/<step>/` is one checkpoint as Orbax writes it, plus `checksums.json`, added last (checksums.py).
+Layout: `<directory>/<step>/` is one checkpoint as Orbax writes it, plus `checksums.json`, which is added last.
 
 What holds, and why:
 
-- *Asynchronous, and safe with donated buffers.* `save` returns once every device buffer is on the host; the files are
-  written by threads. (On CPU the host view is the buffer itself: JAX then copies instead of donating it.)
-- *Atomic.* A checkpoint counts only once it has its `checksums.json`, which appears by a rename after Orbax has
-  committed everything else. Killed at any moment, a run leaves at most an unfinished folder, which is never restored.
-- *Damage is found.* Orbax alone notices missing and truncated files and flipped bits in its indexes, but restores
-  flipped bits inside an array without a word. So each file's size and CRC-32 is checked before anything is restored.
-- *The older ones stay.* Old checkpoints are deleted only after a newer one is whole: there must be room for keep + 1.
-- *Any devices.* Arrays are stored whole, in global coordinates; the shardings asked for at restore are all that counts.
+- *Asynchronous, and safe with donated buffers.* `save` returns once every device buffer is on the host; Orbax's threads
+  write the files. (On CPU the host view is the buffer itself: JAX then copies instead of donating it.)
+- *Atomic.* A checkpoint counts only once it has its `checksums.json`, which appears after Orbax has committed all else.
+  Killed at any moment, a run leaves at most an unfinished directory, which is never restored.
+- *Damage is found.* Orbax notices missing and truncated files and flipped bits in its indexes, but restores flipped
+  bits inside an array silently. So each file's size and CRC are checked before anything is restored.
+- *The older ones stay.* Old checkpoints are deleted once a newer one is complete: there must be room for keep + 1.
+- *Any devices.* Arrays are stored whole, in global coordinates; only the shardings asked for at restore count.
 
-Directories may be local, relative or not, or in a bucket (`gs://...`), as those of a workdir in one are (bucket.py).
-With several processes every method must be called by all of them, and the directory must be shared.
+Directories may be local or in a bucket (`gs://...`), where the storage computes the checksums. With several processes
+every function must be called by all of them, and the directory must be shared.
 """
 
 import contextlib
+import json
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
@@ -30,21 +33,14 @@ import jax
 import numpy as np
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ppa_jax import storage
 from ppa_jax.errors import UserError, disk_errors
-from ppa_jax.storage import in_bucket, one_line
-from ppa_jax.training import bucket
-from ppa_jax.training.checksums import (
-    CHECKSUMS,
-    damage,
-    finished_steps,
-    newest_whole,
-    remove_unfinished,
-    write_checksums,
-)
-from ppa_jax.training.workdir import locked
+from ppa_jax.training import hosts
+from ppa_jax.training.workdir import atomic, locked
+
+CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
@@ -54,22 +50,28 @@ class Checkpoints:
         """Args:
         directory: created if absent.
         every: steps between two checkpoints; 0 means that only forced ones are written.
-        keep: how many of the newest stay on disk, at least 1.
+        keep: how many of the newest stay, at least 1.
         """
         if every < 0 or keep < 1:
             raise UserError(f"checkpoint: every={every}, keep={keep}; every must be 0 or more, keep 1 or more")
         _quieten_orbax()
-        self.directory = _absolute(directory)
+        self.directory = storage.absolute(directory)
         self.every, self.keep = every, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._current: int | None = None  # the step last saved or restored here: it needs no second save
         self._damaged: set[int] = set()
+        self._lock = contextlib.ExitStack()
         with _disk_errors(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = contextlib.ExitStack()
-            if jax.process_index() == 0 and not in_bucket(self.directory):
-                self._lock.enter_context(_locked(Path(self.directory)))
+            if jax.process_index() == 0 and not storage.in_bucket(self.directory):
+                try:
+                    self._lock.enter_context(locked(Path(self.directory), wait=False))
+                except filelock.Timeout:
+                    raise UserError(
+                        f"{self.directory}: another process is using this workdir; wait for it to finish, or give "
+                        "another --workdir"
+                    ) from None
 
     def due(self, step: int) -> bool:
         """Whether `step` is one of those that `every` asks to keep."""
@@ -91,9 +93,9 @@ class Checkpoints:
         path = self.directory / str(step)
         with _disk_errors(self.directory):
             if jax.process_index() == 0:
-                remove_unfinished(self.directory)
-                # Here, and not by `overwrite`: Orbax has every process look whether there is something to replace while
-                # the first one removes it, and those that find nothing any more wait at another barrier for ever.
+                _remove_unfinished(self.directory)
+                # Not by Orbax's `overwrite`, for which every process looks whether there is something to replace while
+                # the first one removes it: those that find nothing any more wait at another barrier for ever.
                 path.rmtree(missing_ok=True)
             with _context():
                 response = ocp.save_async(path, state)
@@ -102,36 +104,31 @@ class Checkpoints:
         return True
 
     def _finish(self, step: int, path: epath.Path, response: ocp.AsyncResponse) -> None:
-        """In the background: waits for the files, certifies them, deletes what is no longer wanted."""
-        try:
-            response.result()
-            if jax.process_index() == 0:
-                write_checksums(path)
-        except Exception:
-            if jax.process_index() == 0 and not in_bucket(path):
-                remove_unfinished(self.directory)  # a full disk gets its room back
-            raise
+        """In the background: waits for the files, adds the checksums, deletes the checkpoints that are not kept."""
+        response.result()
         if jax.process_index() == 0:
-            # Known damage goes now that there is something better, and is not counted among those to keep.
+            _write_checksums(path)
+            # Damaged ones are deleted now that there is something better, and are not among those to keep.
             self._damaged.discard(step)
-            good = [s for s in finished_steps(self.directory) if s not in self._damaged]
-            for old in {*good[: -self.keep], *self._damaged} - {step}:
+            good = [other for other in self.steps() if other not in self._damaged]
+            for old in {*good[: -self.keep], *self._damaged}:
                 (self.directory / str(old)).rmtree(missing_ok=True)
             self._damaged.clear()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The newest checkpoint that is whole: its step and the state; None if there is no checkpoint yet.
+        """The newest checkpoint that is not damaged: its step and the state; None if there is no checkpoint yet.
 
         `abstract_state` is a tree of jax.ShapeDtypeStruct with shardings (a state of arrays will do): it decides
         the tree's types and on which devices every array lands. A damaged checkpoint is reported by a warning that
         names it and what is wrong, and the one before it is used; it is deleted once another has been saved.
 
         Raises:
-          UserError: all checkpoints are damaged, or the newest whole one holds arrays of other names, shapes or types.
+          UserError: all checkpoints are damaged, or the newest good one holds arrays of other names, shapes or types.
+          RuntimeError: this process does not see the checkpoint that process 0 sees.
         """
         self.wait()
-        with one_line(self.directory):
-            step = newest_whole(self.directory, self._damaged)
+        with storage.one_line(self.directory):
+            step = _newest_good(self.directory, self._damaged)
             if step is None:
                 return None
             path = self.directory / str(step)
@@ -141,9 +138,13 @@ class Checkpoints:
         self._current = step
         return step, state
 
+    def steps(self) -> list[int]:
+        """The finished checkpoints there are now, ascending (a save under way does not count; none is verified)."""
+        return _finished_steps(self.directory)
+
     def latest_step(self) -> int | None:
-        """The newest finished checkpoint on disk now (a save under way does not count; nothing is verified)."""
-        return max(finished_steps(self.directory), default=None)
+        """The newest of `steps`."""
+        return max(self.steps(), default=None)
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong with it (UserError for a full disk)."""
@@ -166,13 +167,13 @@ class Checkpoints:
 
 
 def save_params(directory: str | os.PathLike, tree: Any) -> None:
-    """Writes a tree of arrays (nested dicts) as one checkpoint, replacing an earlier one; returns when it is whole.
+    """Writes a tree of arrays (nested dicts) as one checkpoint, replacing an earlier one; returns when it is complete.
 
     Raises:
       UserError: the directory holds something else, or cannot be written.
     """
     _quieten_orbax()
-    path = _absolute(directory)
+    path = storage.absolute(directory)
     with _disk_errors(path):
         # Without checksums a save was cut short, if Orbax's own file is there; else it is something else's directory.
         ours = any((path / name).exists() for name in (CHECKSUMS, "_CHECKPOINT_METADATA"))
@@ -181,20 +182,18 @@ def save_params(directory: str | os.PathLike, tree: Any) -> None:
         with _context():
             ocp.save(path, tree, overwrite=True)
         if jax.process_index() == 0:
-            write_checksums(path)
-        if jax.process_count() > 1:  # else those that read it at once would find it without them
-            multihost_utils.sync_global_devices(f"parameters in {path}")
+            _write_checksums(path)
+        hosts.barrier(f"parameters in {path}")  # else those that read it at once would find it without checksums
 
 
 def holds_params(directory: str | os.PathLike) -> bool:
-    """Whether `save_params` has been through with a directory."""
-    return (_absolute(directory) / CHECKSUMS).exists()
+    """Whether `save_params` has completed in a directory."""
+    return (storage.absolute(directory) / CHECKSUMS).exists()
 
 
 def remove(directory: str | os.PathLike) -> None:
     """Deletes a directory of checkpoints or parameters, if there is one. For process 0."""
-    bucket.push()  # what was made of them
-    _absolute(directory).rmtree(missing_ok=True)
+    storage.absolute(directory).rmtree(missing_ok=True)
 
 
 def load_params(directory: str | os.PathLike) -> dict[str, Any]:
@@ -204,17 +203,17 @@ def load_params(directory: str | os.PathLike) -> dict[str, Any]:
       UserError: there is none in the directory, or it is damaged.
     """
     _quieten_orbax()
-    path = _absolute(directory)
-    with one_line(path):
+    path = storage.absolute(directory)
+    with storage.one_line(path):
         if not (path / CHECKSUMS).exists():
             raise UserError(f"{path}: holds no parameters (no {CHECKSUMS}); give the directory they were saved to")
-        if (reason := damage(path)) is not None:
+        if reason := hosts.broadcast_from_process_0(_damage(path) if jax.process_index() == 0 else None):
             raise UserError(f"{path}: damaged: {reason}; write it again from its source")
         return _load_numpy(path, None)
 
 
 def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any]]:
-    """The step and the entry `params` of the newest whole checkpoint, as nested dicts of numpy arrays.
+    """The step and the entry `params` of the newest good checkpoint, as nested dicts of numpy arrays.
 
     The rest of the state (optimizer, key encoder, queue) is checked for damage but never held in memory.
 
@@ -222,12 +221,120 @@ def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any
       UserError: no checkpoint in the directory, all of them damaged, or none with an entry `params`.
     """
     _quieten_orbax()
-    path = _absolute(directory)
-    with one_line(path):
-        step = newest_whole(path, set()) if path.is_dir() else None
+    path = storage.absolute(directory)
+    with storage.one_line(path):
+        step = _newest_good(path, set()) if path.is_dir() else None
         if step is None:
             raise UserError(f"{path}: holds no checkpoint; give the checkpoints/ directory of a run that has saved one")
         return step, _load_numpy(path / str(step), "params")["params"]
+
+
+# ---- which checkpoints are complete, and undamaged ----
+
+
+def _entries(directory: epath.Path) -> list[epath.Path]:
+    """What is in a directory; nothing where there is none, as a bucket has no empty ones."""
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _finished_steps(directory: epath.Path) -> list[int]:
+    steps = (int(path.name) for path in _entries(directory) if path.name.isdigit())
+    return sorted(step for step in steps if (directory / str(step) / CHECKSUMS).exists())
+
+
+def _remove_unfinished(directory: epath.Path) -> None:
+    """Removes what a killed or failed save left behind; never a finished checkpoint."""
+    for path in _entries(directory):
+        leftover = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
+        if leftover and path.is_dir() and not (path / CHECKSUMS).exists():
+            path.rmtree(missing_ok=True)
+
+
+def _checksums(directory: epath.Path) -> dict[str, dict[str, Any]]:
+    """Size and CRC of every file by its name in the directory."""
+
+    def files(folder: epath.Path) -> Iterator[epath.Path]:
+        for path in folder.iterdir():
+            if path.is_dir():
+                yield from files(path)
+            elif path.name != CHECKSUMS:
+                yield path
+
+    def checksum(path: epath.Path) -> dict[str, Any]:
+        if storage.in_bucket(path):
+            return storage.facts(path)  # its CRC-32C, which the storage has computed
+        crc = 0
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                crc = zlib.crc32(block, crc)
+        return {"bytes": path.stat().length, "crc32": crc}
+
+    paths = sorted(files(directory))
+    with ThreadPoolExecutor() as threads:
+        found = list(threads.map(checksum, paths))
+    return {path.relative_to(directory).as_posix(): sums for path, sums in zip(paths, found, strict=True)}
+
+
+def _write_checksums(path: epath.Path) -> None:
+    """Marks a checkpoint as complete."""
+    text = json.dumps({"files": _checksums(path)}, indent=1)
+    with atomic(path / CHECKSUMS) as unfinished:
+        unfinished.write_text(text)
+
+
+def _damage(path: epath.Path) -> str | None:
+    """What is wrong with a checkpoint, or None. Raises the OSError of a bucket that could not be reached."""
+    try:
+        expected = json.loads((path / CHECKSUMS).read_text())["files"]
+        found = _checksums(path)
+        for name, sums in expected.items():
+            if name not in found:
+                return f"{name} is missing"
+            # Of a copy of a bucket on a disk the CRCs are of another kind: the sizes must do.
+            for kind in sorted(sums.keys() & found[name].keys()):
+                if sums[kind] != found[name][kind]:
+                    return f"{name} does not match its checksum ({kind} {found[name][kind]} instead of {sums[kind]})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if storage.in_bucket(path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        return f"it cannot be read ({error})"
+    return None
+
+
+def _newest_good(directory: epath.Path, damaged: set[int]) -> int | None:
+    """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
+
+    Process 0 looks, and all take its answer. Raises UserError if all are damaged, RuntimeError where one does not see
+    the checkpoint of the answer.
+    """
+    step, steps = None, []
+    if jax.process_index() == 0:
+        steps = _finished_steps(directory)
+        for path in _entries(directory):
+            if path.name.isdigit() and int(path.name) not in steps:
+                logging.warning("checkpoint %s: not finished (no %s), ignored", path, CHECKSUMS)
+    for candidate in reversed(steps):
+        reason = _damage(directory / str(candidate))
+        if reason is None:
+            step = candidate
+            break
+        logging.warning("checkpoint %s: damaged, trying the one before it: %s", directory / str(candidate), reason)
+        damaged.add(candidate)
+    step, steps = hosts.broadcast_from_process_0((step, steps))
+    if steps and step is None:
+        raise UserError(
+            f"{directory}: every checkpoint is damaged (steps {', '.join(map(str, steps))}); "
+            "put a good copy back, or delete the directory to begin again"
+        )
+    if step is not None and not (directory / str(step) / CHECKSUMS).exists():
+        raise RuntimeError(
+            f"{directory / str(step)}: is not there, but process 0 sees it; the file system has not shown it to all "
+            "processes yet; start again in a moment"
+        )
+    return step
 
 
 # ---- reading and writing with Orbax ----
@@ -241,25 +348,6 @@ def _context(*, partial: bool = False) -> ocp.Context:
     context.asynchronous.create_directories_asynchronously = False
     context.pytree.loading.partial_load = partial
     return context
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Keeps other processes out, which would remove what this one is writing. Raises UserError if one is at work."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(directory, wait=False))
-        except filelock.Timeout:
-            raise UserError(
-                f"{directory}: another process is using this workdir; wait for it to finish, or give another --workdir"
-            ) from None
-        yield
-
-
-def _absolute(directory: str | os.PathLike) -> epath.Path:
-    """TensorStore wants absolute paths; epath would put the working directory before `gs://`, too."""
-    path = bucket.lies_at(directory).expanduser()
-    return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -280,21 +368,16 @@ def _load_numpy(path: epath.Path, entry: str | None) -> dict[str, Any]:
         return ocp.load(path, abstract)
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by name (`opt_state/1/0/mu/...`): dataclasses and named tuples as the dicts that Orbax stores."""
-
-    def name(key: Any) -> str:
-        return str(next(getattr(key, field) for field in ("key", "name", "idx") if hasattr(key, field)))
-
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(name, path)): leaf for path, leaf in leaves}
-
-
 def _check_leaves(path: epath.Path, abstract_state: Any) -> None:
     """Raises UserError naming the first leaf that the checkpoint holds otherwise than `abstract_state` wants it."""
-    stored, wanted = _leaves(ocp.metadata(path).metadata), _leaves(abstract_state)
-    for name in [*wanted, *(name for name in stored if name not in wanted)]:
-        held, asked = _describe(stored.get(name)), _describe(wanted.get(name))
+
+    def leaves(tree: Any) -> dict[str, str]:  # by name: dataclasses and named tuples are the dicts that Orbax stores
+        found = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): _describe(leaf) for path, leaf in found}
+
+    stored, wanted = leaves(ocp.metadata(path).metadata), leaves(abstract_state)
+    for name in wanted | stored:
+        held, asked = stored.get(name, "absent"), wanted.get(name, "absent")
         if held != asked:
             raise UserError(
                 f"{path}: {name} is {held} in the checkpoint, {asked} in this run; "
@@ -303,8 +386,6 @@ def _check_leaves(path: epath.Path, abstract_state: Any) -> None:
 
 
 def _describe(leaf: Any) -> str:
-    if leaf is None:
-        return "absent"
     if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # stored as its raw data
         leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
@@ -314,8 +395,8 @@ def _describe(leaf: Any) -> str:
 
 
 def _disk_errors(directory: epath.Path) -> contextlib.AbstractContextManager[None]:
-    if in_bucket(directory):
-        return one_line(directory)
+    if storage.in_bucket(directory):
+        return storage.one_line(directory)
     note = " (the checkpoints already there are untouched)"
     return disk_errors(directory, way_out="give another directory", note=note)
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +14,11 @@ from typing import Any, TextIO
 
 import jax
 from absl import logging
+from etils import epath
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ppa_jax import storage
 from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.training.workdir import atomic
 
@@ -27,6 +30,8 @@ class MetricWriter:
 
     Each line is one unbuffered write: once `write` returns, killing the process cannot lose it. A kill during a write
     can only leave the last line incomplete; readers skip such a line and `truncate_after` removes it.
+
+    A bucket cannot append: there the files are made in a temporary directory, and uploaded whole by `sync` and `close`.
     """
 
     def __init__(
@@ -38,21 +43,25 @@ class MetricWriter:
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
-        workdir: a local directory, created if absent.
+        workdir: created if absent.
         tensorboard: also write TensorBoard events.
         wandb: a Weights & Biases project to log to as well; empty: none. Needs `pip install wandb`.
         config: shown in Weights & Biases.
         """
         self._active = jax.process_index() == 0
-        self._workdir = Path(workdir)
-        self._path = self._workdir / METRICS
+        self._workdir = epath.Path(workdir)
+        self._temporary = tempfile.TemporaryDirectory(prefix="ppa_jax-") if storage.in_bucket(workdir) else None
+        self._folder = Path(self._temporary.name if self._temporary else workdir)
+        self._path = self._folder / METRICS
         self._file: Any = None
         self._board: Any = None
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
         package = import_wandb() if wandb else None  # on all processes: if one lacks it, all must fail
-        self._wandb: Any = _start(package, wandb, self._workdir, config) if package and self._active else None
+        self._wandb: Any = None
+        if package and self._active:
+            self._wandb = _start(package, wandb, self._workdir.name, self._folder, config)
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and incomplete lines.
@@ -66,7 +75,7 @@ class MetricWriter:
         if self._file is not None:
             self._file.close()
             self._file = None
-        if not self._path.exists():
+        if not (self._workdir / METRICS).exists():
             return
         kept = {record["step"]: record for record in read_metrics(self._workdir) if record["step"] <= step}
         with atomic(self._path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
@@ -89,7 +98,7 @@ class MetricWriter:
         record = {"step": step} | {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         with disk_errors(self._path, way_out="give another --workdir"):
             if self._file is None:
-                self._workdir.mkdir(parents=True, exist_ok=True)
+                self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab", buffering=0)  # unbuffered: a kill loses nothing
             line = (json.dumps(record) + "\n").encode()
             if self._file.write(line) != len(line):  # a disk that fills up accepts a part before it fails
@@ -97,11 +106,13 @@ class MetricWriter:
         self._log_elsewhere(step, numbers)
 
     def sync(self) -> None:
-        """Flushes everything written so far to the disk, before a checkpoint counts."""
+        """Flushes everything written so far to the disk or the bucket, before a checkpoint counts."""
         if self._file is not None:
             os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
+        if self._temporary is not None and self._active:
+            storage.upload(self._folder, self._workdir)
 
     def _log_elsewhere(self, step: int, numbers: Mapping[str, float]) -> None:
         if self._tensorboard:
@@ -109,7 +120,7 @@ class MetricWriter:
                 from tensorboardX import SummaryWriter
 
                 self._board = SummaryWriter(
-                    str(self._workdir / "tensorboard"), purge_step=self._purge_step, flush_secs=30
+                    str(self._folder / "tensorboard"), purge_step=self._purge_step, flush_secs=30
                 )
             for name, value in numbers.items():
                 if math.isfinite(value):
@@ -118,31 +129,33 @@ class MetricWriter:
             self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
-        """Closes the files. Without it TensorBoard's last half minute is lost, but nothing of metrics.jsonl."""
+        """Syncs and closes the files. Without it TensorBoard lacks the last half minute, but metrics.jsonl nothing."""
+        if self._wandb is not None:
+            self._wandb.finish()
+        self.sync()
         if self._file is not None:
             self._file.close()
         if self._board is not None:
             self._board.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of workdir/metrics.jsonl in order, each with an int `step`; incomplete lines are skipped."""
-    path = Path(workdir) / METRICS
+    path = epath.Path(workdir) / METRICS
     if not path.exists():
         return []
     records, torn = [], 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
-            else:
-                torn += 1
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
+        else:
+            torn += 1
     if torn:
         logging.warning("%s: skipped %d incomplete lines", path, torn)
     return records
@@ -236,6 +249,6 @@ def import_wandb() -> Any:
     return wandb
 
 
-def _start(wandb: Any, project: str, workdir: Path, config: Mapping[str, Any] | None) -> Any:
-    workdir.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project=project, name=workdir.name, dir=str(workdir), config=dict(config or {}))
+def _start(wandb: Any, project: str, name: str, folder: Path, config: Mapping[str, Any] | None) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(project=project, name=name, dir=str(folder), config=dict(config or {}))

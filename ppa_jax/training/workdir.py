@@ -1,4 +1,7 @@
-"""The files of a run: written atomically, locked, and claimed by `config.json` for one run alone."""
+"""The files of a run: written atomically, locked, and claimed by `config.json` for one run alone.
+
+A workdir may be in a bucket, which has neither locks nor renames: two runs in one workdir are not noticed there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,11 +27,9 @@ from etils import epath
 
 from ppa_jax import storage
 from ppa_jax.errors import UserError, disk_errors
-from ppa_jax.training import bucket
 
 CONFIG = "config.json"
-CHECKPOINTS = "checkpoints"  # which lie in the bucket alone, if the workdir is in one
-_LEFT_BEHIND = ("export", "scores.json", "report.md")  # by every run, and after its config.json
+_LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # by every run, and after its config.json
 _ABSENT = "(absent)"
 _SHOWN = 8
 
@@ -36,20 +38,28 @@ _SHOWN = 8
 
 
 @contextlib.contextmanager
-def atomic(path: Path, size: int = 0) -> Iterator[Path]:
-    """Gives a path beside `path` to write a file or a directory to, which takes its place when the block ends.
+def atomic(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
+    """Gives a local path to write a file or a directory to, which takes the place of `path` when the block ends.
 
     Nothing appears when the block raises, and what a killed process of this machine left behind is removed. A file that
-    is already there is replaced. A directory that is already there stays: another process was faster.
+    is already there is replaced. A directory that is already there stays: another process was faster. In a bucket the
+    files of a directory appear one by one, config.json as the last one.
 
     Args:
-      path: its parents are made.
+      path: its parents are created.
       size: in bytes, for the message about a full disk.
 
     Raises:
       UserError: the disk is full, or `path` cannot be written.
     """
     with disk_errors(path, size=size):
+        if storage.in_bucket(path):
+            with tempfile.TemporaryDirectory(prefix="ppa_jax-") as folder:
+                unfinished = Path(folder, Path(path).name)
+                yield unfinished
+                storage.upload(unfinished, path)
+            return
+        path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = _unfinished(path)
         try:
@@ -133,8 +143,8 @@ def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Non
     """Writes `config` (nested dicts of JSON values) to workdir/config.json; on process 0 only."""
     if jax.process_index() != 0:
         return
-    with atomic(Path(workdir) / CONFIG) as unfinished:
-        unfinished.write_text(bucket.addressed(json.dumps(config, indent=2, sort_keys=True)) + "\n")
+    with atomic(epath.Path(workdir) / CONFIG) as unfinished:
+        unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> bool:
@@ -149,7 +159,7 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
     if held is None:
         return False
     old = _flat(held)
-    new = _flat(json.loads(bucket.addressed(json.dumps(config))))  # tuples become lists, as in the file
+    new = _flat(json.loads(json.dumps(config)))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
         for field in sorted({*old, *new})
@@ -159,7 +169,7 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
     if differ:
         more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
         raise UserError(
-            f"workdir: {_shown(workdir)} holds a different run ({'; '.join(differ[:_SHOWN])}{more}); "
+            f"workdir: {workdir} holds a different run ({'; '.join(differ[:_SHOWN])}{more}); "
             "give another --workdir, or the settings this run began with"
         )
     return True
@@ -171,25 +181,25 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
     Raises:
       UserError: it is of another job, of no run, or cannot be read; or it is gone from what a run has left.
     """
-    path = epath.Path(workdir) / CONFIG
-    # Looked for before config.json is: another process may be writing both, that one first.
-    with storage.one_line(_shown(path)):
-        left = [CHECKPOINTS] if bucket.lies_at(epath.Path(workdir) / CHECKPOINTS).exists() else []
-        left += [name for name in _LEFT_BEHIND if (epath.Path(workdir) / name).exists()]
-    if not path.exists():
+    directory = epath.Path(workdir)
+    path = directory / CONFIG
+    with storage.one_line(path):
+        # Before config.json is looked for: another process may be writing that now, and the others after it.
+        left = [name for name in _LEFT_BEHIND if (directory / name).exists()]
+        is_there = path.exists()
+    if not is_there:
         if left:
-            raise UserError(f"workdir: {_shown(workdir)} has {left[0]} but no {CONFIG}; give another --workdir")
+            raise UserError(f"workdir: {workdir} has {left[0]} but no {CONFIG}; give another --workdir")
         return None
     try:
-        held = json.loads(path.read_text())
+        with storage.one_line(path):
+            held = json.loads(path.read_text())
         other = held.get("job")
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{_shown(path)}: not a configuration ({error}); give another --workdir or delete this one"
-        ) from error
+        raise UserError(f"{path}: not a configuration ({error}); give another --workdir or delete this one") from error
     if other != job:
         whose = f"a run of the job {other}, and this is {job}" if other else f"a {CONFIG} that is not a run's"
-        raise UserError(f"workdir: {_shown(workdir)} holds {whose}; give another --workdir")
+        raise UserError(f"workdir: {workdir} holds {whose}; give another --workdir")
     return held
 
 
@@ -203,10 +213,6 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, size: int, modified_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _shown(path: str | os.PathLike) -> str:
-    return os.fspath(bucket.lies_at(path))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

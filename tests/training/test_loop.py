@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.training import loop
+from ppa_jax.training import hosts
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.loop import Loop, Profile, Stopped
 from ppa_jax.training.metrics import MetricWriter, read_metrics
@@ -183,15 +183,15 @@ def test_another_process_that_is_lost_ends_this_one(monkeypatch, capsys, error, 
         timers.append((seconds, function, arguments))
         return SimpleNamespace(start=lambda: None)
 
-    monkeypatch.setattr(loop.os, "_exit", leave)
-    monkeypatch.setattr(loop.threading, "Timer", timer)
+    monkeypatch.setattr(hosts.os, "_exit", leave)
+    monkeypatch.setattr(hosts.threading, "Timer", timer)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(SystemExit if lost else ValueError) as caught, loop.ended_with_the_others():
+    with pytest.raises(SystemExit if lost else ValueError) as caught, hosts.exit_on_peer_loss():
         raise error
     if lost:
         assert caught.value.code == 1
         assert capsys.readouterr().err.startswith("error: another process of the run was lost")
-    assert timers == ([] if lost else [(loop.GRACE, leave, [1])])
+    assert timers == ([] if lost else [(hosts.GRACE, leave, [1])])
     monkeypatch.setattr(jax, "process_count", lambda: 1)
-    with pytest.raises(type(error)), loop.ended_with_the_others():
+    with pytest.raises(type(error)), hosts.exit_on_peer_loss():
         raise error

@@ -1,5 +1,6 @@
 """metrics.jsonl holds every step exactly once, however a run was killed; the progress line."""
 
+import contextlib
 import io
 import json
 import logging
@@ -155,10 +156,14 @@ def on_a_terminal(lines: int, columns: int, work: Callable[[TextIO], None]) -> s
     """What `work` writes to a terminal of this size."""
     shown, terminal = os.openpty()
     termios.tcsetwinsize(terminal, (lines, columns))
+    text = b""
     with open(terminal, "w") as stream:
         work(stream)
-        stream.flush()
-        return os.read(shown, 1 << 16).decode()
+    with contextlib.suppress(OSError):  # EIO at the end
+        while part := os.read(shown, 1 << 16):
+            text += part
+    os.close(shown)
+    return text.decode()
 
 
 def test_a_terminal_has_one_line_that_updates_and_never_wraps():

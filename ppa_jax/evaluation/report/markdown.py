@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from ppa_jax.training.workdir import atomic
 
@@ -34,7 +35,7 @@ def _is_score(text: str) -> bool:
     return True
 
 
-def write_report(workdir: Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> Path:
+def write_report(workdir: epath.Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> epath.Path:
     """Writes report.md and returns its path.
 
     Args:

@@ -6,9 +6,9 @@ Every function writes its file at once or not at all and raises UserError if it 
 from __future__ import annotations
 
 import contextlib
+import os
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,9 @@ class LayerCurves(NamedTuple):
     intervals: Mapping[str, Mapping[int, tuple[float, float]]] = {}
 
 
-def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *, title: str, ylabel: str) -> None:
+def plot_bars(
+    path: str | os.PathLike, labels: Sequence[str], panels: Sequence[Bars], *, title: str, ylabel: str
+) -> None:
     """Grouped bars, one panel below the other, with a mark for each given interval.
 
     Args:
@@ -92,7 +94,9 @@ def plot_bars(path: str | Path, labels: Sequence[str], panels: Sequence[Bars], *
         _legend(figure, axes[0].get_legend_handles_labels()[0], columns=max(1, int(width / entry)))
 
 
-def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str) -> bool:
+def plot_curves(
+    path: str | os.PathLike, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str
+) -> bool:
     """Metrics against the step: each step as a thin line, the mean over the last 20 steps as a thick one.
 
     Returns False, and writes nothing, when no panel has a value.
@@ -119,7 +123,7 @@ def plot_curves(path: str | Path, metrics: Sequence[Mapping[str, Any]], panels: 
 
 
 def plot_layers(
-    path: str | Path,
+    path: str | os.PathLike,
     panels: Sequence[LayerCurves],
     *,
     title: str,
@@ -153,7 +157,7 @@ def plot_layers(
 
 
 def plot_models(
-    path: str | Path, panels: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]], *, title: str
+    path: str | os.PathLike, panels: Sequence[tuple[str, Mapping[str, tuple[float, float, float]]]], *, title: str
 ) -> None:
     """Models side by side: a panel for each measure, a bar for each model with its interval.
 
@@ -179,7 +183,7 @@ def plot_models(
             _describe(axis, textwrap.fill(name, 44), grid="x", fontsize=9.5)
 
 
-def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> None:
+def plot_scatter(path: str | os.PathLike, panels: Sequence[Scatter], *, title: str) -> None:
     """Points: a colour for each series, a marker for each kind."""
     colours = _colours(name for panel in panels for name in panel.points)
     kinds = dict.fromkeys(kind for panel in panels for points in panel.points.values() for *_, kind in points)
@@ -197,7 +201,7 @@ def plot_scatter(path: str | Path, panels: Sequence[Scatter], *, title: str) -> 
 
 
 def plot_heat_maps(
-    path: str | Path,
+    path: str | os.PathLike,
     panels: Mapping[str, np.ndarray],
     rows: Sequence[str],
     columns: Sequence[str],
@@ -240,7 +244,7 @@ def running_mean(values: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _figure(
-    path: str | Path, title: str, panels: int, *, columns: int = 2, width: float = 5.2, height: float = 3.0
+    path: str | os.PathLike, title: str, panels: int, *, columns: int = 2, width: float = 5.2, height: float = 3.0
 ) -> Iterator[tuple[Any, list[Any]]]:
     """A figure and an axis for each panel of `width` x `height` inches, in rows of `columns`; saved after the block."""
     # The Agg canvas, whatever backend the calling program uses.
@@ -262,7 +266,7 @@ def _figure(
     yield figure, axes[:panels]
     lines = textwrap.wrap(title, max(20, int(width * columns * 8)))
     figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    with atomic(Path(path)) as unfinished:
+    with atomic(path) as unfinished:
         figure.savefig(unfinished, format="png", dpi=130, metadata={"Software": None})  # a version would change bytes
 
 

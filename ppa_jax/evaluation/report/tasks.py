@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import MEANS, Bars, Panel, plot_bars, plot_curves
@@ -28,8 +28,13 @@ DIFFERENCES = (
 
 
 def write(
-    workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], sources: str, trained: Sequence[str] = ()
-) -> tuple[Path, str]:
+    workdir: epath.Path,
+    records: Sequence[Record],
+    *,
+    facts: Mapping[str, str],
+    sources: str,
+    trained: Sequence[str] = (),
+) -> tuple[epath.Path, str]:
     """Writes report.md and its pictures; returns the path of report.md and the tables of the scores.
 
     Args:
@@ -51,7 +56,8 @@ def write(
         labels, panels = _bars(found)
         plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
         parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
-    curve = min(workdir.glob("**/seed-*/metrics.jsonl"), default=None)
+    curves = [path for depth in ("", "*/") for path in workdir.glob(f"{depth}seed-*/metrics.jsonl")]
+    curve = min(curves, default=None)
     if curve:
         title = f"Training, {curve.parent.relative_to(workdir)}"
         if plot_curves(

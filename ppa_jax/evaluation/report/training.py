@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+
+from etils import epath
 
 from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Models, View
@@ -24,8 +25,8 @@ ALIGNMENT_PANELS = (
 
 
 def write_training(
-    workdir: Path, models: Models, *, title: str, facts: Mapping[str, str], sources: str = ""
-) -> tuple[Path, list[tuple[str, str]]]:
+    workdir: epath.Path, models: Models, *, title: str, facts: Mapping[str, str], sources: str = ""
+) -> tuple[epath.Path, list[tuple[str, str]]]:
     """The report of a training run.
 
     Args:
@@ -62,8 +63,8 @@ def write_training(
 
 
 def write_comparison(
-    workdir: Path, models: Models, *, baselines: Sequence[str], facts: Mapping[str, str]
-) -> tuple[Path, str]:
+    workdir: epath.Path, models: Models, *, baselines: Sequence[str], facts: Mapping[str, str]
+) -> tuple[epath.Path, str]:
     """The report of models side by side.
 
     Args:
@@ -100,7 +101,7 @@ def write_comparison(
     return markdown.write_report(workdir, "Comparison", facts, parts), table
 
 
-def _write_scores(workdir: Path, models: Models, baselines: Sequence[str]) -> list[View]:
+def _write_scores(workdir: epath.Path, models: Models, baselines: Sequence[str]) -> list[View]:
     write_records(workdir / "scores.json", comparison.records_of(models))
     shown = comparison.views(models, baselines)
     differences = [record | {"role": view.role} for view in shown for record in view.differences.values()]
@@ -108,7 +109,7 @@ def _write_scores(workdir: Path, models: Models, baselines: Sequence[str]) -> li
     return shown
 
 
-def _bars(workdir: Path, shown: Sequence[View]) -> list[str]:
+def _bars(workdir: epath.Path, shown: Sequence[View]) -> list[str]:
     labels, panels = comparison.retrieval_bars(shown)
     if not panels:
         return []

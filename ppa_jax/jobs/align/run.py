@@ -17,8 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from ppa_jax import config as configs
+from ppa_jax import storage
 from ppa_jax.config import Config
 from ppa_jax.data import corpora, sources
 from ppa_jax.data.batches import Batch
@@ -33,7 +35,7 @@ from ppa_jax.jobs.align import plan
 from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.jobs.align.setup import Losses, Run
 from ppa_jax.model.bert import products_in
-from ppa_jax.training import bucket, loop, optimizer, sharding
+from ppa_jax.training import hosts, loop, optimizer, sharding
 from ppa_jax.training.checkpoint import Checkpoints
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
@@ -46,41 +48,41 @@ def run(config: Config, workdir: str) -> None:
     if config.mesh.distributed:
         if config.init:
             align_setup.prepare(config)
-        loop.initialize_hosts()
+        hosts.initialize()
     if not config.init:
         align_setup.check_new_model(config, losses, "pretrain.batch_size")
         config = copy.deepcopy(config)
-        config.init = str(pretrain_new_model(config, Path(workdir) / "new_model"))
-    train_model(config, losses, Path(workdir))
+        config.init = str(pretrain_new_model(config, epath.Path(workdir) / "new_model"))
+    train_model(config, losses, epath.Path(workdir))
 
 
-def run_recipe(recipe: str, workdir: Path) -> dict[str, Path]:
+def run_recipe(recipe: str, workdir: epath.Path) -> dict[str, epath.Path]:
     """Runs `FILE[:MODE]`, which must pretrain a new model, once: its exports before and after the alignment."""
-    if not loop.as_first((workdir / "report.md").exists()):  # written last
+    if not hosts.broadcast_from_process_0((workdir / "report.md").exists()):  # written last
         run(configs.load(recipe), str(workdir))
-        loop.wait_for_hosts("the aligned model")
+        hosts.barrier("aligned model exported")
     return {"before": workdir / "new_model" / "run" / "export", "after": workdir / "export"}
 
 
-def pretrain_new_model(config: Config, directory: Path) -> Path:
+def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
     """Pretrains a new model by masked LM, once; returns its export.
 
     It sees the sentences of data.pairs one by one, never as translations: what an aligned model is compared with.
     """
     random, trained = directory / "random", directory / "run"
-    if loop.as_first((trained / "report.md").exists()):  # written last
+    if hosts.broadcast_from_process_0((trained / "report.md").exists()):  # written last
         new_model.matches_spec(config, random)  # raises if not
         return trained / "export"
     if jax.process_index() == 0:
         new_model.make_random(config, random)
-    loop.wait_for_hosts("a new model")
+    hosts.barrier("new model written")
     first = copy.deepcopy(config)
     first.init = str(random)
     first.train.update(config.pretrain.to_dict(), epochs=0.0)
     first.eval.update(tatoeba="", sample=0)
     logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
     train_model(first, Losses(tlm=1.0), trained)
-    loop.wait_for_hosts("its export")
+    hosts.barrier("new model exported")
     return trained / "export"
 
 
@@ -88,7 +90,7 @@ def pretrain_new_model(config: Config, directory: Path) -> Path:
     "set train.remat=true, raise train.accumulate, or lower train.batch_size, data.max_length, data.row_length or "
     "contrastive.queue_size, in a new --workdir"
 )
-def train_model(config: Config, losses: Losses, workdir: Path) -> None:
+def train_model(config: Config, losses: Losses, workdir: epath.Path) -> None:
     """One training run in its workdir, from a pretrained model to the export and the report.
 
     Raises:
@@ -126,7 +128,7 @@ def train(run: Run) -> None:
         return
 
     # ---- before the first step ----
-    loop.wait_for_hosts("whose workdir it is")  # what another process writes there first would look like another run's
+    hosts.barrier("workdir claimed")  # what another process writes there first would look like another run's
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     evaluate(run, run.pretrained.params, 0)
     start, state = restore_or_init(checkpoints, init, (run.pretrained.params,), shapes, shardings)
@@ -152,7 +154,7 @@ def train(run: Run) -> None:
             evaluate=lambda state, step: evaluate(run, state.params, step),
             evaluate_every=config.eval.every,
             metrics=("loss", "tlm", "contrastive", *(["word_alignment"] if run.words else [])),
-            profile_to=str(workdir / "profile") if config.profile else None,
+            profile_to=workdir / "profile" if config.profile else None,
         ).run(state, start, run.steps)
     finally:
         writer.close()
@@ -162,7 +164,8 @@ def train(run: Run) -> None:
     evaluate(run, state.params, run.steps)
     params = sharding.to_host(state.params)
     if jax.process_index() == 0:
-        export(run, params)
+        with storage.staged(run.workdir / "export") as directory:
+            export(run, params, directory)
         write_report(run)
 
 
@@ -210,7 +213,7 @@ def evaluate(run: Run, params: Any, step: int) -> None:
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
     models = scores.load_scores(scores_file(run))
-    if loop.as_first(any(score.task == task for score in models.get(moment, ()))):
+    if hosts.broadcast_from_process_0(any(score.task == task for score in models.get(moment, ()))):
         return
     last = run.pretrained.config.num_layers
     layers = sorted({run.method.layer, comparison.main_setting(last)[0], last})
@@ -228,7 +231,7 @@ def evaluate(run: Run, params: Any, step: int) -> None:
             )
 
 
-def scores_file(run: Run) -> Path:
+def scores_file(run: Run) -> epath.Path:
     """The file of the single hits: one for each choice of test sentences, so that moments are compared on the same."""
     return run.workdir / f"scores-{zlib.crc32(repr(run.test_sets).encode()):08x}.npz"
 
@@ -246,11 +249,11 @@ def by_moment(run: Run, models: dict[str, list[scores.Score]]) -> comparison.Mod
 # ---- export and report ----
 
 
-def export(run: Run, params: Any) -> None:
-    """Writes export/: the encoder in the Hugging Face format, the dictionaries, the model card."""
-    config, directory = run.config, run.workdir / "export"
-    trained = huggingface.load_base(run.workdir / "base", params)
-    huggingface.write(directory, trained, files_from=run.workdir / "base")
+def export(run: Run, params: Any, directory: Path) -> None:
+    """Writes the encoder in the Hugging Face format, the dictionaries and the model card."""
+    config, base = run.config, storage.local(run.workdir / "base")
+    trained = huggingface.load_base(base, params)
+    huggingface.write(directory, trained, files_from=base)
     if run.vectors:
         sentence_transformers.write_modules(directory, trained, **run.vectors)
     for dictionary in run.dictionaries:
@@ -278,7 +281,7 @@ def write_report(run: Run) -> None:
         by_moment(run, scores.load_scores(scores_file(run))),
         title=title(run),
         facts={
-            "model": bucket.addressed(config.init),
+            "model": config.init,
             "steps": f"{run.steps} of {config.train.batch_size} pairs",
             "losses": describe_losses(run),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",
@@ -289,12 +292,12 @@ def write_report(run: Run) -> None:
     )
     for heading, table in tables:
         print(f"\n{heading}\n\n{table}")
-    print(f"\nreport: {bucket.lies_at(path)}\nexport: {bucket.lies_at(run.workdir / 'export')}")
+    print(f"\nreport: {path}\nexport: {run.workdir / 'export'}")
 
 
 def base_model(run: Run) -> str:
     """config.init; "" for a model trained from scratch, by this run or an earlier one."""
-    init, made_here = Path(run.config.init), run.workdir / "new_model"
+    init, made_here = epath.Path(run.config.init), run.workdir / "new_model"
     return "" if new_model.is_random(init) or made_here in init.parents else run.config.init
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from ppa_jax import storage
@@ -112,7 +113,7 @@ class Run:
 
     config: Config
     losses: Losses
-    workdir: Path
+    workdir: epath.Path
     pretrained: Pretrained
     tokenizer: Tokenizer
     pairs: list[corpora.LanguagePair]
@@ -286,7 +287,7 @@ def prepare(config: Config) -> None:
         open_pairs(config, load_tokenizer(sentence_transformers.encoder_directory(hub.resolve(config.init))))
 
 
-def open_run(config: Config, losses: Losses, workdir: Path) -> Run:
+def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     """Opens the model, the tokenizer and the corpora, and checks that they fit each other and the workdir."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, plan.devices(config.plan) if config.plan else None)
     check_batch_size(config, "train.batch_size", mesh)
@@ -352,9 +353,10 @@ def open_run(config: Config, losses: Losses, workdir: Path) -> Run:
     if not config.plan:
         claim_workdir(run, directory)
         if jax.process_index() == 0:
-            huggingface.save_base(workdir / "base", pretrained, files_from=directory)
-            if vectors:
-                sentence_transformers.write_settings(workdir / "base", **vectors)
+            with storage.staged(workdir / "base") as staged:
+                huggingface.save_base(staged, pretrained, files_from=directory)
+                if vectors:
+                    sentence_transformers.write_settings(staged, **vectors)
     return run
 
 
@@ -467,7 +469,7 @@ def claim_workdir(run: Run, model: Path) -> None:
     if given := run.dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in given}
     described = config.to_dict() | {"content": content}
-    init = Path(config.init).absolute()
-    if init.is_relative_to(workdir.absolute()):  # a new model: the workdir may be moved
-        described["init"] = str(init.relative_to(workdir.absolute()))
+    init, here = storage.absolute(config.init), storage.absolute(workdir)
+    if init.is_relative_to(here):  # a new model: the workdir may be moved
+        described["init"] = str(init.relative_to(here))
     claim(workdir, described, may_change=MAY_CHANGE)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from ppa_jax import config as configs
 from ppa_jax.config import Config
@@ -33,7 +34,7 @@ from ppa_jax.jobs.finetune import setup as finetune_setup
 from ppa_jax.jobs.finetune.setup import Model, Setup, TestSet
 from ppa_jax.model.bert import products_in
 from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
-from ppa_jax.training import bucket, checkpoint, loop, optimizer, sharding
+from ppa_jax.training import checkpoint, hosts, loop, optimizer, sharding
 from ppa_jax.training.limits import parse_seeds
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
@@ -47,13 +48,14 @@ def run(config: Config, workdir: str) -> None:
     """Runs the job."""
     # ---- settings, models, examples ----
     finetune_setup.validate(config)
+    root = epath.Path(workdir)
     if config.mesh.distributed:
-        loop.initialize_hosts()
+        hosts.initialize()
     if not config.init:
-        config = align_first(config, Path(workdir))
-    models = finetune_setup.open_models(config, Path(workdir))
-    finetune_setup.claim(models, Path(workdir))
-    loop.wait_for_hosts("whose workdir it is")
+        config = align_first(config, root)
+    models = finetune_setup.open_models(config, root)
+    finetune_setup.claim(models, root)
+    hosts.barrier("workdir claimed")
 
     # ---- trainings ----
     for model in models:
@@ -62,26 +64,26 @@ def run(config: Config, workdir: str) -> None:
             directory = model.workdir / f"seed-{seed}"
             params, _ = train_and_test(model.setup, pretrained, seed, directory)
             if jax.process_index() == 0:
-                if not (directory / "export").exists():
+                if not (directory / "export" / "config.json").exists():
                     with atomic(directory / "export") as unfinished:
                         export(model.setup, pretrained, unfinished, params, files_from=model.directory)
-                write_records(Path(workdir) / "scores.json", read_scores(Path(workdir), models[0].setup))
+                write_records(root / "scores.json", read_scores(root, models[0].setup))
 
     # ---- report ----
     if jax.process_index() == 0:
-        records = select_scores(models, read_scores(Path(workdir), models[0].setup))
+        records = select_scores(models, read_scores(root, models[0].setup))
         seeds = ",".join(map(str, sorted({r["seed"] for r in records}))) or str(config.seeds)
         path, table = task_report.write(
-            Path(workdir),
+            root,
             records,
             facts=facts(models) | {"seeds": seeds},
             sources=examples_table(models[0].setup),
             trained=list(models[0].setup.examples["train"]),
         )
-        print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
+        print(f"\n{table}\n\nreport: {path}")
 
 
-def align_first(config: Config, workdir: Path) -> Config:
+def align_first(config: Config, workdir: epath.Path) -> Config:
     """Runs config.align_first in workdir/aligned; returns the config with its models, before and after, as `init`."""
     config = copy.deepcopy(config)
     models = align_run.run_recipe(config.align_first, workdir / "aligned")
@@ -93,7 +95,7 @@ def align_first(config: Config, workdir: Path) -> Config:
     "set config.train.remat=true or lower config.test_batch_size; or, in a new --workdir, lower "
     "config.train.batch_size or config.data.max_length"
 )
-def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> tuple[Any, Records]:
+def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path) -> tuple[Any, Records]:
     """One training and its scores; what is done is read from `directory`.
 
     Args:
@@ -105,7 +107,7 @@ def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: P
     Returns:
       The trained parameters, on the host, and the scores of every test set.
     """
-    if loop.as_first(checkpoint.holds_params(directory / "trained")):
+    if hosts.broadcast_from_process_0(checkpoint.holds_params(directory / "trained")):
         params = checkpoint.load_params(directory / "trained")
     else:
         with products_in(setup.config.dtype):
@@ -114,14 +116,14 @@ def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: P
     if jax.process_index() == 0:
         for spent in ("checkpoints", "best"):  # several times as large
             checkpoint.remove(directory / spent)
-    loop.wait_for_hosts("the trained parameters", read=False)  # all have them
+    hosts.barrier("trained parameters loaded")
     return params, test(setup, params, seed, directory)
 
 
 # ---- training ----
 
 
-def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> Any:
+def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path) -> Any:
     """Trains to the end, from a checkpoint if there is one; returns the parameters, on the host."""
     config, task = setup.config, setup.task
     features = setup.training_features(seed)
@@ -148,9 +150,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
     )
-    logging.info(
-        "%s: %d features, %d steps of %d", bucket.lies_at(directory), len(features), steps, config.train.batch_size
-    )
+    logging.info("%s: %d features, %d steps of %d", directory, len(features), steps, config.train.batch_size)
     start, state = restore_or_init(checkpoints, init, start_from, shapes, shardings)
 
     # ---- loop ----
@@ -167,10 +167,10 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: Path) -> A
             checkpoints=checkpoints,
             writer=writer,
             schedule=schedule,
-            evaluate=best.evaluate if config.data.dev else None,
+            evaluate=best.evaluate,
             evaluate_every=config.eval.every,
             metrics=("loss",),
-            profile_to=str(directory / "profile") if config.profile else None,
+            profile_to=directory / "profile" if config.profile else None,
         ).run(state, start, stop=best.stopped_at or steps)
         if not config.eval.patience:
             return sharding.to_host(state.params)
@@ -188,10 +188,10 @@ def pretrained_head(task: Any, pretrained: Pretrained) -> dict[str, Any]:
 class EarlyStopping:
     """Scores the dev sets, keeps the best parameters in `best/`, and says when to stop."""
 
-    def __init__(self, setup: Setup, directory: Path, start: int) -> None:
+    def __init__(self, setup: Setup, directory: epath.Path, start: int) -> None:
         self._setup, self._directory = setup, directory
         path = directory / "dev.json"
-        history = loop.as_first(json.loads(path.read_text()) if path.exists() else [])
+        history = hosts.broadcast_from_process_0(json.loads(path.read_text()) if path.exists() else [])
         self.history: list[list[float]] = [entry for entry in history if entry[0] <= start]  # [step, value]
 
     @property
@@ -245,10 +245,10 @@ def score(setup: Setup, params: Any, test_set: TestSet) -> tuple[dict[str, Any],
     return setup.task.score(test_set.examples, predictions, test_set.language), predictions
 
 
-def test(setup: Setup, params: Any, seed: int, directory: Path) -> Records:
+def test(setup: Setup, params: Any, seed: int, directory: epath.Path) -> Records:
     """The scores of every test set, read from `directory` or measured and written there with the predictions."""
     path, task = directory / "scores.json", setup.task
-    known = loop.as_first(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+    known = hosts.broadcast_from_process_0(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
     records = []
     on_devices = None
     for test_set in setup.tests:
@@ -263,9 +263,9 @@ def test(setup: Setup, params: Any, seed: int, directory: Path) -> Records:
                 for metric, (value, count) in scores.items()
             ]
             if jax.process_index() == 0:
-                (directory / "predictions").mkdir(exist_ok=True)
                 name = test_set.language.replace("/", "-") + task.SUFFIX
-                task.write(directory / "predictions" / name, test_set.examples, predictions)
+                with atomic(directory / "predictions" / name) as unfinished:
+                    task.write(unfinished, test_set.examples, predictions)
         records += found
     if jax.process_index() == 0:
         tested = {test_set.language for test_set in setup.tests}
@@ -273,7 +273,7 @@ def test(setup: Setup, params: Any, seed: int, directory: Path) -> Records:
     return records
 
 
-def read_scores(workdir: Path, setup: Setup) -> Records:
+def read_scores(workdir: epath.Path, setup: Setup) -> Records:
     """The scores in a workdir: of all models, seeds and test sets, from this command and earlier ones.
 
     Where test sets of one language differ, those of this command count; of other languages, the first seed's.
@@ -306,7 +306,7 @@ def select_scores(models: Sequence[Model], records: Records) -> Records:
 # ---- export and report ----
 
 
-def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, files_from: Path) -> None:
+def export(setup: Setup, pretrained: Pretrained, directory: epath.Path, params: Any, files_from: Path) -> None:
     """Writes the fine-tuned model for transformers if it knows the task; else the encoder, with the head beside it."""
     trained = dataclasses.replace(pretrained, params={"encoder": params["encoder"]}, untouched={})
     architecture, modules = setup.task.TRANSFORMERS.get(pretrained.config.model_type, ("Model", {}))
@@ -327,7 +327,7 @@ def facts(models: Sequence[Model]) -> dict[str, str]:
     length = f"{c.train.steps} steps" if c.train.steps else f"{c.train.epochs:g} epochs"
     switched = c.data.code_switch and len(train) > 1
     return {
-        **{f"model {model.name}".strip(): bucket.addressed(model.given) for model in models},
+        **{f"model {model.name}".strip(): model.given for model in models},
         "task": c.task,
         "trained on": ", ".join(f"{language} ({len(examples):,})" for language, examples in train.items()),
         "training": f"{length} of {c.train.batch_size}, learning rate {c.train.learning_rate:g}, "

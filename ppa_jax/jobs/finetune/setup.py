@@ -14,6 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, PartitionSpec
 
 from ppa_jax.config import NOT_NEGATIVE, Config, Limit, at_least, check, entries, load_module, training_steps
@@ -104,7 +105,7 @@ class Model:
     name: str  # "" for a single model
     given: str  # as in config.init
     directory: Path
-    workdir: Path  # has seed-0, seed-1, ... of its trainings
+    workdir: epath.Path  # has seed-0, seed-1, ... of its trainings
     setup: Setup
 
 
@@ -155,7 +156,7 @@ def open_mesh(config: Config) -> Mesh:
 # ---- models and files ----
 
 
-def open_models(config: Config, workdir: Path) -> list[Model]:
+def open_models(config: Config, workdir: epath.Path) -> list[Model]:
     """Opens all models, without their weights, and reads all examples. Raises UserError."""
     task = load_task(config)
     mesh = open_mesh(config)
@@ -232,12 +233,12 @@ def read_model_info(directory: Path, config: Config) -> tuple[EncoderConfig, Tok
     return sizes, tokenizer
 
 
-def claim(models: Sequence[Model], workdir: Path) -> None:
+def claim(models: Sequence[Model], workdir: epath.Path) -> None:
     """Claims the workdir for this run; each of several models has its own workdir in it. Raises UserError."""
     config, examples = models[0].setup.config, models[0].setup.examples
     data = {part: {x: checksum(found) for x, found in examples[part].items()} for part in ("train", "dev")}
     described = config.to_dict()
-    runs: list[tuple[Path, Any, tuple[str, ...]]] = []
+    runs: list[tuple[epath.Path, Any, tuple[str, ...]]] = []
     if models[0].name:  # a model without a name may have been there first; of the data, only the content counts
         may_change = (*MAY_CHANGE, "content.model", "content.tokenizer", "data.train", "data.dev")
         runs.append((workdir, described | {"content": {"data": data}}, may_change))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import LayerCurves, Scatter, plot_layers, plot_scatter, running_mean
@@ -57,8 +58,12 @@ _PAPER_TASKS = {"nli": 0, "ner": 1, "pos": 2}
 
 
 def write(
-    workdir: Path, records: Sequence[Record], *, facts: Mapping[str, str], curves: Mapping[str, Mapping[str, Path]]
-) -> tuple[Path, str]:
+    workdir: epath.Path,
+    records: Sequence[Record],
+    *,
+    facts: Mapping[str, str],
+    curves: Mapping[str, Mapping[str, Path]],
+) -> tuple[epath.Path, str]:
     """Writes report.md with alignment.png and curves.png; returns its path and the tables.
 
     Args:

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from etils import epath
 from scipy.linalg import orthogonal_procrustes
 
+from ppa_jax import storage
 from ppa_jax.config import Config, entries
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import neighbours
@@ -34,7 +36,7 @@ from ppa_jax.studies.align_mlm.derivation import Derivation, is_special
 from ppa_jax.studies.align_mlm.derived_tasks import ENGLISH
 from ppa_jax.studies.align_mlm.setup import DERIVED, MAY_CHANGE, Vocabulary, dictionary_file, task_file
 from ppa_jax.tasks.files import checksum
-from ppa_jax.training import bucket, checkpoint
+from ppa_jax.training import checkpoint
 from ppa_jax.training.limits import parse_seeds
 from ppa_jax.training.workdir import atomic, claim
 
@@ -45,7 +47,7 @@ def run(config: Config, workdir: str) -> None:
     """Runs the study."""
     # ---- settings and data ----
     tasks = align_mlm_setup.validate(config)
-    directory = Path(workdir)
+    directory = storage.on_disk(workdir, "--workdir=")
     text = derived_tasks.read_text(config.data.text, field="config.data.text")
     examples = {
         name: {part: derived_tasks.read_examples(task.task, task[part], field=f"config.tasks.{name}.{part}")
@@ -98,8 +100,8 @@ def run(config: Config, workdir: str) -> None:
         for r in records:
             model = directory / "models" / r["transformation"] / f"{r['objective']}-{r['seed']}"
             curves.setdefault(r["transformation"], {}).setdefault(r["objective"], model)
-        path, table = report.write(directory, records, facts=facts(config, text, vocabulary), curves=curves)
-    print(f"\n{table}\n\nreport: {bucket.lies_at(path)}")
+        path, table = report.write(epath.Path(directory), records, facts=facts(config, text, vocabulary), curves=curves)
+    print(f"\n{table}\n\nreport: {path}")
 
 
 def pretrain_once(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import LayerCurves, plot_heat_maps, plot_layers
@@ -52,7 +52,7 @@ CORRELATION = (
 
 
 def write(
-    workdir: Path,
+    workdir: epath.Path,
     scores: Sequence[Record],
     similarity: Sequence[Record],
     movement: Sequence[Record],
@@ -61,7 +61,7 @@ def write(
     measure: str,
     facts: Mapping[str, str],
     data: str,
-) -> tuple[Path, str]:
+) -> tuple[epath.Path, str]:
     """Writes report.md and its pictures; returns its path, and the summary with the tables of losses.
 
     Args:
@@ -314,7 +314,7 @@ def _range(records: Sequence[Record]) -> dict[int, tuple[float, float]]:
 
 
 def _similarity(
-    workdir: Path, similarity: Sequence[Record], models: Sequence[str], source: str, measure: str
+    workdir: epath.Path, similarity: Sequence[Record], models: Sequence[str], source: str, measure: str
 ) -> list[str]:
     """Two pictures: curves before and after fine-tuning, and every set of blocks in a map."""
     panels, maps = [], {}

@@ -14,12 +14,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 
 from ppa_jax.config import Config, Limit, at_least, check, entries, one_of
 from ppa_jax.data import sample
@@ -35,7 +35,7 @@ from ppa_jax.jobs.finetune.setup import Model, Setup
 from ppa_jax.model.reinitialise import reinitialise, relative_distance
 from ppa_jax.studies.layer_ablation import report
 from ppa_jax.tasks.files import checksum
-from ppa_jax.training import bucket, checkpoint, loop
+from ppa_jax.training import checkpoint, hosts
 from ppa_jax.training.limits import parse_seeds
 
 POOLING = "mean_without_special"
@@ -47,12 +47,13 @@ def run(config: Config, workdir: str) -> None:
     """Runs the study."""
     # ---- settings, texts, models ----
     source = validate(config)
+    root = epath.Path(workdir)
     texts = read_parallel(config, source)
     if config.mesh.distributed:
-        loop.initialize_hosts()
+        hosts.initialize()
     if not config.init:
-        config = finetune_run.align_first(config, Path(workdir))
-    models = finetune_setup.open_models(config, Path(workdir))
+        config = finetune_run.align_first(config, root)
+    models = finetune_setup.open_models(config, root)
     tested = list(models[0].setup.examples["test"])
     if source not in tested or len(tested) < 2:
         raise UserError(f"config.data.test: give the source language, {source}, and targets (there are {tested})")
@@ -62,8 +63,8 @@ def run(config: Config, workdir: str) -> None:
             f"config.parallel={config.parallel}: has none of the target languages; give one that has, or none"
         )
     sets = {model.name: ablations(config.ablations, model.setup.sizes.num_layers) for model in models}
-    finetune_setup.claim(models, Path(workdir))
-    loop.wait_for_hosts("whose workdir it is")
+    finetune_setup.claim(models, root)
+    hosts.barrier("workdir claimed")
 
     # ---- trainings ----
     measured: list[dict[str, Any]] = []
@@ -77,19 +78,19 @@ def run(config: Config, workdir: str) -> None:
                 found = run_one(model.setup, pretrained, blocks, seed, directory, measure)
                 measured.append({"model": model.name, "ablation": name, "seed": seed, **found})
                 if jax.process_index() == 0:
-                    write_measures(Path(workdir), measured)
+                    write_measures(root, measured)
 
     # ---- report ----
     if jax.process_index() == 0:
         path, summary = report.write(
-            Path(workdir),
-            *write_measures(Path(workdir), measured),
+            root,
+            *write_measures(root, measured),
             source=source,
             measure=config.similarity.measure,
             facts=facts(models, source, texts),
             data=finetune_run.examples_table(models[0].setup),
         )
-        print(f"\n{summary}\n\nreport: {bucket.lies_at(path)}")
+        print(f"\n{summary}\n\nreport: {path}")
 
 
 def validate(config: Config) -> str:
@@ -239,11 +240,11 @@ class Measure:
 
 
 def run_one(
-    setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: Path, measure: Measure
+    setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: epath.Path, measure: Measure
 ) -> dict[str, Any]:
     """Scores, similarity and movement of one training; reads what is done from `directory`."""
     path = directory / "measured.json"
-    if not loop.as_first(path.exists()):
+    if not hosts.broadcast_from_process_0(path.exists()):
         logging.info("blocks re-initialised: %s; seed %d", set_name(blocks) or NONE, seed)
         encoder = reinitialise(
             pretrained.params["encoder"], setup.sizes, blocks, seed, keep_layer_norm=setup.config.keep_layer_norm
@@ -256,7 +257,7 @@ def run_one(
         found = measure.finetuned(encoder, params["encoder"])
         if jax.process_index() == 0:
             weights.write_json(path, found)
-        loop.wait_for_hosts("what was measured")
+        hosts.barrier("measured")
     if jax.process_index() == 0:
         checkpoint.remove(directory / "trained")  # as large as the model, for every set and seed
     measured = json.loads(path.read_text(encoding="utf-8"))
@@ -271,7 +272,9 @@ def run_one(
     return {"scores": scores, **measured}
 
 
-def write_measures(workdir: Path, measured: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+def write_measures(
+    workdir: epath.Path, measured: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], list[Any], list[Any]]:
     """Writes scores.json, similarity.json and movement.json, and returns their records."""
     kinds: dict[str, list[dict[str, Any]]] = {"scores": [], "similarity": [], "movement": []}
     for one in measured:
