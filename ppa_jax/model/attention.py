@@ -18,12 +18,16 @@ from ppa_jax.model import dropout as drop
 Layout = tuple[tuple[int, int], ...]
 
 MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
+LONGEST_WHOLE = 4  # windows: in shorter rows, attention to neighbours is computed as attention to all, masked
 
 
-def attention_mask(segments: Int[Array, "B L"]) -> Float[Array, "B 1 L L"]:
-    """0 where query and key lie in the same segment, MASKED elsewhere."""
-    same = segments[:, None, :, None] == segments[:, None, None, :]
-    return jnp.where(same, 0.0, MASKED)
+def attention_mask(segments: Int[Array, "B L"], window: int | None = None) -> Float[Array, "B 1 L L"]:
+    """0 where query and key lie in the same segment, at most `window` tokens apart if given; MASKED elsewhere."""
+    seen = segments[:, None, :, None] == segments[:, None, None, :]
+    if window is not None:
+        place = jnp.arange(segments.shape[1])
+        seen &= jnp.abs(place[:, None] - place) <= window
+    return jnp.where(seen, 0.0, MASKED)
 
 
 def in_rows(x_BxLx: Array, layout: Layout) -> list[Array]:
@@ -42,8 +46,9 @@ def attend(
     mask: Float[Array, "B 1 L S"],
     seeds: UInt[Array, "B L"] | None,
     rate: float,
+    key_seeds: UInt[Array, "B S"] | None = None,
 ) -> Float[Array, "B L H d"]:
-    """Scaled dot-product attention, with dropout on the probabilities where there are `seeds`.
+    """Scaled dot-product attention, with dropout on the probabilities where there are `seeds` (of queries and keys).
 
     Three choices are for XLA's CPU compiler (docs/performance.md). Heads are moved beside the batch: over [B, L, H, d]
     it runs the two products as plain loops. The queries are scaled, not the scores. Without dropout, the results are
@@ -59,7 +64,7 @@ def attend(
         mixed = jnp.einsum("bhls,bhsd->bhld", weights.astype(dtype), value, preferred_element_type=jnp.float32)
         mixed = (mixed / jnp.sum(weights, axis=-1, keepdims=True)).astype(dtype)
     else:
-        probs = drop.drop_attention(jax.nn.softmax(scores, axis=-1), seeds, rate)
+        probs = drop.drop_attention(jax.nn.softmax(scores, axis=-1), seeds, rate, key_seeds)
         mixed = jnp.einsum("bhls,bhsd->bhld", probs.astype(dtype), value)
     return jnp.swapaxes(mixed, 1, 2)
 
@@ -79,3 +84,40 @@ def attend_in_rows(
     seeds_of_rows = [None] * len(layout) if seeds is None else in_rows(seeds, layout)
     mixed = [attend(*parts, rate).reshape(B, -1, H * d) for parts in zip(*rows, masks, seeds_of_rows, strict=True)]
     return jnp.concatenate(mixed, axis=1)
+
+
+def attend_nearby(
+    query: Float[Array, "B L H d"],
+    key: Float[Array, "B L H d"],
+    value: Float[Array, "B L H d"],
+    segments: Int[Array, "B L"],
+    window: int,
+    seeds: UInt[Array, "B L"] | None,
+    rate: float,
+) -> Float[Array, "B L H d"]:
+    """`attend` to the tokens of the same segment that are at most `window` away.
+
+    Long rows are cut into chunks of `window` queries. Each attends to its own chunk and the two beside it, so that the
+    work grows with L * window. In rows of up to LONGEST_WHOLE windows that would not be less.
+    """
+    B, L, W = *segments.shape, window
+    if L <= LONGEST_WHOLE * W:
+        return attend(query, key, value, attention_mask(segments, W), seeds, rate)
+    n = -(-L // W)
+
+    def chunks(x: Array, beside: int, fill: int = 0) -> Array:
+        """[B, L, ...] -> [B * n, (1 + 2 * beside) * W, ...]: each chunk between its neighbours."""
+        padding = [(0, 0), (beside * W, (n + beside) * W - L), *[(0, 0)] * (x.ndim - 2)]
+        x = jnp.pad(x, padding, constant_values=fill).reshape(B, n + 2 * beside, W, *x.shape[2:])
+        x = jnp.concatenate([x[:, i : i + n] for i in range(1 + 2 * beside)], axis=2)
+        return x.reshape(B * n, -1, *x.shape[3:])
+
+    seen = chunks(segments, 0)[:, :, None] == chunks(segments, 1, fill=-1)[:, None, :]  # -1: beyond the row
+    seen &= jnp.abs(jnp.arange(W)[:, None] + W - jnp.arange(3 * W)) <= W
+    mask = jnp.where(seen, 0.0, MASKED)[:, None]
+    if seeds is None:
+        query_seeds = key_seeds = None
+    else:
+        query_seeds, key_seeds = chunks(seeds, 0), chunks(seeds, 1)
+    mixed = attend(chunks(query, 0), chunks(key, 1), chunks(value, 1), mask, query_seeds, rate, key_seeds)
+    return mixed.reshape(B, n * W, *mixed.shape[2:])[:, :L]

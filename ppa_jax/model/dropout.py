@@ -54,9 +54,15 @@ def drop_features(x: Float[Array, "B L D"], seeds: UInt[Array, "B L"], rate: flo
     return _drop(x, mix(seeds[:, :, None] + features), rate)
 
 
-def drop_attention(probs: Float[Array, "B H L S"], seeds: UInt[Array, "B L"], rate: float) -> Float[Array, "B H L S"]:
-    """Inverted dropout of attention probabilities [B, H, queries, keys], by the pair of tokens and the head."""
+def drop_attention(
+    probs: Float[Array, "B H L S"], seeds: UInt[Array, "B L"], rate: float, key_seeds: UInt[Array, "B S"] | None = None
+) -> Float[Array, "B H L S"]:
+    """Inverted dropout of attention probabilities [B, H, queries, keys], by the pair of tokens and the head.
+
+    `seeds` are the queries', and the keys' as well unless `key_seeds` are given.
+    """
     heads = jax.lax.iota(jnp.uint32, probs.shape[1]) * jnp.uint32(_GOLDEN)
     queries = mix(seeds[:, None, :] + heads[None, :, None])  # [B, H, L]
-    keys = seeds ^ jnp.uint32(0x5851F42D)  # a token as key is not the same word as that token as query
+    keys = seeds if key_seeds is None else key_seeds
+    keys = keys ^ jnp.uint32(0x5851F42D)  # a token as key is not the same word as that token as query
     return _drop(probs, mix(queries[:, :, :, None] + keys[:, None, None, :]), rate)
