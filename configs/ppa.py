@@ -101,10 +101,11 @@ def get_config(mode: str = "") -> Any:
         plan="",  # true, or a TPU slice such as v5e:4x4: print memory, operations and traffic of a step and exit
         profile=False,  # trace steps 10 to 14 into workdir/profile
         model=dict(  # of a new model, when init is empty
+            family="bert",  # or modernbert
             tokenizer="",  # Hugging Face directory or name whose vocabulary to use; empty: one is trained
             vocabulary="wordpiece",  # trained on the pairs' text; or bpe (byte-level, like RoBERTa's)
             vocab_size=4000,  # of the vocabulary that is trained
-            hidden_size=256,  # width; the feed-forward layers are four times as wide
+            hidden_size=256,  # width; the feed-forward layers are four times as wide (modernbert: 1.5 times, gated)
             num_layers=4,  # blocks
             num_heads=4,  # of attention
         ),

@@ -32,7 +32,7 @@ from ppa_jax.evaluation.embed import Embedder, whole_number
 from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.log_lines import answer
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig
 from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.interop.weights import write_json
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -66,6 +67,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int, directory: Path) -> int:
     settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]  # as BERT's
     write_json(directory / "tokenizer_config.json", settings)
     return tokenizer.get_vocab_size()
+
+
+def leave_out_token_types(directory: Path) -> None:
+    """Rewrites a trained tokenizer without them, as a tokenizer.json: what transformers reads for ModernBERT."""
+    tokenizer = load_tokenizer(directory)
+    tokenizer.backend.save(str(directory / "tokenizer.json"))
+    settings: dict[str, Any] = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    write_json(directory / "tokenizer_config.json", settings)
 
 
 TRAINERS = {"wordpiece": train_wordpiece, "bpe": train_bpe}

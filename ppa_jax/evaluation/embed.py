@@ -25,7 +25,8 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.data import packing
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
-from ppa_jax.model.bert import Encoder, EncoderConfig, products_in
+from ppa_jax.model.bert import products_in
+from ppa_jax.model.families import EncoderConfig, make_encoder
 from ppa_jax.model.pooling import POOLINGS, pool
 from ppa_jax.training.sharding import BATCH_AXES, put_whole
 
@@ -121,7 +122,7 @@ class Embedder:
         self._shards = mesh.size if mesh is not None else 1
         self._widest = -(-max_length // SHORTEST) * SHORTEST
         self._dtype = jnp.dtype(dtype)
-        self._encoder = Encoder(config, self._dtype)
+        self._encoder = make_encoder(config, self._dtype)
         self._programs: dict[Any, Program] = {}
 
     def embed(

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -21,17 +23,15 @@ from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, weights
 from ppa_jax.interop.names import (
-    DENSE,
     FAMILIES,
     TreePath,
     config_from_hf,
     config_to_hf,
     tensor_names,
     torch_shape,
-    tree_shapes,
 )
 from ppa_jax.interop.weights import WeightFiles
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig, make_masked_lm_head
 from ppa_jax.training.workdir import file_digest
 
 __all__ = [
@@ -174,7 +174,7 @@ def _drop_copies(files: WeightFiles, spelled: dict[str, str], config: EncoderCon
 
 
 def _check(
-    files: WeightFiles, spelled: dict[str, str], table: dict[str, TreePath], config: EncoderConfig, directory: Path
+    files: WeightFiles, spelled: dict[str, str], table: Mapping[str, TreePath], config: EncoderConfig, directory: Path
 ) -> None:
     """Raises UserError if a tensor of the encoder is missing, or any has another shape than config.json says."""
     missing = [name for name, path in table.items() if path[0] == "encoder" and name not in spelled]
@@ -232,17 +232,14 @@ def _get(tree: Any, path: TreePath) -> Any:
 
 
 def _initialise_head(params: dict[str, Any], config: EncoderConfig, seed: int) -> list[str]:
-    """Initialises what the masked-LM head lacks as BERT does; returns the names."""
+    """Initialises what the masked-LM head lacks as its family does; returns the names."""
     paths = [path for path in tensor_names(config).values() if path[0] == "mlm_head"]
     absent = [path for path in paths if _get(params, path) is None]
-    for path in absent:
-        shape = tree_shapes(config)[path]
-        if path[-1] == "kernel":
-            drawn = np.random.default_rng(seed).standard_normal(shape, np.float32)
-            value = drawn * np.float32(config.initializer_range)
-        else:
-            value = np.ones(shape, np.float32) if path[-1] == "scale" else np.zeros(shape, np.float32)
-        _set(params, path, value)
+    if absent:
+        states = jnp.zeros((1, config.hidden_size))
+        drawn = {"mlm_head": make_masked_lm_head(config).init(jax.random.key(seed), states)["params"]}
+        for path in absent:
+            _set(params, path, np.array(_get(drawn, path)))
     return ["mlm_head"] if len(absent) == len(paths) else ["/".join(path) for path in absent]
 
 
@@ -289,9 +286,9 @@ def write_task(
     Args:
         directory: created if absent.
         pretrained: `params` has the encoder; other parameters are not written.
-        head: the task's parameters: dense layers, {"kernel", "bias"} each.
+        head: the task's parameters: modules of {"kernel", "scale", "bias"}, as many of these as they have.
         architecture: the class after the model's name, "ForTokenClassification" for example.
-        modules: the path of a dense layer in `head` -> its name in transformers, "bert." and the like included.
+        modules: the path of a module in `head` -> its name in transformers, "bert." and the like included.
         labels: their names in the order of the outputs; empty for a task without labels.
         files_from: a directory whose tokenizer files are copied.
 
@@ -299,12 +296,11 @@ def write_task(
         UserError: a file cannot be written (a full disk, say).
     """
     directory = Path(directory)
-    dense_layers: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for path, module in modules.items():
-        for theirs, ours in DENSE.items():
-            at = (*path.split("/"), ours)
-            dense_layers[f"{module}.{theirs}"] = _to_torch(at, _get(head, at))
-    _write_weights(directory, pretrained, _encoder_names(pretrained.config), dense_layers)
+        for ours, value in _get(head, tuple(path.split("/"))).items():
+            tensors[f"{module}.{'bias' if ours == 'bias' else 'weight'}"] = _to_torch((ours,), value)
+    _write_weights(directory, pretrained, _encoder_names(pretrained.config), tensors)
     values = config_to_hf(pretrained.config, pretrained.hf_config)
     values["architectures"] = [FAMILIES[values["model_type"]].classes + architecture]
     for name in ("id2label", "label2id", "num_labels", "problem_type"):  # of an earlier task
@@ -320,7 +316,7 @@ def _encoder_names(config: EncoderConfig) -> dict[str, TreePath]:
 
 
 def _write_weights(
-    directory: Path, pretrained: Pretrained, table: dict[str, TreePath], others: dict[str, np.ndarray]
+    directory: Path, pretrained: Pretrained, table: Mapping[str, TreePath], others: dict[str, np.ndarray]
 ) -> None:
     """Writes model.safetensors: the parameters in `table` by their names in transformers, and `others`."""
     path = directory / "model.safetensors"

@@ -14,6 +14,7 @@ from typing import Any
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.interop.names import FAMILIES
 
 OUR_KEY = "ppa_jax"
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -57,7 +58,9 @@ def write_modules(
 
     transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
     has_pooler = "pooler" in pretrained.params and layer == config.num_layers
-    if not has_pooler:  # or transformers makes one up, with a warning, for sentence-transformers to ignore
+    if (
+        FAMILIES[config.model_type].pooler and not has_pooler
+    ):  # or transformers makes one up, with a warning, for sentence-transformers to ignore
         transformer["model_args"] = {"add_pooling_layer": False}
     path = ""
     if layer < config.num_layers:

@@ -12,8 +12,9 @@ import numpy as np
 
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface
-from ppa_jax.model.bert import Encoder, EncoderConfig, rows_from_mask
-from ppa_jax.model.heads import MaskedLMHead, decode
+from ppa_jax.model.bert import rows_from_mask
+from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
+from ppa_jax.model.heads import decode
 
 TOLERANCE = 1e-4  # another order of summation in float32 differs a hundred times less, a wrong weight far more
 LOGITS = "masked-LM logits"
@@ -112,11 +113,16 @@ def _torch_model(directory: Path, has_head: bool) -> Any:
         if bar:
             transformers.logging.enable_progress_bar()
 
+    # Ours are what the encoder that ends at a layer gives; theirs lack its final norm, except the last.
+    final_norm = getattr(model.base_model, "final_norm", lambda states: states)
+
     def forward(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
         with torch.no_grad():
             inputs = {"input_ids": torch.from_numpy(ids).long(), "attention_mask": torch.from_numpy(mask).long()}
             out = model(**inputs, output_hidden_states=True)
-        return [state.numpy() for state in (*out.hidden_states, *([out.logits] if has_head else []))]
+            first, *middle, last = out.hidden_states
+            states = [first, *map(final_norm, middle), last]
+        return [state.numpy() for state in (*states, *([out.logits] if has_head else []))]
 
     return forward
 
@@ -132,10 +138,10 @@ def _flax_forward(
 @partial(jax.jit, static_argnums=(3, 4))
 def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig, has_head: bool) -> list[Any]:
     positions, segments = rows_from_mask(mask)
-    states = Encoder(config).apply({"params": params["encoder"]}, ids, positions, segments, all_hidden=True)
+    states = make_encoder(config).apply({"params": params["encoder"]}, ids, positions, segments, all_hidden=True)
     if not has_head:
         return list(states)
     words = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-    predicted: Any = MaskedLMHead(config).apply({"params": params["mlm_head"]}, states[-1])
+    predicted: Any = make_masked_lm_head(config).apply({"params": params["mlm_head"]}, states[-1])
     transformed, bias = predicted
     return [*states, decode(transformed, bias, words)]

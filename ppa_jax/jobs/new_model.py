@@ -21,10 +21,10 @@ from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.interop.names import config_to_hf
-from ppa_jax.model.bert import Encoder, EncoderConfig
-from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.model.families import FAMILIES, EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.training.workdir import check_identity, write_identity
 
+FAMILY_NAMES = ("bert", "modernbert")
 SPEC = "made_of"  # the settings from which a model was made; written last
 VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; the same number from each source
 
@@ -32,7 +32,7 @@ VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; the same 
 def validate(config: Config) -> None:
     """Checks `config.model`. Raises UserError naming the field."""
     sizes = dict.fromkeys(("model.vocab_size", "model.hidden_size", "model.num_layers", "model.num_heads"), POSITIVE)
-    check(config, sizes | {"model.vocabulary": one_of(*vocabulary.TRAINERS)})
+    check(config, sizes | {"model.family": one_of(*FAMILY_NAMES), "model.vocabulary": one_of(*vocabulary.TRAINERS)})
     width, heads = config.model.hidden_size, config.model.num_heads
     if width % heads:
         raise UserError(f"config.model.hidden_size={width}: must divide by model.num_heads={heads}")
@@ -40,13 +40,12 @@ def validate(config: Config) -> None:
 
 def encoder_config(config: Config, vocab_size: int, token_types: int = 2) -> EncoderConfig:
     """The sizes of the new model."""
-    return EncoderConfig(
+    return FAMILIES[config.model.family].Config.small(
         vocab_size=vocab_size,
         hidden_size=config.model.hidden_size,
         num_layers=config.model.num_layers,
         num_heads=config.model.num_heads,
-        intermediate_size=4 * config.model.hidden_size,
-        type_vocab_size=token_types,
+        token_types=token_types,
     )
 
 
@@ -90,11 +89,13 @@ def write_random(config: Config, directory: Path, token_types: int = 2) -> None:
         train = vocabulary.TRAINERS[config.model.vocabulary]
         vocab_size = train(_sentences(config), config.model.vocab_size, directory)
     sizes = encoder_config(config, vocab_size, token_types)
+    if not sizes.type_vocab_size and not config.model.tokenizer:
+        vocabulary.leave_out_token_types(directory)
     encoder_key, head_key = jax.random.split(jax.random.key(config.seed))
     token = jnp.zeros((1, 1), jnp.int32)
     params = {
-        "encoder": Encoder(sizes).init(encoder_key, token, token, token)["params"],
-        "mlm_head": MaskedLMHead(sizes).init(head_key, jnp.zeros((1, sizes.hidden_size)))["params"],
+        "encoder": make_encoder(sizes).init(encoder_key, token, token, token)["params"],
+        "mlm_head": make_masked_lm_head(sizes).init(head_key, jnp.zeros((1, sizes.hidden_size)))["params"],
     }
     huggingface.write(directory, Pretrained(sizes, params, hf_config=config_to_hf(sizes)))
 

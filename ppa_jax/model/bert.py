@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
@@ -47,19 +48,58 @@ class EncoderConfig:
     position_offset: int = 0  # XLM-R counts positions from pad_token_id + 1
     activation: str = "gelu"  # the exact one, by the error function
 
+    classifier_pooling = "cls"  # what a classifier of sentences reads
+
     @property
     def max_length(self) -> int:
         """The longest sentence, in word pieces with special tokens, that the position table can number."""
         return self.max_positions - self.position_offset
 
-    def flops_per_token(self, row_length: int) -> int:
-        """Floating-point operations of one token's forward pass through the blocks, in rows of `row_length` tokens.
+    @classmethod
+    def small(
+        cls, *, vocab_size: int, hidden_size: int, num_layers: int, num_heads: int, token_types: int = 2
+    ) -> EncoderConfig:
+        """A new model of BERT-base's proportions."""
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            intermediate_size=4 * hidden_size,
+            type_vocab_size=token_types,
+        )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether anything is dropped within the encoder in training."""
+        return self.hidden_dropout > 0 or self.attention_dropout > 0
+
+    @property
+    def classifier_dropout(self) -> float:
+        """The dropout before a classifier, in fine-tuning."""
+        return self.hidden_dropout
+
+    def with_dropout(self, rate: float) -> EncoderConfig:
+        """The same encoder with this rate everywhere."""
+        return dataclasses.replace(self, hidden_dropout=rate, attention_dropout=rate)
+
+    def flops(self, lengths: np.ndarray, layers: int | None = None, read: int | None = None) -> float:
+        """Floating-point operations of a forward pass through the blocks, over sequences of these lengths.
 
         A multiply-add counts two. Embedding look-ups, LayerNorm and softmax are left out, as is usual. Training costs
         three times as much (forward, and twice that backward).
+
+        Args:
+          lengths: tokens of each sequence; padding costs nothing here.
+          layers: the blocks that run; None: all.
+          read: the tokens whose states the last block finishes; None: all.
         """
+        layers = self.num_layers if layers is None else layers
         D, F = self.hidden_size, self.intermediate_size
-        return self.num_layers * (8 * D * D + 4 * D * F + 4 * row_length * D)
+        lengths = np.asarray(lengths, float)
+        output = 2 * D * D + 4 * D * F  # of a token: what follows attention
+        total = layers * (np.sum(lengths) * (6 * D * D + output) + 4 * D * np.sum(lengths**2))
+        return float(total if read is None else total - (np.sum(lengths) - read) * output)
 
     def flops_per_prediction(self) -> int:
         """Floating-point operations to predict one masked token: the transform and the projection to the vocabulary."""
@@ -279,3 +319,9 @@ def rows_from_mask(
     positions = jnp.broadcast_to(jnp.arange(attention_mask.shape[1]), attention_mask.shape)
     segments = attention_mask * (1 + first_row + jnp.arange(attention_mask.shape[0])[:, None])
     return positions, segments
+
+
+def pooler(config: EncoderConfig, states: Array, dtype: Any) -> Array:
+    """What a classifier of sentences reads, computed by the submodule `pooler` of the Flax module that calls it."""
+    init = nn.initializers.normal(config.initializer_range)
+    return jnp.tanh(nn.Dense(config.hidden_size, dtype=dtype, kernel_init=init, name="pooler")(states))

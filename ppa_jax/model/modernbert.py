@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.attention import attend, attend_nearby, attention_mask
+from ppa_jax.model.attention import Layout, attend, attend_nearby, attention_mask, in_rows
 from ppa_jax.model.bert import at_places, one_product
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
@@ -155,6 +155,7 @@ class SelfAttention(nn.Module):
 
     config: EncoderConfig
     dtype: Any
+    layout: Layout
     is_full: bool
     is_first: bool  # the embeddings are normalised already
 
@@ -167,11 +168,15 @@ class SelfAttention(nn.Module):
         query, key, value = jnp.unstack(qkv.reshape(B, L, 3, c.num_heads, D // c.num_heads), axis=2)
         query, key = rotate(query, by), rotate(key, by)
         dropped = None if seeds is None else drop.at_site(seeds, site)
-        if self.is_full:
-            mixed = attend(query, key, value, attention_mask(segments), dropped, c.attention_dropout)
-        else:
-            mixed = attend_nearby(query, key, value, segments, c.window, dropped, c.attention_dropout)
-        mixed = mixed.reshape(B, L, D)
+
+        def attend_rows(query: Array, key: Array, value: Array, segments: Array, dropped: Array | None) -> Array:
+            if not self.is_full:
+                return attend_nearby(query, key, value, segments, c.window, dropped, c.attention_dropout)
+            return attend(query, key, value, attention_mask(segments), dropped, c.attention_dropout)
+
+        rows = [in_rows(x, self.layout) for x in (query, key, value, segments)]
+        rows.append([None] * len(self.layout) if dropped is None else in_rows(dropped, self.layout))
+        mixed = jnp.concatenate([attend_rows(*parts).reshape(B, -1, D) for parts in zip(*rows, strict=True)], axis=1)
         if at is not None:
             mixed = at_places(mixed, at)
             seeds = None if seeds is None else at_places(seeds, at)
@@ -204,6 +209,7 @@ class Block(nn.Module):
 
     config: EncoderConfig
     dtype: Any
+    layout: Layout
     is_full: bool
     is_first: bool
 
@@ -211,7 +217,7 @@ class Block(nn.Module):
     def __call__(
         self, x_BxLxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, at: Array | None = None
     ) -> Array:
-        attention = SelfAttention(self.config, self.dtype, self.is_full, self.is_first, name="attention")
+        attention = SelfAttention(self.config, self.dtype, self.layout, self.is_full, self.is_first, name="attention")
         added = attention(x_BxLxD, segments, by, seeds, site, at)
         if at is not None:
             x_BxLxD = at_places(x_BxLxD, at)
@@ -243,6 +249,7 @@ class Encoder(nn.Module):
         dropout_seed: UInt[Array, ""] | None = None,
         all_hidden: bool = False,
         layers: int | None = None,
+        layout: Layout | None = None,
         at: Int[Array, "B K"] | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer, after the final norm; [B, K, D] with `at`.
@@ -251,6 +258,7 @@ class Encoder(nn.Module):
         are after the final norm.
         """
         c = self.config
+        layout = layout or ((1, ids.shape[1]),)
         layers = c.num_layers if layers is None else layers
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments)
         embedded: Any = Embeddings(c, name="embeddings")(ids)
@@ -261,7 +269,7 @@ class Encoder(nn.Module):
 
         def run(i: int, x: Array, at: Array | None = None) -> Array:
             Layer = nn.remat(Block) if self.remat else Block
-            block = Layer(c, self.dtype, c.is_full(i), i == 0, name=f"layer_{i}")
+            block = Layer(c, self.dtype, layout, c.is_full(i), i == 0, name=f"layer_{i}")
             return block(x, segments, by[c.is_full(i)], seeds, _site(i), at)
 
         stream = [embedded]
@@ -269,14 +277,16 @@ class Encoder(nn.Module):
         if alike > 0:
             stream.append(run(0, embedded))
         if self.scan and alike > 1 and not self.is_initializing():
-            stream += self._scanned(stream[-1], segments, by, seeds, alike)
+            stream += self._scanned(stream[-1], segments, by, seeds, layout, alike)
         for i in range(len(stream) - 1, layers):
             stream.append(run(i, stream[-1], at if i == layers - 1 else None))
         norm = _layer_norm(c, "final_norm")
         states = tuple(x.astype(self.dtype) for x in (embedded, *map(norm, stream[1:])))
         return states if all_hidden else states[-1]
 
-    def _scanned(self, x: Array, segments: Array, by: Any, seeds: Array | None, layers: int) -> list[Array]:
+    def _scanned(
+        self, x: Array, segments: Array, by: Any, seeds: Array | None, layout: Layout, layers: int
+    ) -> list[Array]:
         """The stream after each block from the second on, as far as their pattern repeats.
 
         The tree of parameters stays as it is: they are stacked in every step. The first block differs from all others.
@@ -290,7 +300,7 @@ class Encoder(nn.Module):
         stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *groups)
 
         def block(k: int) -> Any:
-            apply = Block(c, self.dtype, kinds[k], is_first=False, parent=None).apply
+            apply = Block(c, self.dtype, layout, kinds[k], is_first=False, parent=None).apply
             return jax.checkpoint(apply, prevent_cse=False) if self.remat else apply  # nothing to merge it with here
 
         blocks = [block(k) for k in range(period)]
@@ -320,11 +330,15 @@ class PredictionHead(nn.Module):
         return _layer_norm(c)(jax.nn.gelu(x, approximate=False)).astype(self.dtype)
 
 
+def prediction_head(config: EncoderConfig, states: Array, dtype: Any) -> Array:
+    """What a classifier reads, computed by the submodule `head` of the Flax module that calls it."""
+    return PredictionHead(config, dtype, name="head")(states)
+
+
 class MaskedLMHead(PredictionHead):
     """The masked-LM head; `heads.decode` follows, whose bias is kept here."""
 
     @nn.compact
     def __call__(self, hidden: Float[Array, "*M D"]) -> tuple[Float[Array, "*M D"], Float[Array, "V"]]:
         """The states, transformed, and the bias: what `decode` takes with the word embeddings."""
-        x = super().__call__(hidden)
-        return x, self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))
+        return super().__call__(hidden), self.param("bias", nn.initializers.zeros, (self.config.vocab_size,))

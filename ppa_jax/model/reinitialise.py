@@ -9,22 +9,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ppa_jax.model.bert import Block, EncoderConfig
+from ppa_jax.model.families import EncoderConfig, make_encoder
 
 
 def reinitialise(
     params: Any, config: EncoderConfig, blocks: Iterable[int], seed: int, *, keep_layer_norm: bool = False
 ) -> Any:
-    """The encoder's parameters with `blocks` as BERT begins: kernels N(0, 0.02), biases 0, LayerNorm 1 and 0.
+    """The encoder's parameters with `blocks` as their family begins; BERT: N(0, 0.02), biases 0, LayerNorm 1 and 0.
 
-    A block's draw hangs on the seed and its number alone, so that it is the same whatever else is drawn.
+    A block's draw depends on the seed and its number alone, so that it is the same whatever else is drawn.
 
     Args:
       params: of the encoder; not changed.
       config: its sizes; `initializer_range` is the standard deviation.
       blocks: numbers from 1, the block next to the embeddings, to the depth.
       seed: of the draw.
-      keep_layer_norm: leave the two LayerNorms of a block as they are.
+      keep_layer_norm: leave the LayerNorms of a block as they are.
 
     Raises:
       ValueError: a block that the encoder has not.
@@ -34,17 +34,21 @@ def reinitialise(
         if not 1 <= block <= config.num_layers:
             raise ValueError(f"block {block}: this encoder has blocks 1 to {config.num_layers}")
         name = f"layer_{block - 1}"
-        fresh = jax.device_get(_draw(config, jax.random.fold_in(jax.random.key(seed), block)))
+        fresh = jax.device_get(_draw(config, name, jax.random.key(seed)))
         if keep_layer_norm:
-            fresh = {part: tree | {"layer_norm": params[name][part]["layer_norm"]} for part, tree in fresh.items()}
+            fresh = {
+                part: tree | {key: value for key, value in params[name][part].items() if key == "layer_norm"}
+                for part, tree in fresh.items()
+            }
         changed[name] = fresh
     return changed
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _draw(config: EncoderConfig, key: jax.Array) -> Any:
-    x = jnp.zeros((1, 1, config.hidden_size))
-    return Block(config, jnp.float32).init(key, x, [jnp.zeros((1, 1, 1, 1))], ((1, 1),), None, 0)["params"]
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _draw(config: EncoderConfig, name: str, key: jax.Array) -> Any:
+    """The block as the whole encoder's initialisation draws it; the compiler leaves the rest out."""
+    token = jnp.zeros((1, 1), jnp.int32)
+    return make_encoder(config).init(key, token, token, token)["params"][name]
 
 
 def relative_distance(before: Any, after: Any) -> float:

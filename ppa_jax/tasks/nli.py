@@ -11,7 +11,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -23,7 +23,7 @@ from ppa_jax.data.text_files import Problem, read_lines, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig, family_of
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".tsv"
@@ -31,6 +31,10 @@ LABELS = ("entailment", "neutral", "contradiction")
 TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
     "xlm-roberta": ("ForSequenceClassification", {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}),
+    "modernbert": (
+        "ForSequenceClassification",
+        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},
+    ),
 }
 
 _SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi_nli and xnli
@@ -224,26 +228,33 @@ def _cut(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 class Head(nn.Module):
-    """The pooler, dropout and the classifier of transformers' BertForSequenceClassification.
+    """What the family's classifier of sentences reads (BERT's pooler), dropout, and the classifier of transformers.
 
     XLM-R's computes the same by other names, with one more dropout on what goes into the pooler, which is left out.
     """
 
-    first_alone: ClassVar[bool] = True  # of a row's states it reads [CLS]'s
-
     config: EncoderConfig
     labels: Sequence[str]
     dtype: Any = jnp.float32
+
+    @property
+    def first_alone(self) -> bool:
+        """Whether [CLS] is all that it reads of a row's states; else it reads their mean."""
+        return self.config.classifier_pooling == "cls"
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
         """{"logits": [B, T]} in float32, from the states [B, L, D] or those of the first tokens, [B, 1, D]."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        first_Bx1xD = hidden[:, :1]  # keeps the axis for the dropout, which is per token
-        pooled = jnp.tanh(nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="pooler")(first_Bx1xD))
-        if seeds is not None and c.hidden_dropout > 0:
-            pooled = drop.drop_features(pooled, seeds[:, :1], c.hidden_dropout)
+        if c.classifier_pooling == "cls":
+            state_Bx1xD = hidden[:, :1]  # keeps the axis for the dropout, which is per token
+        else:
+            mask = batch["mask"][:, :, None].astype(jnp.float32)
+            state_Bx1xD = jnp.sum(hidden * mask, axis=1, keepdims=True) / jnp.sum(mask, axis=1, keepdims=True)
+        pooled = family_of(c).sentence_features(c, state_Bx1xD, self.dtype)
+        if seeds is not None and c.classifier_dropout > 0:
+            pooled = drop.drop_features(pooled, seeds[:, :1], c.classifier_dropout)
         classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
         return {"logits": classifier(pooled.astype(jnp.float32))[:, 0]}
 

@@ -24,7 +24,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import MASKED
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import as_strings, windows

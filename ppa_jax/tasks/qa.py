@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, UInt
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.attention import MASKED
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig, family_of
 from ppa_jax.tasks import qa_scores
 from ppa_jax.tasks.squad import Example, from_rows, mix, read, write  # noqa: F401 - parts of the task
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
@@ -34,6 +34,10 @@ SUFFIX: str = ".json"
 TRANSFORMERS = {
     "bert": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
     "xlm-roberta": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
+    "modernbert": (
+        "ForQuestionAnswering",
+        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "qa_outputs": "classifier"},
+    ),
 }
 
 STRIDE = 128  # tokens that two windows share (run_qa.py's doc_stride); at most half a window
@@ -145,7 +149,7 @@ def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
 
 
 class Head(nn.Module):
-    """One dense layer, without dropout: transformers' `qa_outputs`.
+    """What the family's classifier of tokens reads, and one dense layer, without dropout: transformers' `qa_outputs`.
 
     Its two columns cost nothing, so they are always computed in float32: in bfloat16 the logits of neighbouring tokens
     would often be equal. Padding is excluded from the softmax, where transformers includes it; on rows without padding
@@ -160,7 +164,9 @@ class Head(nn.Module):
     def __call__(
         self, hidden: Float[Array, "B L D"], batch: Batch, seeds: UInt[Array, "B L"] | None = None
     ) -> dict[str, Float[Array, "B L"]]:
-        init = nn.initializers.normal(self.config.initializer_range)
+        c = self.config
+        hidden = family_of(c).token_features(c, hidden, self.dtype)
+        init = nn.initializers.normal(c.initializer_range)
         logits_BxLx2 = nn.Dense(2, dtype=jnp.float32, kernel_init=init, name="qa_outputs")(hidden)
         logits_BxLx2 = jnp.where(batch["mask"][:, :, None] == 1, logits_BxLx2, MASKED)
         return {"start": logits_BxLx2[:, :, 0], "end": logits_BxLx2[:, :, 1]}

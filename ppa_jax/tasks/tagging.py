@@ -24,7 +24,7 @@ from ppa_jax.data.text_files import Problem, tell_skipped
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig, family_of
 from ppa_jax.tasks import conllu
 from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import as_strings, windows
@@ -33,6 +33,10 @@ SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
 TRANSFORMERS = {
     "bert": ("ForTokenClassification", {"classifier": "classifier"}),
     "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),
+    "modernbert": (
+        "ForTokenClassification",
+        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},
+    ),
 }
 _UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
 UPOS = tuple(_UPOS.split(" "))
@@ -191,7 +195,7 @@ def features(
 
 
 class Head(nn.Module):
-    """Dropout and the classifier of transformers' BertForTokenClassification."""
+    """What the family's classifier of tokens reads, dropout, and the classifier, as transformers has them."""
 
     config: EncoderConfig
     labels: Sequence[str]
@@ -201,8 +205,9 @@ class Head(nn.Module):
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
         """{"logits": [B, L, T]} in float32, from the states [B, L, D]."""
         c = self.config
-        if seeds is not None and c.hidden_dropout > 0:
-            hidden = drop.drop_features(hidden, seeds, c.hidden_dropout)
+        hidden = family_of(c).token_features(c, hidden, self.dtype)
+        if seeds is not None and c.classifier_dropout > 0:
+            hidden = drop.drop_features(hidden, seeds, c.classifier_dropout)
         init = nn.initializers.normal(c.initializer_range)
         classifier = nn.Dense(len(self.labels), dtype=jnp.float32, kernel_init=init, name="classifier")
         return {"logits": classifier(hidden.astype(jnp.float32))}

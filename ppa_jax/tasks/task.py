@@ -80,7 +80,7 @@ class Task(Protocol):
     def Head(self, config: Any, labels: Sequence[str], dtype: Any) -> Any:
         """A Flax module: (hidden [B, L, D], batch, seeds [B, L] or None) -> outputs. `seeds`: for its dropout.
 
-        With a class attribute `first_alone` that is true, hidden is [B, 1, D]: the last block computes the first token
+        With an attribute `first_alone` that is true, hidden is [B, 1, D]: the last block computes the first token
         of each row, and no other.
         """
         ...

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from ppa_jax.model.bert import Encoder, rows_from_mask
-from ppa_jax.model.heads import MaskedLMHead, decode
+from ppa_jax.model.bert import rows_from_mask
+from ppa_jax.model.families import make_encoder, make_masked_lm_head
+from ppa_jax.model.heads import decode
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +18,12 @@ def flax_outputs() -> Callable[..., tuple[list[np.ndarray], np.ndarray]]:
 
     def run(pretrained: Any, ids: np.ndarray, mask: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         positions, segments = rows_from_mask(jax.numpy.asarray(mask))
-        encoder = Encoder(pretrained.config)
+        encoder = make_encoder(pretrained.config)
         states = encoder.apply({"params": pretrained.params["encoder"]}, ids, positions, segments, all_hidden=True)
         words = pretrained.params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
-        predictions = MaskedLMHead(pretrained.config).apply({"params": pretrained.params["mlm_head"]}, states[-1])
+        predictions = make_masked_lm_head(pretrained.config).apply(
+            {"params": pretrained.params["mlm_head"]}, states[-1]
+        )
         logits = decode(*predictions, words)
         return [np.asarray(state) for state in states], np.asarray(logits)
 

@@ -122,9 +122,7 @@ def test_flops_are_those_of_the_matmuls():
     D, F = 16, 24
     assert TINY.flops(np.array([10])) == 6 * 10 * (8 * D * D + 6 * D * F) + 4 * D * (4 * 44 + 2 * 100)
     assert TINY.flops(np.array([2]), 2) == 2 * 2 * (8 * D * D + 6 * D * F) + 4 * D * (4 + 4)
-    assert TINY.flops(np.array([10]), 1, read=1) == (
-        10 * 6 * D * D + 2 * D * D + 6 * D * F + 4 * D * 100
-    )
+    assert TINY.flops(np.array([10]), 1, read=1) == (10 * 6 * D * D + 2 * D * D + 6 * D * F + 4 * D * 100)
 
 
 def test_hidden_states_logits_and_gradients_equal_pytorch(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppa_jax.data.batches import Batch, PairBatches
 from ppa_jax.jobs.align.method import Method
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig
 
 
 def flops(method: Method, config: EncoderConfig, batches: PairBatches, steps: int = 4) -> float:
@@ -22,15 +22,12 @@ def flops(method: Method, config: EncoderConfig, batches: PairBatches, steps: in
 
 def batch_flops(method: Method, config: EncoderConfig, batch: Batch) -> float:
     """`flops` of one batch."""
-    D, F = config.hidden_size, config.intermediate_size
 
     def forward(rows: Any, layers: int, read: int | None) -> float:
         """Of all blocks; the last projects and feeds forward the `read` tokens alone, None being all."""
         shards = rows.segments.reshape(-1, rows.segments.shape[-1])
         lengths = np.concatenate([np.bincount(shard)[1:] for shard in shards])  # of every sequence
-        attention = 4 * D * np.sum(lengths.astype(float) ** 2)
-        total = layers * float(lengths.sum() * config.flops_per_token(0) / config.num_layers + attention)
-        return total if read is None else total - float(lengths.sum() - read) * (2 * D * D + 4 * D * F)
+        return config.flops(lengths, layers, read)
 
     masked = 0 if batch.slots is None else int((batch.slots.rank >= 0).sum())
     pooled = batch.query.start.size if method.pools_last(config) else 0

@@ -34,8 +34,8 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.data.batches import Batch
 from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.packing import Rows
-from ppa_jax.model.bert import Encoder, EncoderConfig
-from ppa_jax.model.heads import MaskedLMHead, ProjectionHead
+from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
+from ppa_jax.model.heads import ProjectionHead
 from ppa_jax.model.pooling import pool
 from ppa_jax.objectives import contrastive, masked_lm, masking, word_alignment
 from ppa_jax.training.sharding import (
@@ -134,10 +134,10 @@ class Network:
     """The encoder and its two heads, on the sentences of one shard."""
 
     def __init__(self, method: Method, config: EncoderConfig) -> None:
-        self._encoder = Encoder(config, method.dtype, method.remat, method.scan)
-        self._mlm_head = MaskedLMHead(config, method.dtype)
+        self._encoder = make_encoder(config, method.dtype, method.remat, method.scan)
+        self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
-        self._dropout = config.hidden_dropout > 0 or config.attention_dropout > 0
+        self._dropout = config.has_dropout
         self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
 
     def encode(

@@ -20,7 +20,7 @@ from ppa_jax.evaluation.report import markdown
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig
 from ppa_jax.training.loop import count_parameters
 from ppa_jax.training.sharding import BATCH_AXES
 

@@ -8,7 +8,6 @@ with its pictures, export/. A new model (`init=""`) is pretrained in new_model/.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import zlib
 from pathlib import Path
@@ -109,7 +108,7 @@ def train(run: Run) -> None:
     # ---- state and step ----
     sizes = run.pretrained.config
     if config.train.dropout >= 0:
-        sizes = dataclasses.replace(sizes, hidden_dropout=config.train.dropout, attention_dropout=config.train.dropout)
+        sizes = sizes.with_dropout(config.train.dropout)
     schedule = optimizer.schedule(config.train.learning_rate, config.train.warmup, run.steps)
     adamw = optimizer.adamw(schedule, weight_decay=config.train.weight_decay, clip=config.train.clip)
     init = functools.partial(

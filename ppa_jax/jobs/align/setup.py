@@ -52,7 +52,7 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import EncoderConfig
 from ppa_jax.training import sharding
 from ppa_jax.training.limits import check_training
 from ppa_jax.training.workdir import claim

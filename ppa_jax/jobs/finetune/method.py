@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.bert import Encoder, rows_from_mask
+from ppa_jax.model.bert import rows_from_mask
 from ppa_jax.tasks.task import Batch, Outputs, Task
 from ppa_jax.training.sharding import BATCH_AXES, own_copy, specs_of, sum_over_shards
 
@@ -38,10 +38,10 @@ class State(struct.PyTreeNode):
 class Network:
     """The encoder with a task's head, as one function of parameters and batch."""
 
-    def __init__(self, task: Task, encoder: Encoder, labels: Sequence[str]) -> None:
+    def __init__(self, task: Task, encoder: Any, labels: Sequence[str]) -> None:
         self._encoder, self.dtype = encoder, encoder.dtype
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
-        self._only_first = getattr(task.Head, "first_alone", False)
+        self._only_first = getattr(self._head, "first_alone", False)
 
     def init_head(self, seed: int, batch: Batch) -> Any:
         """New parameters of the head; `batch` is for its shapes."""

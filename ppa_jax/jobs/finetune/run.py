@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ppa_jax.evaluation.report import tasks as task_report
 from ppa_jax.evaluation.scores import write_records
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
+from ppa_jax.interop.names import tensor_names
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.finetune import method as finetune
 from ppa_jax.jobs.finetune import setup as finetune_setup
@@ -145,7 +147,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
     shapes = jax.eval_shape(init, *start_from)
     shardings = sharding.tree_shardings(shapes, sharding.RULES[config.mesh.rules], setup.mesh)
     if steps not in setup.steps:  # of all models and seeds
-        dropout = max(setup.sizes.hidden_dropout, setup.sizes.attention_dropout) > 0
+        dropout = setup.sizes.has_dropout or setup.sizes.classifier_dropout > 0
         setup.steps[steps] = finetune.make_step(setup.network, task, adamw, setup.mesh, shardings, dropout=dropout)
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
@@ -179,10 +181,20 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
 
 
 def pretrained_head(task: Any, pretrained: Pretrained) -> dict[str, Any]:
-    """The parameters of the head that the checkpoint has: BERT's pooler, where transformers uses it, too."""
+    """The parameters of the head that the checkpoint has, as in transformers.
+
+    They are BERT's pooler and ModernBERT's prediction head. XLM-R's classifier has a layer of its own.
+    """
     _, modules = task.TRANSFORMERS.get(pretrained.config.model_type, ("", {}))
-    uses_pooler = modules.get("pooler", "").endswith("pooler.dense")
-    return {"pooler": pretrained.params["pooler"]} if uses_pooler and "pooler" in pretrained.params else {}
+    names = tensor_names(pretrained.config)
+    head: dict[str, Any] = {}
+    for path, module in modules.items():
+        found = names.get(f"{module}.weight", ("absent",))
+        if found[0] in pretrained.params:
+            *outer, inner = path.split("/")
+            tree = functools.reduce(lambda tree, key: tree.setdefault(key, {}), outer, head)
+            tree[inner] = functools.reduce(lambda tree, key: tree[key], found[:-1], pretrained.params)
+    return head
 
 
 class EarlyStopping:
@@ -331,7 +343,7 @@ def facts(models: Sequence[Model]) -> dict[str, str]:
         "task": c.task,
         "trained on": ", ".join(f"{language} ({len(examples):,})" for language, examples in train.items()),
         "training": f"{length} of {c.train.batch_size}, learning rate {c.train.learning_rate:g}, "
-        f"warm-up {c.train.warmup:g}, dropout {setup.sizes.hidden_dropout:g}",
+        f"warm-up {c.train.warmup:g}, dropout {setup.sizes.classifier_dropout:g}",
         "code-switched": f"{c.data.code_switch}, {c.data.switch_rate:.0%} of the rows" if switched else "no",
         "longest row": f"{c.data.max_length} tokens",
         "seeds": str(c.seeds),

@@ -22,7 +22,7 @@ from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.jobs.finetune import method as finetune
-from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.families import EncoderConfig, make_encoder
 from ppa_jax.tasks import code_switching, files
 from ppa_jax.tasks.files import checksum
 from ppa_jax.tasks.task import PARTS, Feature
@@ -180,7 +180,7 @@ def open_models(config: Config, workdir: epath.Path) -> list[Model]:
     for name, (sizes, tokenizer) in infos.items():
         key = sizes, tokenizer.fingerprint
         if key not in setups:
-            encoder = Encoder(sizes, jnp.dtype(config.dtype), config.train.remat, config.train.scan)
+            encoder = make_encoder(sizes, jnp.dtype(config.dtype), config.train.remat, config.train.scan)
             network = finetune.Network(task, encoder, labels)
             dev, tests = (
                 [
@@ -227,9 +227,8 @@ def read_model_info(directory: Path, config: Config) -> tuple[EncoderConfig, Tok
     check_vocabulary(tokenizer, sizes.vocab_size)
     if config.data.max_length > (limit := sizes.max_length):
         raise UserError(f"config.data.max_length={config.data.max_length}: the model's positions end at {limit}")
-    rate = config.train.dropout
-    if rate >= 0:
-        sizes = dataclasses.replace(sizes, hidden_dropout=rate, attention_dropout=rate)
+    if config.train.dropout >= 0:
+        sizes = sizes.with_dropout(config.train.dropout)
     return sizes, tokenizer
 
 

@@ -13,6 +13,7 @@ from ppa_jax.jobs.align.collectives import collectives
 from ppa_jax.jobs.finetune import method as finetune
 from ppa_jax.jobs.finetune import run as finetune_run
 from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.families import make_encoder
 from ppa_jax.tasks import nli, qa, tagging
 from ppa_jax.training import optimizer, sharding
 
@@ -21,7 +22,7 @@ TASKS = {  # name -> (module, transformers' class after the model's name, labels
     "tagging": (tagging, "ForTokenClassification", ("ADJ", "NOUN", "PRON", "VERB", "X")),
     "qa": (qa, "ForQuestionAnswering", ()),
 }
-MODELS = {"bert": "Bert", "xlm-roberta": "XLMRoberta"}
+MODELS = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "modernbert": "ModernBert"}
 STEPS, RATE = 20, 1e-2
 
 
@@ -50,7 +51,7 @@ def torch_loss(model: Any, batch: dict[str, np.ndarray]) -> Any:
     import torch
 
     t = {name: torch.tensor(x, dtype=torch.long) for name, x in batch.items()}
-    given = {"input_ids": t["ids"], "attention_mask": t["mask"], "token_type_ids": t["types"]}
+    given = {"input_ids": t["ids"], "attention_mask": t["mask"]}  # token types are 0
     if "start" in t:
         return model(**given, start_positions=t["start"], end_positions=t["end"])
     labels = t["label"] if "label" in t else t["labels"].masked_fill(t["labels"] == -1, -100)
@@ -60,8 +61,8 @@ def torch_loss(model: Any, batch: dict[str, np.ndarray]) -> Any:
 def torch_curve(model: Any, batches: list[dict[str, np.ndarray]], schedule: Any) -> list[float]:
     import torch
 
-    decay = [p for n, p in model.named_parameters() if not n.endswith("bias") and "LayerNorm" not in n]
-    rest = [p for n, p in model.named_parameters() if n.endswith("bias") or "LayerNorm" in n]
+    decay = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
     adamw = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=RATE, eps=1e-8
     )
@@ -93,11 +94,16 @@ def test_the_same_loss_curve_and_an_export_with_the_same_logits(task, model_type
     head: dict[str, Any] = {}
     for path, name in module.TRANSFORMERS[model_type][1].items():
         layer = theirs.get_submodule(name)
-        head[path] = {"kernel": layer.weight.detach().numpy().T.copy(), "bias": layer.bias.detach().numpy().copy()}
+        leaves = {"scale" if x.ndim == 1 else "kernel": x.T for x in [layer.weight.detach().numpy().copy()]}
+        if layer.bias is not None:
+            leaves["bias"] = layer.bias.detach().numpy().copy()
+        *outer, inner = path.split("/")
+        tree = head.setdefault(*outer, {}) if outer else head
+        tree[inner] = leaves
     batches = [make_batch(task, labels, theirs.config.pad_token_id, seed) for seed in range(4)]
     batch = batches[0]
 
-    network = finetune.Network(module, Encoder(pretrained.config), labels)
+    network = finetune.Network(module, make_encoder(pretrained.config), labels)
     schedule = optimizer.schedule(RATE, 0.1, STEPS)
     adamw = optimizer.adamw(schedule, weight_decay=0.01, clip=1.0)
     params = {"encoder": pretrained.params["encoder"], "head": head}
