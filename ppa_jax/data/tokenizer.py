@@ -99,17 +99,17 @@ def _wrap(loaded: Any, files: list[Path], shown: str) -> Tokenizer:
     # Only files that declare added tokens may do so.
     declared = {path.name for path in files} & {"tokenizer.json", "added_tokens.json"}
     allowed = backend.get_vocab(with_added_tokens=bool(declared))
-    ids = {role: getattr(loaded, f"{role}_token_id", None) for role in roles}
-    missing = [
-        f"{role} ({roles[role]})"
-        for role in roles
-        if ids[role] is None or getattr(loaded, f"{role}_token") not in allowed
-    ]
+    tokens = {role: getattr(loaded, f"{role}_token", None) for role in roles}
+    around = backend.encode("", add_special_tokens=True).tokens
+    if len(around) == 2:  # <bos> and <eos> of a tokenizer that names neither [CLS] nor [SEP], as Gemma's
+        tokens["cls"], tokens["sep"] = tokens["cls"] or around[0], tokens["sep"] or around[1]
+    missing = [f"{role} ({roles[role]})" for role, token in tokens.items() if token not in allowed]
     if missing:
         raise UserError(
             f"{shown}: the vocabulary has no special token for {', '.join(missing)}; "
             "give the model's own tokenizer files, or name the tokens in tokenizer_config.json (cls_token, ...)"
         )
+    ids = {role: allowed[token] for role, token in tokens.items()}
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -117,7 +117,7 @@ def _wrap(loaded: Any, files: list[Path], shown: str) -> Tokenizer:
     digest = hashlib.sha256(backend.to_str().encode())
     digest.update(repr(sorted(ids.items())).encode())
     return Tokenizer(
-        **{f"{role}_id": int(number) for role, number in ids.items() if number is not None},
+        **{f"{role}_id": number for role, number in ids.items()},
         special_ids=tuple(sorted(set(loaded.all_special_ids))),
         vocab_size=max(vocabulary.values()) + 1,
         fingerprint=digest.hexdigest()[:16],

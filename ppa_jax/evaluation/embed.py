@@ -120,7 +120,10 @@ class Embedder:
         # Several processes must agree on the shapes of blocks, and may have different numbers of cores.
         self._cpus = len(devices) if devices[0].platform == "cpu" and jax.process_count() == 1 else 0
         self._shards = mesh.size if mesh is not None else 1
-        self._widest = -(-max_length // SHORTEST) * SHORTEST
+        widest = -(-max_length // SHORTEST) * SHORTEST
+        self._widths = [min(WIDTH, widest)]
+        while self._widths[-1] < widest:
+            self._widths.append(min(4 * self._widths[-1], widest))
         self._dtype = jnp.dtype(dtype)
         self._encoder = make_encoder(config, self._dtype)
         self._programs: dict[Any, Program] = {}
@@ -234,11 +237,13 @@ class Embedder:
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         tokens = [[cls, *ids[: self.max_length - 2], sep] for ids in pieces]
         lengths = np.maximum([len(sequence) for sequence in tokens], SHORTEST)
-        width = min(WIDTH, self._widest)
+        width = self._widths[0]
         if len(lengths) and self._shards == 1 and (total := lengths.sum()) <= width:
             width = next((w for w in SINGLE_ROWS if total <= w < width), width)
-        for W, chosen in ((width, lengths <= width), (self._widest, lengths > width)):
-            numbers = np.flatnonzero(chosen)
+        longer_than = 0
+        for W in (width, *(w for w in self._widths if w > width)):
+            numbers = np.flatnonzero((lengths > longer_than) & (lengths <= W))
+            longer_than = W
             # All but one of the rows that are used are more than half full.
             starts = packing.pack(lengths[numbers], ((2 * int(lengths[numbers].sum()) // W + 1, W),))
             assert starts is not None

@@ -58,9 +58,8 @@ def write_modules(
 
     transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
     has_pooler = "pooler" in pretrained.params and layer == config.num_layers
-    if (
-        FAMILIES[config.model_type].pooler and not has_pooler
-    ):  # or transformers makes one up, with a warning, for sentence-transformers to ignore
+    # Without this transformers makes a pooler up, with a warning, for sentence-transformers to ignore.
+    if FAMILIES[config.model_type].pooler and not has_pooler:
         transformer["model_args"] = {"add_pooling_layer": False}
     path = ""
     if layer < config.num_layers:

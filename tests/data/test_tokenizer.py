@@ -5,6 +5,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
@@ -79,6 +80,18 @@ def test_missing_special_token(tmp_path, lost):
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     with pytest.raises(UserError, match=rf"no special token for {lost.strip('[]').lower()} \(\{lost}"):
         load_tokenizer(tmp_path)
+
+
+def test_the_tokens_around_a_text_are_cls_and_sep_where_no_others_are_named(tmp_path):
+    """Gemma's tokenizer, which mmBERT has, knows <bos> and <eos>; its numbers are its own."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "cat"]
+    backend = Backend(WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="<unk>"))
+    backend.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)])
+    names = {f"{role}_token": f"<{role}>" for role in ("pad", "eos", "bos", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(tmp_path)
+    found = load_tokenizer(tmp_path)
+    assert (found.cls_id, found.sep_id, found.mask_id, found.pad_id, found.unk_id) == (2, 1, 4, 0, 3)
+    assert found.special_ids == (0, 1, 2, 3, 4) and found.encode(["cat"]) == [[5]]
 
 
 def test_no_such_place(tmp_path):

@@ -20,7 +20,7 @@ from ppa_jax.data.vocabulary import train_wordpiece
 from ppa_jax.errors import UserError
 from ppa_jax.jobs import pretrain
 from ppa_jax.jobs.finetune import setup as finetune_setup
-from ppa_jax.model.bert import EncoderConfig
+from ppa_jax.model.families import FAMILIES
 from ppa_jax.studies.align_mlm import derived_tasks
 from ppa_jax.studies.align_mlm.derivation import CloneScript, Derivation, WordOrder, clone_vocabulary, is_special
 from ppa_jax.studies.align_mlm.derived_tasks import ENGLISH
@@ -99,7 +99,7 @@ def validate(config: Config) -> dict[str, Any]:
             given = finetuning(config, task, "random", "en=some", "en=some")
             finetune_setup.validate(given)
             finetune_setup.open_mesh(given)
-            if given.data.max_length > (limit := EncoderConfig.max_positions):
+            if given.data.max_length > (limit := FAMILIES[given.model.family].Config.max_positions):
                 raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
     return tasks
 
