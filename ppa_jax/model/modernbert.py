@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import Layout, attend, attend_nearby, attention_mask, in_rows
-from ppa_jax.model.bert import at_places, one_product
+from ppa_jax.model.bert import gather_tokens, one_product
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
@@ -151,7 +151,7 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """What attention adds to the residual stream; from the `at` tokens on, for these alone."""
+    """What attention adds to the residual stream; from `output_positions` on, for these tokens alone."""
 
     config: EncoderConfig
     dtype: Any
@@ -160,7 +160,9 @@ class SelfAttention(nn.Module):
     is_first: bool  # the embeddings are normalised already
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, at: Any) -> Array:
+    def __call__(
+        self, x_BxLxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, output_positions: Any
+    ) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
         normed = (x_BxLxD if self.is_first else _layer_norm(c)(x_BxLxD)).astype(self.dtype)
@@ -177,9 +179,9 @@ class SelfAttention(nn.Module):
         rows = [in_rows(x, self.layout) for x in (query, key, value, segments)]
         rows.append([None] * len(self.layout) if dropped is None else in_rows(dropped, self.layout))
         mixed = jnp.concatenate([attend_rows(*parts).reshape(B, -1, D) for parts in zip(*rows, strict=True)], axis=1)
-        if at is not None:
-            mixed = at_places(mixed, at)
-            seeds = None if seeds is None else at_places(seeds, at)
+        if output_positions is not None:
+            mixed = gather_tokens(mixed, output_positions)
+            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
         out = _dense(D, c, _out(c), self.dtype, "output")(mixed)
         if seeds is not None and c.attention_dropout > 0:
             out = drop.drop_features(out, drop.at_site(seeds, site + 1), c.attention_dropout)
@@ -205,7 +207,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer layer, pre-norm, from and to the residual stream. With `at`: of these tokens, [B, K, D]."""
+    """One transformer layer, pre-norm, from and to the residual stream; that of `output_positions` alone if given."""
 
     config: EncoderConfig
     dtype: Any
@@ -215,13 +217,19 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, at: Array | None = None
+        self,
+        x_BxLxD: Array,
+        segments: Array,
+        by: Any,
+        seeds: Array | None,
+        site: Any,
+        output_positions: Array | None = None,
     ) -> Array:
         attention = SelfAttention(self.config, self.dtype, self.layout, self.is_full, self.is_first, name="attention")
-        added = attention(x_BxLxD, segments, by, seeds, site, at)
-        if at is not None:
-            x_BxLxD = at_places(x_BxLxD, at)
-            seeds = None if seeds is None else at_places(seeds, at)
+        added = attention(x_BxLxD, segments, by, seeds, site, output_positions)
+        if output_positions is not None:
+            x_BxLxD = gather_tokens(x_BxLxD, output_positions)
+            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
         x_BxLxD = x_BxLxD + added
         return x_BxLxD + FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
 
@@ -250,9 +258,9 @@ class Encoder(nn.Module):
         all_hidden: bool = False,
         layers: int | None = None,
         layout: Layout | None = None,
-        at: Int[Array, "B K"] | None = None,
+        output_positions: Int[Array, "B K"] | None = None,
     ) -> Array | tuple[Array, ...]:
-        """Hidden states [B, L, D] of the last layer, after the final norm; [B, K, D] with `at`.
+        """Hidden states [B, L, D] of the last layer, after the final norm; [B, K, D] with `output_positions`.
 
         Args as those of `bert.Encoder`; `token_types` are not read. With `all_hidden`, all states but the embeddings'
         are after the final norm.
@@ -267,19 +275,19 @@ class Encoder(nn.Module):
         d = c.hidden_size // c.num_heads
         by = {True: rotations(positions, c.full_theta, d), False: rotations(positions, c.sliding_theta, d)}
 
-        def run(i: int, x: Array, at: Array | None = None) -> Array:
+        def run(i: int, x: Array, output_positions: Array | None = None) -> Array:
             Layer = nn.remat(Block) if self.remat else Block
             block = Layer(c, self.dtype, layout, c.is_full(i), i == 0, name=f"layer_{i}")
-            return block(x, segments, by[c.is_full(i)], seeds, _site(i), at)
+            return block(x, segments, by[c.is_full(i)], seeds, _site(i), output_positions)
 
         stream = [embedded]
-        alike = layers - (at is not None)  # blocks that compute all tokens
+        alike = layers - (output_positions is not None)  # blocks that compute all tokens
         if alike > 0:
             stream.append(run(0, embedded))
         if self.scan and alike > 1 and not self.is_initializing():
             stream += self._scanned(stream[-1], segments, by, seeds, layout, alike)
         for i in range(len(stream) - 1, layers):
-            stream.append(run(i, stream[-1], at if i == layers - 1 else None))
+            stream.append(run(i, stream[-1], output_positions if i == layers - 1 else None))
         norm = _layer_norm(c, "final_norm")
         states = tuple(x.astype(self.dtype) for x in (embedded, *map(norm, stream[1:])))
         return states if all_hidden else states[-1]
