@@ -22,6 +22,7 @@ from absl import logging
 from etils import epath
 
 from ppa_jax import config as configs
+from ppa_jax import storage
 from ppa_jax.config import Config
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.report import markdown
@@ -276,8 +277,9 @@ def test(setup: Setup, params: Any, seed: int, directory: epath.Path) -> Records
             ]
             if jax.process_index() == 0:
                 name = test_set.language.replace("/", "-") + task.SUFFIX
-                with atomic(directory / "predictions" / name) as unfinished:
-                    task.write(unfinished, test_set.examples, predictions)
+                with storage.staged(directory / "predictions") as staged:
+                    staged.mkdir(parents=True, exist_ok=True)
+                    task.write(staged / name, test_set.examples, predictions)
         records += found
     if jax.process_index() == 0:
         tested = {test_set.language for test_set in setup.tests}
