@@ -204,7 +204,7 @@ def upload(source: Path, target: str | os.PathLike) -> None:
     with one_line(target), ThreadPoolExecutor(AT_ONCE) as threads:
         for is_last in (False, True):
             now = {path: address for path, address in files.items() if (path.name == LAST) == is_last}
-            list(threads.map(fsspec.filesystem("gs").put_file, map(str, now), map(os.fspath, now.values())))
+            list(threads.map(fsspec.filesystem("gs").put_file, map(str, now), map(str, now.values())))
 
 
 def facts(path: str | os.PathLike) -> dict[str, Any]:

@@ -320,7 +320,7 @@ def select_scores(models: Sequence[Model], records: Records) -> Records:
 # ---- export and report ----
 
 
-def export(setup: Setup, pretrained: Pretrained, directory: epath.Path, params: Any, files_from: Path) -> None:
+def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, files_from: Path) -> None:
     """Writes the fine-tuned model for transformers if it knows the task; else the encoder, with the head beside it."""
     trained = dataclasses.replace(pretrained, params={"encoder": params["encoder"]}, untouched={})
     architecture, modules = setup.task.TRANSFORMERS.get(pretrained.config.model_type, ("Model", {}))
