@@ -173,7 +173,7 @@ def _use_steps_or_epochs(config: Config, given: Mapping[str, Any]) -> None:
             train.epochs = 0.0
 
 
-REMOVED = {"mesh.model": "matrices are no longer split over devices; use mesh.rules=fsdp, which sends less"}
+REMOVED = {"mesh.model": "matrix products are not split over devices; mesh.rules=fsdp splits the parameters"}
 
 
 def _no_such_field(name: str, config: Config) -> str:

@@ -88,10 +88,10 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     if getattr(loaded, "backend_tokenizer", None) is None:
         name = type(loaded).__name__
         raise UserError(f"{directory}: {name} has no fast backend; save the model with a tokenizer.json")
-    return _wrap(loaded, present, str(directory))
+    return wrap(loaded, present, str(directory))
 
 
-def _wrap(loaded: Any, files: list[Path], shown: str) -> Tokenizer:
+def wrap(loaded: Any, files: list[Path], shown: str) -> Tokenizer:
     """A `Tokenizer` around a fast tokenizer of transformers; errors begin with `shown`."""
     roles = {"cls": "[CLS] or <s>", "sep": "[SEP] or </s>", "mask": "[MASK]", "pad": "[PAD]", "unk": "[UNK]"}
     backend = loaded.backend_tokenizer

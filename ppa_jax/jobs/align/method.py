@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppa_jax.data.batches import Batch
-from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.packing import Rows
 from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.model.heads import ProjectionHead
@@ -47,6 +46,9 @@ from ppa_jax.training.sharding import (
     sum_over_shards,
     tree_shardings,
 )
+
+if TYPE_CHECKING:
+    from ppa_jax.data.dictionaries import WordPairs
 
 
 @dataclasses.dataclass(frozen=True)

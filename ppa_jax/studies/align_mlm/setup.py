@@ -99,7 +99,7 @@ def validate(config: Config) -> dict[str, Any]:
             given = finetuning(config, task, "random", "en=some", "en=some")
             finetune_setup.validate(given)
             finetune_setup.open_mesh(given)
-            if given.data.max_length > (limit := FAMILIES[given.model.family].Config.max_positions):
+            if given.data.max_length > (limit := FAMILIES[config.pretraining.model.family].Config.max_positions):
                 raise UserError(f"config.data.max_length={given.data.max_length}: the model's positions end at {limit}")
     return tasks
 
