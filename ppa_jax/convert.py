@@ -37,12 +37,14 @@ def to_flax(source: str, target: str | Path) -> None:
     target = _new_directory(target)
     directory = hub.resolve(source)
     pretrained = huggingface.read(directory)
-    huggingface.save_base(target, pretrained, files_from=directory)
     try:
         settings = sentence_transformers.read_settings(directory)
     except UserError as error:
         settings = None
         logging.warning("the settings of the sentence encoder are not copied: %s", error)
+    if settings and settings["dense"]:
+        pretrained.params["dense"] = sentence_transformers.read_dense(directory)
+    huggingface.save_base(target, pretrained, files_from=directory)
     if settings:
         sentence_transformers.write_settings(target, **settings)
     # The pooler is in untouched.safetensors.

@@ -33,6 +33,7 @@ from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.log_lines import answer
 from ppa_jax.model.families import EncoderConfig
+from ppa_jax.model.pooling import dense
 from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic
@@ -52,6 +53,8 @@ class Encoder:
       pooling: default pooling: "cls", "mean" or "mean_without_special".
       max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
       normalize: whether vectors are scaled to length 1 by default.
+      dense: parameters and activation of a SentenceTransformer's Dense module, or None. It applies to the vectors of
+        this `layer` and `pooling`; those of others have the encoder's width.
       batch_size: rows of 128 tokens computed at once on each device; an upper bound on CPUs.
     """
 
@@ -65,6 +68,7 @@ class Encoder:
         pooling: str,
         max_length: int,
         normalize: bool = False,
+        dense: tuple[Any, str] | None = None,
         batch_size: int = 32,
         dtype: str = "float32",
         devices: Sequence[Any] | None = None,
@@ -78,6 +82,7 @@ class Encoder:
         self._mesh = make_mesh(devices=devices) if devices != jax.devices()[:1] else None
         self._dtype = jnp.dtype(dtype)
         self._embedders: dict[int, Embedder] = {}
+        self.dense = dense
         [(self.layer, self.pooling)] = self.embedder._checked([(layer, pooling)])
         self.params = self.embedder._place(params)
 
@@ -123,6 +128,8 @@ class Encoder:
         tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
         check_vocabulary(tokenizer, pretrained.config.vocab_size)
         longest = pretrained.config.max_length
+        own = settings.get("layer"), settings.get("pooling")
+        has_dense = settings.get("dense") and (layer in (None, own[0])) and (pooling in (None, own[1]))
         return cls(
             pretrained.config,
             pretrained.params["encoder"],
@@ -131,6 +138,7 @@ class Encoder:
             pooling=settings.get("pooling", "mean") if pooling is None else pooling,
             max_length=min(settings.get("max_length", longest), longest) if max_length is None else max_length,
             normalize=sentence_transformers.normalizes(directory),
+            dense=(sentence_transformers.read_dense(directory), settings["dense"]) if has_dense else None,
             batch_size=batch_size,
             dtype=dtype,
             devices=devices,
@@ -195,6 +203,8 @@ class Encoder:
         embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
         with tqdm(total=len(sentences), disable=not progress, unit=" sentences", file=sys.stderr) as bar:
             (vectors,) = embedder.embed(self.params, sentences, [request], progress=bar.update).values()
+        if self.dense and request == (self.layer, self.pooling):
+            vectors = np.array(dense(self.dense[0], jnp.asarray(vectors), self.dense[1]))
         if self.normalize if normalize is None else normalize:
             for i in range(0, len(vectors), NORMALIZED):
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])

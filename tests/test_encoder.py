@@ -186,10 +186,10 @@ def test_what_it_cannot_open(directory, options, said):
 def test_a_module_that_does_more_than_pool_is_refused_unless_overruled(exported, tmp_path):
     path = exported(3, "mean")
     modules = json.loads((path / "modules.json").read_text())
-    dense = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    dense = {"idx": 2, "name": "2", "path": "2_CNN", "type": "sentence_transformers.models.CNN"}
     (path / "modules.json").write_text(json.dumps([*modules, dense]))
     (path / "config_sentence_transformers.json").unlink()
-    with pytest.raises(UserError, match=r"module Dense is not supported.*; to use its encoder only, give layer and"):
+    with pytest.raises(UserError, match=r"module CNN is not supported.*; to use its encoder only, give layer and"):
         Encoder.from_pretrained(path)
     assert Encoder.from_pretrained(path, layer=3, pooling="mean").layer == 3
 

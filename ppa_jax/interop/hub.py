@@ -13,7 +13,7 @@ from ppa_jax.errors import UserError, reason
 # The files that are read of a model, besides its weights.
 _SMALL = ["README.md", "config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"]
 _SMALL += ["projection.safetensors", "config_sentence_transformers.json", "sentence_bert_config.json"]
-_SMALL += ["*_Transformer/*"]
+_SMALL += ["*_Transformer/*", "*_Dense/*"]
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 _BIN = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 _UNFINISHED = (

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 PROJECTION = "projection.safetensors"
+DENSE_MODULE = "2_Dense"  # SentenceTransformer's layer after the pooling
 
 
 @dataclasses.dataclass
@@ -349,6 +350,23 @@ def _read_projection(path: Path) -> dict[str, Any]:
     return projection
 
 
+def write_dense(directory: Path, dense: dict[str, Any]) -> None:
+    """The parameters {"kernel", "bias"} of a Dense module of sentence-transformers."""
+    arrays = {"linear.weight": _to_torch(("kernel",), dense["kernel"]), "linear.bias": np.asarray(dense["bias"])}
+    weights.write_safetensors(directory / "model.safetensors", arrays)
+
+
+def read_dense(directory: Path) -> dict[str, Any]:
+    """What `write_dense` or sentence-transformers wrote, in float32; a bias that is missing is 0. Raises UserError."""
+    files = weights.open_weights(directory)
+    if "linear.weight" not in files.shapes:
+        raise UserError(f"{directory}: no tensor linear.weight; save the model again with sentence-transformers")
+    kernel = np.ascontiguousarray(files.read("linear.weight").astype(np.float32).T)
+    has_bias = "linear.bias" in files.shapes
+    bias = files.read("linear.bias").astype(np.float32) if has_bias else np.zeros(kernel.shape[1], np.float32)
+    return {"kernel": kernel, "bias": bias}
+
+
 def save_base(directory: str | Path, pretrained: Pretrained, files_from: str | Path | None) -> None:
     """Saves what an export needs besides trained parameters: config.json, tokenizer files, and untouched.safetensors.
 
@@ -361,6 +379,8 @@ def save_base(directory: str | Path, pretrained: Pretrained, files_from: str | P
             arrays[name] = _to_torch(path, value)
     if arrays:
         weights.write_safetensors(directory / "untouched.safetensors", arrays)
+    if "dense" in pretrained.params:
+        write_dense(directory / DENSE_MODULE, pretrained.params["dense"])
     values = pretrained.hf_config or config_to_hf(pretrained.config)
     _write_side_files(directory, values, files_from)
 
@@ -371,6 +391,8 @@ def load_base(directory: str | Path, params: dict[str, Any]) -> Pretrained:
     hf_config = weights.read_json(directory / "config.json")
     config = config_from_hf(hf_config, str(directory / "config.json"))
     joined, untouched = dict(params), {}
+    if "dense" not in params and (directory / DENSE_MODULE).is_dir():
+        joined["dense"] = read_dense(directory / DENSE_MODULE)
     if (directory / "untouched.safetensors").is_file():
         table = tensor_names(config)
         for name, array in weights.read_safetensors(directory / "untouched.safetensors").items():

@@ -22,6 +22,10 @@ TRANSFORMER_FILE = "sentence_bert_config.json"
 TRUNCATED = "0_Transformer"  # subfolder of the encoder that ends at the chosen layer
 POOLING = "1_Pooling"
 NORMALIZE = "2_Normalize"
+ACTIVATIONS = {  # our name -> that in the config.json of a Dense module
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "identity": "torch.nn.modules.linear.Identity",
+}
 POOLING_FLAGS = {  # our name -> the flag in 1_Pooling/config.json
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -47,7 +51,8 @@ def write_modules(
         layer: 1 (after the first block) to num_layers.
         pooling: "cls" or "mean" (over all tokens of a sentence, special tokens included).
         max_length: word pieces of a sentence, special tokens included; longer ones are cut.
-        kept: `normalize`, `include_prompt` and `options`, as in `read_settings`.
+        kept: `normalize`, `include_prompt`, `dense` and `options`, as in `read_settings`. The parameters of the Dense
+            module are `pretrained.params["dense"]`.
     """
     directory, config = Path(directory), pretrained.config
     if not 1 <= layer <= config.num_layers:
@@ -72,7 +77,15 @@ def write_modules(
     weights.write_json(directory / POOLING / "config.json", pool)
     write_settings(directory, layer=layer, pooling=pooling, max_length=max_length, **kept)
     # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
-    places = {"Transformer": path, "Pooling": POOLING} | ({"Normalize": NORMALIZE} if kept.get("normalize") else {})
+    places = {"Transformer": path, "Pooling": POOLING}
+    if activation := kept.get("dense"):
+        places["Dense"] = huggingface.DENSE_MODULE
+        layer_config = {"bias": True, "activation_function": ACTIVATIONS[activation]}
+        sizes = dict(zip(("in_features", "out_features"), pretrained.params["dense"]["kernel"].shape, strict=True))
+        huggingface.write_dense(directory / huggingface.DENSE_MODULE, pretrained.params["dense"])
+        weights.write_json(directory / huggingface.DENSE_MODULE / "config.json", layer_config | sizes)
+    if kept.get("normalize"):
+        places["Normalize"] = NORMALIZE
     modules = [
         {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, place) in enumerate(places.items())
@@ -88,6 +101,7 @@ def write_settings(
     max_length: int,
     normalize: bool = False,
     include_prompt: bool = True,
+    dense: str = "",
     options: dict[str, Any] | None = None,
 ) -> None:
     """Keeps the settings for `read_settings`, without the modules."""
@@ -103,6 +117,7 @@ def write_settings(
             "max_length": max_length,
             "normalize": normalize,
             "include_prompt": include_prompt,
+            "dense": dense,
         },
     }
     weights.write_json(Path(directory) / SETTINGS_FILE, values)
@@ -114,16 +129,17 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     Returns:
         The arguments of `write_settings`: `layer` counts the blocks, so that the last is num_layers; `pooling` is "cls"
         or "mean"; `max_length` the word pieces of a sentence; `normalize` whether vectors are brought to length 1;
-        `include_prompt` whether the tokens of a prompt are pooled; `options` the rest of
+        `include_prompt` whether the tokens of a prompt are pooled; `dense` the activation of the Dense module that
+        follows the pooling (LaBSE has one), empty without one; `options` the rest of
         config_sentence_transformers.json: prompts, the similarity.
 
     Raises:
-        UserError: sentence-transformers does more than pool by "cls" or "mean" and normalize (another pooling, a Dense
-            module, lower case, a prompt before every sentence): the vectors would not be the same.
+        UserError: sentence-transformers does more than pool by "cls" or "mean", apply one Dense module and normalize
+            (another pooling or module, lower case, a prompt before every sentence): the vectors would not be the same.
     """
     directory = Path(directory)
     listed = directory / "modules.json"
-    modules = weights.read_json_list(listed) if listed.is_file() else []
+    modules = _modules(directory)
     kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
     paths = {kind: directory / module.get("path", "") for kind, module in zip(kinds, modules, strict=True)}
     encoder = paths.get("Transformer", directory)
@@ -137,14 +153,19 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
     ours = options.pop(OUR_KEY, None)
     if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
         given = {key: ours[key] for key in ("layer", "pooling", "max_length")}
-        kept = {key: ours.get(key, default) for key, default in (("normalize", False), ("include_prompt", True))}
+        defaults = {"normalize": False, "include_prompt": True, "dense": ""}
+        kept = {key: ours.get(key, default) for key, default in defaults.items()}
         return given | kept | {"options": options}
     if not listed.is_file():
         return None
-    if unknown := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise UserError(f"{listed}: module {unknown[0]} is not supported; only Transformer, Pooling and Normalize are")
+    known = ("Transformer", "Pooling", "Dense", "Normalize")
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise UserError(f"{listed}: module {unknown[0]} is not supported; only {', '.join(known)} are")
     if "Pooling" not in kinds:
         raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
+    if kinds != [kind for kind in known if kind in kinds]:
+        raise UserError(f"{listed}: modules {', '.join(kinds)} are not supported; each of {', '.join(known)} once, in "
+                        "this order, is")  # fmt: skip
     config = huggingface.read_sizes(encoder)
     lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
     pooling = paths["Pooling"] / "config.json"
@@ -154,15 +175,22 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
         "max_length": min([config.max_length, *(int(length) for length in lengths if length)]),
         "normalize": normalizes(directory),
         "include_prompt": bool(weights.read_json(pooling).get("include_prompt", True)),
+        "dense": _activation(paths["Dense"] / "config.json") if "Dense" in kinds else "",
         "options": options,
     }
 
 
+def read_dense(directory: str | Path) -> dict[str, Any] | None:
+    """The parameters {"kernel", "bias"} of the directory's Dense module; None without one."""
+    for module in _modules(directory):
+        if str(module.get("type", "")).endswith(".Dense"):
+            return huggingface.read_dense(Path(directory) / module.get("path", ""))
+    return None
+
+
 def normalizes(directory: str | Path) -> bool:
     """Whether the directory's modules bring vectors to length 1."""
-    where = Path(directory) / "modules.json"
-    modules = weights.read_json_list(where) if where.is_file() else []
-    return any(str(module.get("type", "")).endswith(".Normalize") for module in modules)
+    return any(str(module.get("type", "")).endswith(".Normalize") for module in _modules(directory))
 
 
 def encoder_directory(directory: str | Path) -> Path:
@@ -177,6 +205,21 @@ def encoder_directory(directory: str | Path) -> Path:
         if str(module.get("type", "")).endswith("Transformer"):
             return directory / module.get("path", "")
     return directory
+
+
+def _modules(directory: str | Path) -> list[dict[str, Any]]:
+    """What modules.json lists, which may be absent."""
+    where = Path(directory) / "modules.json"
+    return weights.read_json_list(where) if where.is_file() else []
+
+
+def _activation(path: Path) -> str:
+    """Our name of the activation in the config.json of a Dense module."""
+    theirs = weights.read_json(path).get("activation_function")
+    for name, known in ACTIVATIONS.items():
+        if theirs == known:
+            return name
+    raise UserError(f"{path}: activation_function {theirs!r} is not supported; {' and '.join(ACTIVATIONS)} are")
 
 
 def _read(path: Path) -> dict[str, Any]:

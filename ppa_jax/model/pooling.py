@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -29,3 +31,15 @@ def pool(hidden: jax.Array, start: jax.Array, length: jax.Array, pooling: str) -
     # A product with zeros and ones: unlike a gather it needs no copy of the states for each sentence.
     total = jnp.matmul(inside.astype(jnp.float32), hidden.astype(jnp.float32), precision="highest")
     return total / jnp.maximum(length, 1)[..., None]
+
+
+def dense(params: Any, vectors: jax.Array, activation: str) -> jax.Array:
+    """What a SentenceTransformer's Dense module makes of pooled vectors: [..., D] -> [..., E], float32.
+
+    Args:
+      params: {"kernel": [D, E], "bias": [E]}.
+      vectors: of sentences.
+      activation: "tanh" or "identity".
+    """
+    product = jnp.matmul(vectors.astype(jnp.float32), params["kernel"], precision="highest") + params["bias"]
+    return jnp.tanh(product) if activation == "tanh" else product

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ppa_jax import Encoder
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.data.vocabulary import leave_out_token_types
 from ppa_jax.errors import UserError
@@ -57,7 +58,7 @@ def test_gives_our_vectors(
     pretrained = make_export(name, tmp_path, tiny, add_tokenizer)
     export, settings = tmp_path / "export", {"layer": layer, "pooling": pooling, "max_length": MAX_LENGTH}
     sentence_transformers.write_modules(export, pretrained, **settings)
-    kept = {"normalize": False, "include_prompt": True}
+    kept = {"normalize": False, "include_prompt": True, "dense": ""}
     assert sentence_transformers.read_settings(export) == settings | kept | {"options": PLAIN}
 
     model = SentenceTransformer(str(export), device="cpu")
@@ -93,8 +94,12 @@ def test_top_directory_loads_in_transformers(
     assert tokenizer("ab")["input_ids"] == [2, 5, 32, 3]  # [CLS] a ##b [SEP]
 
 
-def test_what_sentence_transformers_saved_is_written_again(tiny: Any, add_tokenizer: Any, tmp_path: Path) -> None:
-    """Normalize, prompts, the similarity, what is pooled of a prompt, and the length."""
+@pytest.mark.parametrize("activation", ["Tanh", "Identity"])
+def test_what_sentence_transformers_saved_is_written_again(
+    activation: str, tiny: Any, add_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Dense and Normalize, prompts, the similarity, what is pooled of a prompt, and the length."""
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules as parts
 
@@ -102,6 +107,7 @@ def test_what_sentence_transformers_saved_is_written_again(tiny: Any, add_tokeni
     modules = [
         parts.Transformer(str(tmp_path / "source"), max_seq_length=9),
         parts.Pooling(24, "mean", include_prompt=False),
+        parts.Dense(24, 10, activation_function=getattr(torch.nn, activation)()),
         parts.Normalize(),
     ]
     base = SentenceTransformer(
@@ -109,16 +115,20 @@ def test_what_sentence_transformers_saved_is_written_again(tiny: Any, add_tokeni
     )
     base.save(str(tmp_path / "base"))
     settings = sentence_transformers.read_settings(tmp_path / "base")
-    assert settings is not None
+    assert settings is not None and settings["dense"] == activation.lower()
+    pretrained.params["dense"] = sentence_transformers.read_dense(tmp_path / "base")
     sentence_transformers.write_modules(tmp_path / "export", pretrained, **settings)
     assert sentence_transformers.read_settings(tmp_path / "export") == settings
     export = SentenceTransformer(str(tmp_path / "export"), device="cpu")
-    assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Normalize"]
+    assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Dense", "Normalize"]
     assert (export.prompts["q"], export.similarity_fn_name, export.max_seq_length) == ("ab ", "dot", 9)
     for prompt in (None, "q"):
         np.testing.assert_array_equal(
             export.encode(TEXTS, prompt_name=prompt), base.encode(TEXTS, prompt_name=prompt), strict=True
         )
+    ours = Encoder.from_pretrained(tmp_path / "base")
+    np.testing.assert_allclose(ours.encode(TEXTS), base.encode(TEXTS), atol=1e-5)
+    assert ours.encode(TEXTS, layer=1).shape == (3, 24), "of another layer it is the encoder's vector"
 
 
 def test_directory_without_sentence_transformers_files(tmp_path: Path) -> None:
@@ -128,7 +138,16 @@ def test_directory_without_sentence_transformers_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "pooling", "message"),
     [
-        ("Dense", {"pooling_mode_cls_token": True}, "module Dense is not supported"),
+        (
+            "CNN",
+            {"pooling_mode_cls_token": True},
+            "module CNN is not supported; only Transformer, Pooling, Dense, Norm",
+        ),
+        (
+            "Dense",
+            {"pooling_mode_cls_token": True},
+            "2_Dense/config.json: activation_function .*ReLU' is not supported",
+        ),
         ("Normalize", {"pooling_mode_max_tokens": True}, "pooling_mode_max_tokens is not supported"),
         ("Normalize", {"pooling_mode": ["cls", "mean"]}, "pooling cls and mean is not supported"),
     ],
@@ -140,6 +159,8 @@ def test_more_than_pooling_is_refused(module: str, pooling: dict, message: str, 
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "config.json").write_text('{"activation_function": "torch.nn.modules.activation.ReLU"}')
     with pytest.raises(UserError, match=message):
         sentence_transformers.read_settings(tmp_path)
 

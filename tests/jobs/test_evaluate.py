@@ -202,7 +202,7 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
     dense = tmp_path / "dense"
     pretrained = huggingface.read(shelf / "model")
     huggingface.write(dense, pretrained, files_from=shelf / "model")
-    (dense / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense", "path": "2_Dense"}]))
+    (dense / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.CNN", "path": "2_CNN"}]))
     assert main(arguments(tmp_path / "run", models=dense, tatoeba=data / "tatoeba")) == 0
     assert "dense: its own sentence vectors are not measured" in capsys.readouterr().err
     assert "unknown" in (tmp_path / "run/report.md").read_text()

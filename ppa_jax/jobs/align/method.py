@@ -35,7 +35,7 @@ from ppa_jax.data.batches import Batch
 from ppa_jax.data.packing import Rows
 from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.model.heads import ProjectionHead
-from ppa_jax.model.pooling import pool
+from ppa_jax.model.pooling import dense, pool
 from ppa_jax.objectives import contrastive, masked_lm, masking, word_alignment
 from ppa_jax.training.sharding import (
     BATCH_AXES,
@@ -64,6 +64,7 @@ class Method:
     projection_dim: int = 300
     layer: int = 12  # whose states are pooled, from 1
     pooling: str = "cls"  # or "mean", over all tokens with the special ones
+    dense: str = ""  # the activation of a SentenceTransformer's Dense module, which the projection reads; "": none
     mask_duplicates: bool = True
     in_batch: bool = False  # the other keys of the batch are negatives, too
     key_dropout: bool = True  # MoCo keeps the key encoder in training mode
@@ -100,17 +101,21 @@ def init_state(
     params: Any, method: Method, config: EncoderConfig, optimizer: Any, *, batch_size: int, seed: int
 ) -> State:
     """The state before the first step. `params` lacks what the method does not train; a missing projection is drawn."""
-    params = {name: params[name] for name in ("encoder", "mlm_head", "projection") if name in params}
+    params = {name: params[name] for name in ("encoder", "mlm_head", "dense", "projection") if name in params}
     if not method.tlm_weight:
         params.pop("mlm_head", None)
+    if not method.contrastive_weight:
+        params.pop("dense", None)
     key_params, queue = {}, None
     if method.contrastive_weight:
         if "projection" not in params:
             head = ProjectionHead(config.hidden_size, method.projection_dim)
-            drawn = head.init(jax.random.key(seed), jnp.zeros((1, config.hidden_size)))
+            width = params["dense"]["bias"].shape[0] if method.dense else config.hidden_size
+            drawn = head.init(jax.random.key(seed), jnp.zeros((1, width)))
             params["projection"] = drawn["params"]
         # A copy, not an alias: both trees are donated to the step.
-        key_params = jax.tree.map(jnp.copy, {name: params[name] for name in ("encoder", "projection")})
+        keys = ("encoder", "dense", "projection") if method.dense else ("encoder", "projection")
+        key_params = jax.tree.map(jnp.copy, {name: params[name] for name in keys})
         slots = contrastive.slots_for(method.queue_size, batch_size)
         queue = contrastive.empty_queue(slots, batch_size, method.projection_dim)
     return State(
@@ -139,6 +144,7 @@ class Network:
         self._encoder = make_encoder(config, method.dtype, method.remat, method.scan)
         self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
+        self._dense = method.dense
         self._dropout = config.has_dropout
         self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
 
@@ -167,6 +173,8 @@ class Network:
 
     def project(self, params: Any, pooled_bxD: jax.Array) -> Any:
         """The vectors that are contrasted, [b, P], of length 1."""
+        if self._dense:
+            pooled_bxD = dense(params["dense"], pooled_bxD, self._dense)
         return self._projection.apply({"params": params["projection"]}, pooled_bxD)
 
 

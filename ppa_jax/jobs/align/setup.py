@@ -301,6 +301,8 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
     check_lengths(config, losses, pretrained.config)
     vectors = sentence_vectors(config, losses, base, pretrained.config)
+    if vectors and vectors.get("dense"):
+        pretrained.params["dense"] = sentence_transformers.read_dense(base)
     method = make_method(config, losses, pretrained, tokenizer, vectors)
     warn_of_random_head(config, losses, pretrained)
 
@@ -445,6 +447,7 @@ def make_method(
         **contrast,
         layer=vectors["layer"] if vectors else pretrained.config.num_layers,
         pooling=vectors["pooling"] if vectors else "cls",
+        dense=vectors.get("dense", "") if vectors else "",
         max_tlm_length=longest_sequence(config, losses),
         mask_id=tokenizer.mask_id,
         vocab_size=tokenizer.vocab_size,

@@ -478,6 +478,36 @@ def test_a_sentence_transformer_keeps_its_own_vectors(command, shelf, sentence_t
     np.testing.assert_allclose(Encoder.from_pretrained(tmp_path / "own").encode(sentences), expected, rtol=0, atol=1e-5)
 
 
+def test_a_dense_module_is_trained_and_exported(command, shelf, tmp_path):
+    """LaBSE's form: the projection reads what Dense makes of the pooled states."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules as parts
+
+    torch.manual_seed(0)
+    modules = [
+        parts.Transformer(str(shelf / "model"), max_seq_length=30),
+        parts.Pooling(32, "cls"),
+        parts.Dense(32, 20),
+    ]
+    SentenceTransformer(modules=[*modules, parts.Normalize()], device="cpu").save(str(tmp_path / "base"))
+    fields = {"init": tmp_path / "base", "train.steps": 2, "mesh.data": 2, "tlm.weight": 0}
+    assert main(command(tmp_path / "run", fields)) == 0
+    export, base = (SentenceTransformer(str(tmp_path / x), device="cpu") for x in ("run/export", "base"))
+    assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    assert not torch.equal(export[2].linear.weight, base[2].linear.weight)
+    _, params = load_latest_params(tmp_path / "run/checkpoints")
+    assert params["projection"]["hidden"]["kernel"].shape[0] == 20
+    sentences = sample.sentences("de", 0, 12)
+    ours = Encoder.from_pretrained(tmp_path / "run").encode(sentences)
+    np.testing.assert_allclose(ours, export.encode(sentences), rtol=0, atol=1e-5)
+    # Without contrast nothing trains it, and it stays.
+    fields |= {"tlm.weight": 1, "contrastive.weight": 0}
+    assert main(command(tmp_path / "tlm", fields)) == 0
+    untrained = SentenceTransformer(str(tmp_path / "tlm/export"), device="cpu")
+    assert torch.equal(untrained[2].linear.weight, base[2].linear.weight)
+
+
 def test_what_the_user_sets_goes_before_what_the_base_has(sentence_transformer, shelf):
     config = configs.load(str(ROOT / "configs/ppa.py"))
     config.data.max_length = 24
@@ -502,9 +532,9 @@ def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp
     sizes = Encoder.from_pretrained(shelf / "model").config
     with pytest.raises(UserError, match=r"data\.max_length=128: .* cuts sentences at 30 pieces .* give 30 or less"):
         align_setup.sentence_vectors(config, Losses(contrastive=1.0), sentence_transformer, sizes)
-    modules = [{"path": "", "type": "Transformer"}, {"path": "2_Dense", "type": "Dense"}]
+    modules = [{"path": "", "type": "Transformer"}, {"path": "2_CNN", "type": "CNN"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(UserError, match=r"module Dense is not supported.*; to train .* config\.contrastive\.pooling"):
+    with pytest.raises(UserError, match=r"module CNN is not supported.*; to train .* config\.contrastive\.pooling"):
         align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes)
     config.contrastive.update(layer=1, pooling="mean")  # then by the encoder alone, and the log says so
     assert align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes) == {
@@ -512,7 +542,7 @@ def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp
         "pooling": "mean",
         "max_length": 128,
     }
-    assert "module Dense is not supported" in caplog.text and "the encoder alone" in caplog.text
+    assert "module CNN is not supported" in caplog.text and "the encoder alone" in caplog.text
 
 
 @pytest.mark.parametrize(
