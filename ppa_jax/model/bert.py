@@ -276,7 +276,7 @@ class Encoder(nn.Module):
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
-        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments)
+        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments, token_types)
         x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
         if seeds is not None and self.config.hidden_dropout > 0:
             x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)

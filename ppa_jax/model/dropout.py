@@ -23,18 +23,21 @@ def mix(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
     return x ^ (x >> 16)
 
 
-def token_seeds(seed: UInt[Array, ""], segments: Int[Array, "B L"]) -> UInt[Array, "B L"]:
-    """One word per token from the step's `seed`, the sequence it belongs to and its index there.
+def token_seeds(
+    seed: UInt[Array, ""],
+    positions: Int[Array, "B L"],
+    segments: Int[Array, "B L"],
+    token_types: Int[Array, "B L"] | None = None,
+) -> UInt[Array, "B L"]:
+    """One word per token from the step's `seed`, the sequence it belongs to and its place there.
 
-    `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks; the
-    tokens of a sequence are neighbours. The index is counted here because position ids may repeat within a sequence:
-    XLM's restart in the second sentence of a pair, and the two would drop the same elements.
+    `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks. The
+    place is the position id together with the token type: XLM's positions restart in the second sentence of a pair, and
+    only the types, its languages, tell the two sentences apart.
     """
-    column = jax.lax.broadcasted_iota(jnp.int32, segments.shape, 1)
-    begins = jnp.diff(segments, axis=1, prepend=-1) != 0
-    index = column - jax.lax.cummax(jnp.where(begins, column, 0), axis=1)
+    place = positions if token_types is None else positions + (token_types << 16)
     sequence = mix(segments.astype(jnp.uint32) * jnp.uint32(_GOLDEN) + seed)
-    return mix(sequence + index.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
+    return mix(sequence + place.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
 
 
 def at_site(seeds: UInt[Array, "B L"], site: int | Array) -> UInt[Array, "B L"]:

@@ -268,7 +268,7 @@ class Encoder(nn.Module):
         c = self.config
         layout = layout or ((1, ids.shape[1]),)
         layers = c.num_layers if layers is None else layers
-        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, segments)
+        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments)
         embedded: Any = Embeddings(c, name="embeddings")(ids)
         if seeds is not None and c.embedding_dropout > 0:
             embedded = drop.drop_features(embedded, drop.at_site(seeds, 0), c.embedding_dropout)

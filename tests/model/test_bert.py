@@ -139,9 +139,9 @@ def test_attention_multiplies_with_the_heads_beside_the_batch():
 
 def test_sentences_whose_positions_restart_share_no_dropout():
     """XLM's form of TLM: the same words at the same position ids twice, in one sequence, wherever it lies."""
-    ids, positions = np.tile([7, 8, 9, 10], 2), np.tile(np.arange(4), 2)
-    alone = ids[None], positions[None], np.full((1, 8), 5)
-    later = tuple(np.concatenate([[first] * 3, x[0], [0]])[None] for first, x in zip((3, 0, 2), alone, strict=True))
+    ids, positions, languages = np.tile([7, 8, 9, 10], 2), np.tile(np.arange(4), 2), np.repeat([0, 1], 4)
+    alone = [x[None] for x in (ids, positions, np.full(8, 5), languages)]
+    later = [np.concatenate([[first] * 3, x[0], [0]])[None] for first, x in zip((3, 0, 2, 1), alone, strict=True)]
     encoder = Encoder(TINY)
     params = encoder.init(jax.random.key(0), *alone)
     embedded, *_, last = encoder.apply(params, *alone, all_hidden=True, dropout_seed=jnp.uint32(7))
@@ -151,18 +151,10 @@ def test_sentences_whose_positions_restart_share_no_dropout():
     np.testing.assert_allclose(again[:, 3:11], last, atol=2e-6)
 
 
-def test_dropout_goes_by_sequence_and_index_alone():
-    """As by position ids, which are the indices where they do not restart: the masks of most runs stay the same."""
-    golden, seed = jnp.uint32(0x9E3779B9), jnp.uint32(3)
-    for _, positions, segments in packed_and_padded()[:2]:
-        sequence = drop.mix(jnp.asarray(segments, jnp.uint32) * golden + seed)
-        expected = drop.mix(sequence + jnp.asarray(positions, jnp.uint32) * golden)
-        assert ((drop.token_seeds(seed, jnp.asarray(segments)) == expected) | (segments == 0)).all()
-
-
 def test_dropout_has_its_rate_and_scale_and_no_pattern():
     segments = jnp.arange(1, 65)[:, None] * jnp.ones((1, 32), int)
-    seeds = drop.token_seeds(jnp.uint32(3), segments)
+    positions = jnp.broadcast_to(jnp.arange(32), (64, 32))
+    seeds = drop.token_seeds(jnp.uint32(3), positions, segments)
     kept = np.asarray(drop.drop_features(jnp.ones((64, 32, 96)), drop.at_site(seeds, 0), 0.1))
     assert set(np.unique(kept)) == {np.float32(0), np.float32(1 / 0.9)}
     keep = kept > 0

@@ -205,7 +205,7 @@ def test_head_and_loss_equal_transformers(tiny):
 def test_dropout_hits_the_pooled_state_and_goes_by_the_seeds():
     head = nli.Head(TINY, LABELS, jnp.float32)
     hidden = jnp.ones((2, 5, 24))
-    seeds = drop.token_seeds(jnp.uint32(3), rows_from_mask(jnp.ones((2, 5), jnp.int32))[1])
+    seeds = drop.token_seeds(jnp.uint32(3), *rows_from_mask(jnp.ones((2, 5), jnp.int32)))
     params = head.init(jax.random.key(0), hidden, {}, None)
     params["params"]["classifier"]["kernel"] = jnp.ones((24, 3))
     params["params"]["pooler"]["kernel"] = jnp.ones((24, 24))  # tanh(24) is 1: the logits count what is kept

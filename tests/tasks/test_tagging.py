@@ -186,7 +186,7 @@ def test_head_and_loss_equal_transformers(tiny):
 def test_dropout_goes_by_the_seeds():
     head = tagging.Head(TINY, ("a",), jnp.float32)
     hidden = jnp.ones((2, 5, 24))
-    seeds = drop.token_seeds(jnp.uint32(3), rows_from_mask(jnp.ones((2, 5), jnp.int32))[1])
+    seeds = drop.token_seeds(jnp.uint32(3), *rows_from_mask(jnp.ones((2, 5), jnp.int32)))
     params = head.init(jax.random.key(0), hidden, {}, None)
     params["params"]["classifier"]["kernel"] = jnp.ones((24, 1))  # the logits count what is kept
     kept = head.apply(params, hidden, {}, seeds)["logits"] / 2

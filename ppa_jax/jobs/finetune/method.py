@@ -61,7 +61,7 @@ class Network:
             dropout_seed=seed,
             output_positions=jnp.zeros_like(batch["ids"][:, :1]) if self._only_first else None,
         )
-        seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, segments), HEAD_SITE)
+        seeds = None if seed is None else drop.at_site(drop.token_seeds(seed, positions, segments), HEAD_SITE)
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)
 
 
