@@ -42,11 +42,11 @@ def to_flax(source: str, target: str | Path) -> None:
     except UserError as error:
         settings = None
         logging.warning("the settings of the sentence encoder are not copied: %s", error)
-    if settings and settings["dense"]:
+    if settings and settings.dense:
         pretrained.params["dense"] = sentence_transformers.read_dense(directory)
     huggingface.save_base(target, pretrained, files_from=directory)
     if settings:
-        sentence_transformers.write_settings(target, **settings)
+        sentence_transformers.write_settings(target, settings)
     # The pooler is in untouched.safetensors.
     checkpoint.save_params(target / PARAMS, {k: v for k, v in pretrained.params.items() if k != "pooler"})
 
@@ -79,7 +79,7 @@ def to_hf(source: str | Path, target: str | Path) -> None:
     pretrained = huggingface.load_base(base, params)
     huggingface.write(target, pretrained, files_from=base)
     if settings := sentence_transformers.read_settings(base):
-        sentence_transformers.write_modules(target, pretrained, **settings)
+        sentence_transformers.write_modules(target, pretrained, settings)
 
 
 def verify_table(source: str) -> bool:

@@ -119,26 +119,26 @@ class Encoder:
         """
         directory = hub.resolve(source)
         try:
-            settings = sentence_transformers.read_settings(directory) or {}
+            settings = sentence_transformers.read_settings(directory)
         except UserError as error:
             if layer is None or pooling is None:
                 raise UserError(f"{error}; to use its encoder only, give layer and pooling") from error
-            settings = {}
-        pretrained = huggingface.read(sentence_transformers.encoder_directory(directory))
-        tokenizer = load_tokenizer(sentence_transformers.encoder_directory(directory))
-        check_vocabulary(tokenizer, pretrained.config.vocab_size)
-        longest = pretrained.config.max_length
-        own = settings.get("layer"), settings.get("pooling")
-        has_dense = settings.get("dense") and (layer in (None, own[0])) and (pooling in (None, own[1]))
+            settings = None
+        encoder = sentence_transformers.encoder_directory(directory)
+        pretrained, tokenizer = huggingface.read(encoder), load_tokenizer(encoder)
+        sizes = pretrained.config
+        check_vocabulary(tokenizer, sizes.vocab_size)
+        own = settings or sentence_transformers.Settings(sizes.num_layers, "mean", sizes.max_length)
+        has_dense = own.dense and layer in (None, own.layer) and pooling in (None, own.pooling)
         return cls(
-            pretrained.config,
+            sizes,
             pretrained.params["encoder"],
             tokenizer,
-            layer=settings.get("layer", pretrained.config.num_layers) if layer is None else layer,
-            pooling=settings.get("pooling", "mean") if pooling is None else pooling,
-            max_length=min(settings.get("max_length", longest), longest) if max_length is None else max_length,
+            layer=own.layer if layer is None else layer,
+            pooling=own.pooling if pooling is None else pooling,
+            max_length=min(own.max_length, sizes.max_length) if max_length is None else max_length,
             normalize=sentence_transformers.normalizes(directory),
-            dense=(sentence_transformers.read_dense(directory), settings["dense"]) if has_dense else None,
+            dense=(sentence_transformers.read_dense(directory), own.dense) if has_dense else None,
             batch_size=batch_size,
             dtype=dtype,
             devices=devices,

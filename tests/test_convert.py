@@ -35,7 +35,7 @@ def run(command: str, source: Path, target: Path | None = None) -> int:
 
 
 def test_there_and_back_is_the_same_file(source: Path, tmp_path: Path) -> None:
-    sentence_transformers.write_settings(source, layer=1, pooling="mean", max_length=20, normalize=True)
+    sentence_transformers.write_settings(source, sentence_transformers.Settings(1, "mean", 20, normalize=True))
     assert run("to-flax", source, tmp_path / "flax") == 0
     assert not list((tmp_path / "flax").glob("model*"))
     assert run("to-hf", tmp_path / "flax", tmp_path / "back") == 0

@@ -36,7 +36,7 @@ def exported(directory, tmp_path_factory):
         path = tmp_path_factory.mktemp("export")
         pretrained = huggingface.read(directory)
         huggingface.write(path, pretrained, files_from=directory)
-        sentence_transformers.write_modules(path, pretrained, layer=layer, pooling=pooling, max_length=12)
+        sentence_transformers.write_modules(path, pretrained, sentence_transformers.Settings(layer, pooling, 12))
         return path
 
     return make

@@ -1,13 +1,14 @@
 """The files that make an export load with `SentenceTransformer(directory)`, and the same files read back.
 
-The older spelling of these files is written (`sentence_transformers.models.*`, `pooling_mode_cls_token`): every release
-since 2.0 reads it, today's too. Settings are kept under a key of our own in config_sentence_transformers.json, which
-sentence-transformers leaves alone. What a base brings besides its encoder (pooling, Normalize, prompts, its length) is
-among them, so it survives training and conversion.
+Files are written in their older form (`sentence_transformers.models.*`, `pooling_mode_cls_token`), which every release
+since 2.0 reads. Settings are saved under a key of our own in config_sentence_transformers.json, which
+sentence-transformers ignores. They include what a base brings besides its encoder (pooling, Normalize, prompts, its
+maximum length), so these survive training and conversion.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -38,110 +39,93 @@ OTHER_FLAGS = (
 )
 
 
-def write_modules(
-    directory: str | Path, pretrained: Pretrained, *, layer: int, pooling: str, max_length: int, **kept: Any
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How sentence vectors are computed, and what else a SentenceTransformer has.
+
+    Attributes:
+        layer: 1 (after the first block) to num_layers.
+        pooling: "cls" or "mean" (over all tokens of a sentence, including special tokens).
+        max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
+        normalize: whether vectors are scaled to length 1.
+        include_prompt: whether the tokens of a prompt are pooled.
+        dense: the activation of the Dense module that follows the pooling (LaBSE has one); "" without one.
+        options: the rest of config_sentence_transformers.json: prompts, the similarity.
+    """
+
+    layer: int
+    pooling: str
+    max_length: int
+    normalize: bool = False
+    include_prompt: bool = True
+    dense: str = ""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def write_modules(directory: str | Path, pretrained: Pretrained, settings: Settings) -> None:
     """Makes a directory written by `huggingface.write` load with SentenceTransformer, giving what training compared.
 
-    For another layer than the last, an encoder cut off there goes into a subfolder; the whole model stays at the top.
+    For a layer below the last, an encoder truncated there goes into a subfolder; the whole model stays at the top.
 
     Args:
         directory: holds the export, with its tokenizer files.
-        pretrained: the model that was written there.
-        layer: 1 (after the first block) to num_layers.
-        pooling: "cls" or "mean" (over all tokens of a sentence, special tokens included).
-        max_length: word pieces of a sentence, special tokens included; longer ones are cut.
-        kept: `normalize`, `include_prompt`, `dense` and `options`, as in `read_settings`. The parameters of the Dense
-            module are `pretrained.params["dense"]`.
+        pretrained: the model that was written there; `params["dense"]` has the parameters of the Dense module.
+        settings: of the sentence vectors.
     """
-    directory, config = Path(directory), pretrained.config
+    directory, config, layer = Path(directory), pretrained.config, settings.layer
     if not 1 <= layer <= config.num_layers:
         raise UserError(f"contrastive.layer: {layer} is not between 1 and the model's {config.num_layers} layers")
-    if pooling not in POOLING_FLAGS:
-        raise UserError(f"contrastive.pooling: {pooling!r} is not one of {', '.join(POOLING_FLAGS)}")
-    max_length = min(max_length, config.max_length)
+    if settings.pooling not in POOLING_FLAGS:
+        raise UserError(f"contrastive.pooling: {settings.pooling!r} is not one of {', '.join(POOLING_FLAGS)}")
+    settings = dataclasses.replace(settings, max_length=min(settings.max_length, config.max_length))
 
-    transformer: dict[str, Any] = {"max_seq_length": max_length, "do_lower_case": False}
+    transformer: dict[str, Any] = {"max_seq_length": settings.max_length, "do_lower_case": False}
     has_pooler = "pooler" in pretrained.params and layer == config.num_layers
     # Without this transformers makes a pooler up, with a warning, for sentence-transformers to ignore.
     if FAMILIES[config.model_type].pooler and not has_pooler:
         transformer["model_args"] = {"add_pooling_layer": False}
-    path = ""
+    paths = {"Transformer": TRUNCATED if layer < config.num_layers else "", "Pooling": POOLING}
     if layer < config.num_layers:
-        path = TRUNCATED
-        huggingface.write_truncated(directory / path, pretrained, layers=layer, files_from=directory)
-    weights.write_json(directory / path / TRANSFORMER_FILE, transformer)
-    flags = {flag: name == pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
-    include_prompt = kept.get("include_prompt", True)
-    pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": include_prompt} | flags
-    weights.write_json(directory / POOLING / "config.json", pool)
-    write_settings(directory, layer=layer, pooling=pooling, max_length=max_length, **kept)
+        huggingface.write_truncated(directory / TRUNCATED, pretrained, layers=layer, files_from=directory)
+    weights.write_json(directory / paths["Transformer"] / TRANSFORMER_FILE, transformer)
+    flags = {flag: name == settings.pooling for name, flag in POOLING_FLAGS.items()} | dict.fromkeys(OTHER_FLAGS, False)
+    pool = {"word_embedding_dimension": config.hidden_size, "include_prompt": settings.include_prompt}
+    weights.write_json(directory / POOLING / "config.json", pool | flags)
+    write_settings(directory, settings)
+    if settings.dense:
+        paths["Dense"] = huggingface.DENSE_MODULE
+        huggingface.write_dense(directory / paths["Dense"], pretrained.params["dense"])
+        dense = {"bias": True, "activation_function": ACTIVATIONS[settings.dense]}
+        dense["in_features"], dense["out_features"] = pretrained.params["dense"]["kernel"].shape
+        weights.write_json(directory / paths["Dense"] / "config.json", dense)
+    if settings.normalize:
+        paths["Normalize"] = NORMALIZE
     # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
-    places = {"Transformer": path, "Pooling": POOLING}
-    if activation := kept.get("dense"):
-        places["Dense"] = huggingface.DENSE_MODULE
-        layer_config = {"bias": True, "activation_function": ACTIVATIONS[activation]}
-        sizes = dict(zip(("in_features", "out_features"), pretrained.params["dense"]["kernel"].shape, strict=True))
-        huggingface.write_dense(directory / huggingface.DENSE_MODULE, pretrained.params["dense"])
-        weights.write_json(directory / huggingface.DENSE_MODULE / "config.json", layer_config | sizes)
-    if kept.get("normalize"):
-        places["Normalize"] = NORMALIZE
     modules = [
-        {"idx": i, "name": str(i), "path": place, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, place) in enumerate(places.items())
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(paths.items())
     ]
     weights.write_json(directory / "modules.json", modules)
 
 
-def write_settings(
-    directory: str | Path,
-    *,
-    layer: int,
-    pooling: str,
-    max_length: int,
-    normalize: bool = False,
-    include_prompt: bool = True,
-    dense: str = "",
-    options: dict[str, Any] | None = None,
-) -> None:
-    """Keeps the settings for `read_settings`, without the modules."""
-    values = {
-        "model_type": "SentenceTransformer",
-        "prompts": {},
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
-        **(options or {}),
-        OUR_KEY: {
-            "layer": layer,
-            "pooling": pooling,
-            "max_length": max_length,
-            "normalize": normalize,
-            "include_prompt": include_prompt,
-            "dense": dense,
-        },
-    }
-    weights.write_json(Path(directory) / SETTINGS_FILE, values)
+def write_settings(directory: str | Path, settings: Settings) -> None:
+    """Saves the settings for `read_settings`, without the modules."""
+    ours = dataclasses.asdict(settings)
+    theirs = {"model_type": "SentenceTransformer", "prompts": {}, "default_prompt_name": None}
+    theirs |= {"similarity_fn_name": "cosine"} | ours.pop("options")
+    weights.write_json(Path(directory) / SETTINGS_FILE, theirs | {OUR_KEY: ours})
 
 
-def read_settings(directory: str | Path) -> dict[str, Any] | None:
+def read_settings(directory: str | Path) -> Settings | None:
     """How a directory written here or by sentence-transformers makes sentence vectors; None if it is neither.
-
-    Returns:
-        The arguments of `write_settings`: `layer` counts the blocks, so that the last is num_layers; `pooling` is "cls"
-        or "mean"; `max_length` the word pieces of a sentence; `normalize` whether vectors are brought to length 1;
-        `include_prompt` whether the tokens of a prompt are pooled; `dense` the activation of the Dense module that
-        follows the pooling (LaBSE has one), empty without one; `options` the rest of
-        config_sentence_transformers.json: prompts, the similarity.
 
     Raises:
         UserError: sentence-transformers does more than pool by "cls" or "mean", apply one Dense module and normalize
             (another pooling or module, lower case, a prompt before every sentence): the vectors would not be the same.
     """
     directory = Path(directory)
-    listed = directory / "modules.json"
     modules = _modules(directory)
-    kinds = [str(module.get("type", "")).rsplit(".", 1)[-1] for module in modules]
-    paths = {kind: directory / module.get("path", "") for kind, module in zip(kinds, modules, strict=True)}
+    paths = dict(modules)
     encoder = paths.get("Transformer", directory)
     options, transformer = _read(directory / SETTINGS_FILE), _read(encoder / TRANSFORMER_FILE)
     if (name := options.get("default_prompt_name")) and (options.get("prompts") or {}).get(name):
@@ -152,73 +136,65 @@ def read_settings(directory: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{encoder / TRANSFORMER_FILE}: do_lower_case is not supported; only false is")
     ours = options.pop(OUR_KEY, None)
     if isinstance(ours, dict) and ours.keys() >= {"layer", "pooling", "max_length"}:
-        given = {key: ours[key] for key in ("layer", "pooling", "max_length")}
-        defaults = {"normalize": False, "include_prompt": True, "dense": ""}
-        kept = {key: ours.get(key, default) for key, default in defaults.items()}
-        return given | kept | {"options": options}
-    if not listed.is_file():
+        known = {field.name for field in dataclasses.fields(Settings)}
+        return Settings(**{name: value for name, value in ours.items() if name in known}, options=options)
+    if not modules:
         return None
+    listed, kinds = directory / "modules.json", [kind for kind, _ in modules]
     known = ("Transformer", "Pooling", "Dense", "Normalize")
     if unknown := [kind for kind in kinds if kind not in known]:
         raise UserError(f"{listed}: module {unknown[0]} is not supported; only {', '.join(known)} are")
-    if "Pooling" not in kinds:
-        raise UserError(f"{listed}: no Pooling module; only cls or mean pooling is supported")
-    if kinds != [kind for kind in known if kind in kinds]:
-        raise UserError(f"{listed}: modules {', '.join(kinds)} are not supported; each of {', '.join(known)} once, in "
-                        "this order, is")  # fmt: skip
+    if "Pooling" not in kinds or kinds != [kind for kind in known if kind in kinds]:
+        wanted = f"only {', '.join(known)}, in this order, each at most once and with Pooling"
+        raise UserError(f"{listed}: modules {', '.join(kinds)} are not supported; {wanted}")
     config = huggingface.read_sizes(encoder)
     lengths = [transformer.get("max_seq_length"), _read(encoder / "tokenizer_config.json").get("model_max_length")]
     pooling = paths["Pooling"] / "config.json"
-    return {
-        "layer": config.num_layers,
-        "pooling": _pooling(pooling),
-        "max_length": min([config.max_length, *(int(length) for length in lengths if length)]),
-        "normalize": normalizes(directory),
-        "include_prompt": bool(weights.read_json(pooling).get("include_prompt", True)),
-        "dense": _activation(paths["Dense"] / "config.json") if "Dense" in kinds else "",
-        "options": options,
-    }
+    return Settings(
+        layer=config.num_layers,
+        pooling=_pooling(pooling),
+        max_length=min([config.max_length, *(int(length) for length in lengths if length)]),
+        normalize="Normalize" in kinds,
+        include_prompt=bool(weights.read_json(pooling).get("include_prompt", True)),
+        dense=_activation(paths["Dense"] / "config.json") if "Dense" in kinds else "",
+        options=options,
+    )
 
 
 def read_dense(directory: str | Path) -> dict[str, Any] | None:
     """The parameters {"kernel", "bias"} of the directory's Dense module; None without one."""
-    for module in _modules(directory):
-        if str(module.get("type", "")).endswith(".Dense"):
-            return huggingface.read_dense(Path(directory) / module.get("path", ""))
-    return None
+    path = dict(_modules(directory)).get("Dense")
+    return huggingface.read_dense(path) if path else None
 
 
 def normalizes(directory: str | Path) -> bool:
-    """Whether the directory's modules bring vectors to length 1."""
-    return any(str(module.get("type", "")).endswith(".Normalize") for module in _modules(directory))
+    """Whether the directory's modules scale vectors to length 1."""
+    return "Normalize" in dict(_modules(directory))
 
 
 def encoder_directory(directory: str | Path) -> Path:
-    """Where the encoder's own files lie: in the directory, or in the subfolder that its modules.json names.
+    """Where the encoder's own files are: in the directory, or in the subfolder that its modules.json names.
 
-    Of a directory written here the whole encoder at the top is meant, whose layers `read_settings` counts.
+    In a directory written here it is the whole encoder at the top, whose layers `read_settings` counts.
     """
     directory = Path(directory)
-    if (directory / "config.json").is_file() or not (directory / "modules.json").is_file():
+    if (directory / "config.json").is_file():
         return directory
-    for module in weights.read_json_list(directory / "modules.json"):
-        if str(module.get("type", "")).endswith("Transformer"):
-            return directory / module.get("path", "")
-    return directory
+    return dict(_modules(directory)).get("Transformer", directory)
 
 
-def _modules(directory: str | Path) -> list[dict[str, Any]]:
-    """What modules.json lists, which may be absent."""
-    where = Path(directory) / "modules.json"
-    return weights.read_json_list(where) if where.is_file() else []
+def _modules(directory: str | Path) -> list[tuple[str, Path]]:
+    """The class name and the directory of each module in modules.json, which may be absent."""
+    listed = Path(directory) / "modules.json"
+    modules = weights.read_json_list(listed) if listed.is_file() else []
+    return [(str(x.get("type", "")).rpartition(".")[2], Path(directory, x.get("path", ""))) for x in modules]
 
 
 def _activation(path: Path) -> str:
     """Our name of the activation in the config.json of a Dense module."""
     theirs = weights.read_json(path).get("activation_function")
-    for name, known in ACTIVATIONS.items():
-        if theirs == known:
-            return name
+    if name := {value: name for name, value in ACTIVATIONS.items()}.get(theirs):
+        return name
     raise UserError(f"{path}: activation_function {theirs!r} is not supported; {' and '.join(ACTIVATIONS)} are")
 
 

@@ -35,10 +35,7 @@ OBJECTIVES = ("mlm", "xlm", "dict_mlm", "align_mlm")
 def run(config: Config, workdir: str) -> None:
     """Runs the job."""
     losses = validate(config)
-    if config.mesh.distributed:
-        if config.init:
-            align_setup.prepare(config)
-        hosts.initialize()
+    align_setup.connect(config)
     if not config.init:
         check_new_model(config, losses)
         config = copy.deepcopy(config)

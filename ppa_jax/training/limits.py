@@ -1,6 +1,8 @@
 """The settings that every training has: `train`, `checkpoint`, `mesh`, `log`, `eval.every` and `dtype`."""
 
-from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, entries, one_of
+from jax.sharding import Mesh
+
+from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, entries, fields, one_of
 from ppa_jax.errors import UserError
 from ppa_jax.training.metrics import import_wandb
 from ppa_jax.training.sharding import RULES
@@ -32,6 +34,16 @@ def check_training(config: Config) -> None:
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
     if config.log.wandb:
         import_wandb()
+
+
+def check_batch_size(config: Config, field: str, mesh: Mesh) -> None:
+    """Raises UserError, with a size that would do, unless the batch divides by the devices and accumulation steps."""
+    size, accumulate = fields(config)[field], config.train.get("accumulate", 1)
+    parts = mesh.size * accumulate
+    if size % parts:
+        steps = f" x {accumulate} accumulation steps" if accumulate > 1 else ""
+        wanted = f"must be a multiple of {parts} ({mesh.size} devices{steps})"
+        raise UserError(f"config.{field}={size}: {wanted}; the nearest is {parts * max(1, round(size / parts))}")
 
 
 def parse_seeds(config: Config) -> list[int]:

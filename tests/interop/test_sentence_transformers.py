@@ -1,5 +1,6 @@
 """SentenceTransformer(export) gives the vectors of our encoder, at the layer and with the pooling of the training."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.data.vocabulary import leave_out_token_types
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop.sentence_transformers import Settings
 
 TEXTS = ["a short one", "b", "this sentence runs on for quite a while longer than ten pieces"]
 MAX_LENGTH = 12
@@ -24,14 +26,14 @@ PLAIN = {
 }
 
 
-def our_vectors(directory: Path, settings: dict[str, Any], flax_outputs: Any) -> np.ndarray:
+def our_vectors(directory: Path, settings: Settings, flax_outputs: Any) -> np.ndarray:
     tokenizer, pretrained = load_tokenizer(directory), huggingface.read(directory)
-    rows = [[tokenizer.cls_id, *row[: settings["max_length"] - 2], tokenizer.sep_id] for row in tokenizer.encode(TEXTS)]
+    rows = [[tokenizer.cls_id, *row[: settings.max_length - 2], tokenizer.sep_id] for row in tokenizer.encode(TEXTS)]
     L = max(map(len, rows))
     ids = np.array([row + [PAD] * (L - len(row)) for row in rows], np.int32)
     mask = np.array([[1] * len(row) + [0] * (L - len(row)) for row in rows], np.int32)
-    hidden = flax_outputs(pretrained, ids, mask)[0][settings["layer"]]
-    if settings["pooling"] == "cls":
+    hidden = flax_outputs(pretrained, ids, mask)[0][settings.layer]
+    if settings.pooling == "cls":
         return hidden[:, 0]
     return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
 
@@ -56,10 +58,9 @@ def test_gives_our_vectors(
     from sentence_transformers import SentenceTransformer
 
     pretrained = make_export(name, tmp_path, tiny, add_tokenizer)
-    export, settings = tmp_path / "export", {"layer": layer, "pooling": pooling, "max_length": MAX_LENGTH}
-    sentence_transformers.write_modules(export, pretrained, **settings)
-    kept = {"normalize": False, "include_prompt": True, "dense": ""}
-    assert sentence_transformers.read_settings(export) == settings | kept | {"options": PLAIN}
+    export, settings = tmp_path / "export", Settings(layer, pooling, MAX_LENGTH)
+    sentence_transformers.write_modules(export, pretrained, settings)
+    assert sentence_transformers.read_settings(export) == dataclasses.replace(settings, options=PLAIN)
 
     model = SentenceTransformer(str(export), device="cpu")
     has_pooler = name == "BertForPreTraining" and layer == 3  # else none, rather than one made up
@@ -73,7 +74,7 @@ def test_gives_our_vectors(
     model.save(str(tmp_path / "saved"))
     assert sentence_transformers.OUR_KEY not in (tmp_path / "saved/config_sentence_transformers.json").read_text()
     read = sentence_transformers.read_settings(tmp_path / "saved")
-    assert read == settings | kept | {"options": read["options"]}
+    assert read and dataclasses.replace(read, options={}) == settings
     ours = our_vectors(tmp_path / "saved", settings, flax_outputs)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
 
@@ -86,7 +87,7 @@ def test_top_directory_loads_in_transformers(
     import transformers
 
     pretrained = make_export(model, tmp_path, tiny, add_tokenizer)
-    sentence_transformers.write_modules(tmp_path / "export", pretrained, layer=1, pooling="mean", max_length=8)
+    sentence_transformers.write_modules(tmp_path / "export", pretrained, Settings(1, "mean", 8))
     cls = getattr(transformers, name)
     _, info = cls.from_pretrained(tmp_path / "export", output_loading_info=True)
     assert not info["missing_keys"]
@@ -115,9 +116,9 @@ def test_what_sentence_transformers_saved_is_written_again(
     )
     base.save(str(tmp_path / "base"))
     settings = sentence_transformers.read_settings(tmp_path / "base")
-    assert settings is not None and settings["dense"] == activation.lower()
+    assert settings is not None and settings.dense == activation.lower()
     pretrained.params["dense"] = sentence_transformers.read_dense(tmp_path / "base")
-    sentence_transformers.write_modules(tmp_path / "export", pretrained, **settings)
+    sentence_transformers.write_modules(tmp_path / "export", pretrained, settings)
     assert sentence_transformers.read_settings(tmp_path / "export") == settings
     export = SentenceTransformer(str(tmp_path / "export"), device="cpu")
     assert [type(module).__name__ for module in export] == ["Transformer", "Pooling", "Dense", "Normalize"]
@@ -183,7 +184,7 @@ def test_a_change_of_the_text_is_refused(
     file: str, values: dict, refused: str, own: bool, tiny: Any, add_tokenizer: Any, tmp_path: Path
 ) -> None:
     pretrained, export = make_export("BertForMaskedLM", tmp_path, tiny, add_tokenizer), tmp_path / "export"
-    sentence_transformers.write_modules(export, pretrained, layer=2, pooling="cls", max_length=8)
+    sentence_transformers.write_modules(export, pretrained, Settings(2, "cls", 8))
     if not own:  # as sentence-transformers saves it
         (export / "config_sentence_transformers.json").write_text("{}")
     written = json.loads((export / file).read_text())
@@ -193,7 +194,7 @@ def test_a_change_of_the_text_is_refused(
             sentence_transformers.read_settings(export)
     else:
         read = sentence_transformers.read_settings(export)
-        assert read is not None and (read["layer"], read["pooling"], read["max_length"]) == (2, "cls", 8)
+        assert read is not None and (read.layer, read.pooling, read.max_length) == (2, "cls", 8)
 
 
 @pytest.mark.parametrize(("layer", "pooling"), [(0, "cls"), (4, "cls"), (3, "max")])
@@ -202,4 +203,4 @@ def test_layer_and_pooling_out_of_range(
 ) -> None:
     pretrained = make_export("BertForMaskedLM", tmp_path, tiny, add_tokenizer)
     with pytest.raises(UserError, match=r"contrastive\.(layer|pooling)"):
-        sentence_transformers.write_modules(tmp_path, pretrained, layer=layer, pooling=pooling, max_length=8)
+        sentence_transformers.write_modules(tmp_path, pretrained, Settings(layer, pooling, 8))

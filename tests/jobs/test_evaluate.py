@@ -175,7 +175,7 @@ def test_the_same_command_goes_on_and_measures_what_has_changed(shelf, other, da
     (tatoeba / "tatoeba.deu-eng.deu").write_text(text.replace("mehr", "viel"))
     assert again(models=f"a={copy}") == ["a"], "other content of the same size"
     own = shutil.copytree(shelf / "model", tmp_path / "own")
-    sentence_transformers.write_modules(own, huggingface.read(own), layer=1, pooling="cls", max_length=512)
+    sentence_transformers.write_modules(own, huggingface.read(own), sentence_transformers.Settings(1, "cls", 512))
     assert again(models=f"a={copy},own={own}") == ["own"], "a place at which every model is measured"
     more = shutil.copytree(data / "nway", tmp_path / "more")
     listed = {"parallel": f"{data / 'nway'}, {more}", "cka_batch": 5}
@@ -189,7 +189,7 @@ def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):
     short = tmp_path / "short"
     pretrained = huggingface.read(shelf / "model")
     huggingface.write(short, pretrained, files_from=shelf / "model")
-    sentence_transformers.write_modules(short, pretrained, layer=1, pooling="cls", max_length=4)
+    sentence_transformers.write_modules(short, pretrained, sentence_transformers.Settings(1, "cls", 4))
     fields = dict(models=f"long={shelf / 'model'},{short}", tatoeba=data / "tatoeba", mining=data / "bucc")
     assert main(arguments(tmp_path / "run", **fields)) == 0
     differences = json.loads((tmp_path / "run/differences.json").read_text())

@@ -44,12 +44,9 @@ from ppa_jax.training.start import restore_or_init
 def run(config: Config, workdir: str) -> None:
     """Runs the job."""
     losses = align_setup.validate(config)
-    if config.mesh.distributed:
-        if config.init:
-            align_setup.prepare(config)
-        hosts.initialize()
+    align_setup.connect(config)
     if not config.init:
-        align_setup.check_new_model(config, losses, "pretrain.batch_size")
+        align_setup.check_new_model(config, losses)
         config = copy.deepcopy(config)
         config.init = str(pretrain_new_model(config, epath.Path(workdir) / "new_model"))
     train_model(config, losses, epath.Path(workdir))
@@ -238,7 +235,7 @@ def scores_file(run: Run) -> epath.Path:
 def by_moment(run: Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
     """The model before, during and after training, as the models that the report compares."""
     depth = run.pretrained.config.num_layers
-    own = (run.vectors["layer"], run.vectors["pooling"]) if run.vectors else None
+    own = (run.vectors.layer, run.vectors.pooling) if run.vectors else None
     return {
         moment: comparison.Measured(run.config.init, depth, comparison.main_setting(depth), own, found)
         for moment, found in models.items()
@@ -254,7 +251,7 @@ def export(run: Run, params: Any, directory: Path) -> None:
     trained = huggingface.load_base(base, params)
     huggingface.write(directory, trained, files_from=base)
     if run.vectors:
-        sentence_transformers.write_modules(directory, trained, **run.vectors)
+        sentence_transformers.write_modules(directory, trained, run.vectors)
     for dictionary in run.dictionaries:
         write_dictionary(directory / "dictionaries" / f"{dictionary.source}-{dictionary.target}.tsv", dictionary)
     groups = ("data", "train", "contrastive", "tlm", "word_alignment")

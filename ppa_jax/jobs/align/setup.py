@@ -18,30 +18,10 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ppa_jax import storage
-from ppa_jax.config import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    SEED,
-    Config,
-    Limit,
-    at_least,
-    check,
-    fields,
-    one_of,
-    training_steps,
-)
-from ppa_jax.data import corpora, sample, sources
+from ppa_jax.config import NOT_NEGATIVE, POSITIVE, SEED, Config, Limit, at_least, check, one_of, training_steps
+from ppa_jax.data import corpora, dictionaries, sample, sources
 from ppa_jax.data.batches import PairBatches
-from ppa_jax.data.dictionaries import (
-    ENGLISH,
-    Dictionary,
-    WordPairs,
-    capitalised,
-    from_pairs,
-    read_dictionaries,
-    translations,
-    word_pairs,
-)
+from ppa_jax.data.dictionaries import ENGLISH, Dictionary, WordPairs
 from ppa_jax.data.schedule import VERSION, Schedule
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
@@ -53,8 +33,8 @@ from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
 from ppa_jax.model.families import EncoderConfig
-from ppa_jax.training import sharding
-from ppa_jax.training.limits import check_training
+from ppa_jax.training import hosts, sharding
+from ppa_jax.training.limits import check_batch_size, check_training
 from ppa_jax.training.workdir import claim
 
 # Settings that may change when a run is resumed; with any other change the workdir is refused.
@@ -88,9 +68,6 @@ LIMITS = {
     "tlm.weight": NOT_NEGATIVE,
     "tlm.dict_mlm": one_of("", "input", "label"),
 }
-CONTRAST = (
-    "queue_size", "momentum", "temperature", "projection_dim", "mask_duplicates", "in_batch", "key_dropout",
-)  # fmt: skip
 CLEANING = (
     "min_pieces", "max_pair_pieces", "max_length", "max_characters", "skip_lines", "drop_identical", "drop_duplicates",
 )  # fmt: skip
@@ -120,7 +97,7 @@ class Run:
     batches: PairBatches
     mesh: Mesh
     method: align.Method
-    vectors: dict[str, Any] | None  # how the export computes sentence vectors; None: it has none
+    vectors: sentence_transformers.Settings | None  # of the exported sentence vectors; None: it has none
     steps: int
     test_sets: retrieval.Sets
     embedder: Embedder  # of any parameters of this shape; compiled once
@@ -136,19 +113,16 @@ def validate(config: Config) -> Losses:
     """Checks the settings of an alignment, and returns its losses. Raises UserError naming the field."""
     check_shared(config)
     check(config, LIMITS)
-    tlm, settings = config.tlm, config.contrastive
-    if (config.word_alignment.weight or tlm.dict_mlm) and not config.word_alignment.dictionaries:
-        raise UserError(
-            "config.word_alignment.dictionaries is empty: give a directory with files en-xx.tsv, "
-            "or word_alignment.weight=0 and no tlm.dict_mlm"
-        )
-    if not tlm.weight and not settings.weight:
+    tlm, words = config.tlm, config.word_alignment
+    if (words.weight or tlm.dict_mlm) and not words.dictionaries:
+        raise UserError("config.word_alignment.dictionaries is empty: give a directory of files en-xx.tsv, or sample")
+    if not tlm.weight and not config.contrastive.weight:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
-    alone = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
-    if alone and settings.weight:
+    texts = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
+    if texts and config.contrastive.weight:
         raise UserError(
-            f"config.data.pairs: {alone[0]}: text of one language has no translations to contrast; for translations "
-            "write lang1-lang2=SOURCE, else leave it out or set config.contrastive.weight=0"
+            f"config.data.pairs: {texts[0]}: text of one language has no translations to contrast; write "
+            "lang1-lang2=SOURCE for translations, or set config.contrastive.weight=0"
         )
     if not config.init:
         if not config.pretrain.steps:
@@ -157,8 +131,8 @@ def validate(config: Config) -> Losses:
         new_model.validate(config)
     return Losses(
         tlm=tlm.weight,
-        contrastive=settings.weight,
-        word_alignment=config.word_alignment.weight,
+        contrastive=config.contrastive.weight,
+        word_alignment=words.weight,
         joint=tlm.joint,
         language_embeddings=tlm.language_embeddings,
         dict_mlm=tlm.dict_mlm,
@@ -169,37 +143,27 @@ def check_shared(config: Config) -> None:
     """Checks the settings that alignment and pretraining share. Raises UserError naming the field."""
     check_training(config)
     size = sample.size()
-    limit = Limit(lambda n: 0 <= n <= size, f"at most {size}, all of the sample")
+    limit = Limit(lambda n: 0 <= n <= size, f"at most {size}, the whole sample")
     check(config, SHARED_LIMITS | {"eval.sample": limit})
     if not config.data.pairs:
         raise UserError("config.data.pairs is empty: give sources, e.g. --config.data.pairs=en-de=train.tsv")
 
 
-def check_new_model(config: Config, losses: Losses, *batch_sizes: str) -> None:
-    """Checks what can be known before a new model is made: sizes, lengths, dictionaries. Raises UserError.
+def check_new_model(config: Config, losses: Losses) -> None:
+    """Checks what can be checked before a new model is written. Raises UserError.
 
-    `batch_sizes` names further fields that are batch sizes. To be called when the processes are connected.
+    To be called once the processes are connected.
     """
     if config.plan:
-        raise UserError("config.plan: give config.init; what a new model takes is not planned")
+        raise UserError("config.plan: needs config.init; a new model has to be trained first")
     new_model.validate(config)
-    devices = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    for field in ("train.batch_size", *batch_sizes):
-        check_batch_size(config, field, devices)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    for group in ("train", "pretrain"):
+        if group in config:
+            check_batch_size(config, f"{group}.batch_size", mesh)
     check_lengths(config, losses, new_model.encoder_config(config, config.model.vocab_size))
     read_test_sets(config)
     read_word_alignment(config, losses)
-
-
-def check_batch_size(config: Config, field: str, devices: Mesh) -> None:
-    """Raises UserError, with a size that would do, unless the batch divides by the data shards and the accumulation."""
-    size, shards, accumulate = fields(config)[field], devices.size, config.train.accumulate
-    parts = shards * accumulate
-    if size % parts:
-        raise UserError(
-            f"config.{field}={size}: must divide by mesh.data x train.accumulate = {shards} x {accumulate}; "
-            f"the nearest that does is {parts * max(1, round(size / parts))}"
-        )
 
 
 def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
@@ -210,15 +174,12 @@ def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> Non
             f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, the model's "
             f"positions end at {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
         )
-    if 0 < config.data.row_length < longest:
+    if 0 < (row := config.data.row_length) < longest:
         raise UserError(
-            f"config.data.row_length={config.data.row_length}: the longest sequence has {longest} pieces; give that or "
-            "more, or 0 to have it chosen"
+            f"config.data.row_length={row}: the longest sequence has {longest} pieces; give 0 or at least that"
         )
-    if losses.contrastive and config.contrastive.layer > encoder.num_layers:
-        raise UserError(
-            f"config.contrastive.layer={config.contrastive.layer}: the model has {encoder.num_layers} layers"
-        )
+    if losses.contrastive and (layer := config.contrastive.layer) > encoder.num_layers:
+        raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
 
 
 def longest_sequence(config: Config, losses: Losses) -> int:
@@ -245,46 +206,46 @@ def read_test_sets(config: Config) -> retrieval.Sets:
     """
     if config.eval.tatoeba:
         return retrieval.read_tatoeba(config.eval.tatoeba)
+    if not config.eval.sample:
+        return {}
     first = sample.size() - config.eval.sample
-    for source in sources.parse_pairs(config.data.pairs) if config.eval.sample else []:
+    for source in sources.parse_pairs(config.data.pairs):
         if source.kind == "sample" and sources.identity(source)["stop"] > first:
             raise UserError(
                 f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
                 f"write {'-'.join(source.languages)}=sample:0-{first}"
             )
-    return retrieval.sample_sets(config.eval.sample) if config.eval.sample else {}
+    return retrieval.sample_sets(config.eval.sample)
 
 
 def read_word_alignment(config: Config, losses: Losses) -> list[Dictionary]:
     """The dictionaries; none where no loss uses them. Raises UserError as `read_dictionaries` does."""
-    given = config.word_alignment
+    given, field = config.word_alignment, "config.word_alignment.dictionaries"
     if not losses.word_alignment and not losses.dict_mlm:
         return []
     if given.dictionaries == "sample":
         others = [language for language in sample.LANGUAGES if language != ENGLISH]
-        tables = {language: sample.dictionary(ENGLISH, language) for language in others}
-        return [from_pairs(ENGLISH, language, pairs) for language, pairs in tables.items()]
-    field = "config.word_alignment.dictionaries"
+        return [dictionaries.from_pairs(ENGLISH, x, sample.dictionary(ENGLISH, x)) for x in others]
     if given.dictionaries == "world":
         raise UserError(f"{field}=world: the built-in sample is named sample, not world; write sample")
-    dictionaries = read_dictionaries(given.dictionaries, field=field, max_words=given.max_words or None, pivot="")
-    return list(map(capitalised, dictionaries)) if given.capitalised else dictionaries
+    words = given.max_words or None
+    found = dictionaries.read_dictionaries(given.dictionaries, field=field, max_words=words, pivot="")
+    return [dictionaries.capitalised(x) for x in found] if given.capitalised else found
 
 
 def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePair]:
     """The corpora of `data`; prepares those that are not in the cache yet, which may take long."""
-    return corpora.open_pairs(
-        config.data.pairs,
-        tokenizer,
-        cache_dir=config.data.cache or storage.cache_directory(),
-        **{name: config.data[name] for name in CLEANING},
-    )
+    cache = config.data.cache or storage.cache_directory()
+    cleaning = {name: config.data[name] for name in CLEANING}
+    return corpora.open_pairs(config.data.pairs, tokenizer, cache_dir=cache, **cleaning)
 
 
-def prepare(config: Config) -> None:
-    """Prepares the corpora before the processes are connected: until then a signal ends the job at once."""
-    if not jax.distributed.is_initialized():
-        open_pairs(config, load_tokenizer(sentence_transformers.encoder_directory(hub.resolve(config.init))))
+def connect(config: Config) -> None:
+    """Connects the processes of a multi-host run. First it prepares the corpora: until then a signal ends the job."""
+    if config.mesh.distributed and not jax.distributed.is_initialized():
+        if config.init:
+            open_pairs(config, load_tokenizer(sentence_transformers.encoder_directory(hub.resolve(config.init))))
+        hosts.initialize()
 
 
 def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
@@ -301,28 +262,23 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
     check_lengths(config, losses, pretrained.config)
     vectors = sentence_vectors(config, losses, base, pretrained.config)
-    if vectors and vectors.get("dense"):
+    if vectors and vectors.dense:
         pretrained.params["dense"] = sentence_transformers.read_dense(base)
     method = make_method(config, losses, pretrained, tokenizer, vectors)
     warn_of_random_head(config, losses, pretrained)
 
     # ---- data ----
-    dictionaries = read_word_alignment(config, losses)
+    words = read_word_alignment(config, losses)
     pairs = open_pairs(config, tokenizer)
     logging.info("corpora:\n%s", corpora.describe(pairs))
-    schedule = Schedule(
-        [pair.lengths for pair in pairs],
-        config.train.batch_size,
-        config.seed,
-        config.data.temperature,
-        config.data.shuffle_sides,
-    )
+    data, lengths = config.data, [pair.lengths for pair in pairs]
+    schedule = Schedule(lengths, config.train.batch_size, config.seed, data.temperature, data.shuffle_sides)
     batches = PairBatches(
         pairs,
         schedule,
         tokenizer,
-        max_length=config.data.max_length,
-        row_length=config.data.row_length or -(-longest_sequence(config, losses) // 64) * 64,
+        max_length=data.max_length,
+        row_length=data.row_length or -(-longest_sequence(config, losses) // 64) * 64,
         mask_rate=config.tlm.mask_rate,
         contrast=losses.contrastive > 0,
         tlm=losses.tlm > 0,
@@ -345,10 +301,10 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         vectors=vectors,
         steps=training_steps(config, schedule.pairs),
         test_sets=test_sets,
-        embedder=Embedder(pretrained.config, tokenizer, max_length=config.data.max_length, mesh=mesh),
-        dictionaries=dictionaries,
-        words=word_pairs(dictionaries, tokenizer) if losses.word_alignment else None,
-        translations=translations(dictionaries, tokenizer) if losses.dict_mlm else None,
+        embedder=Embedder(pretrained.config, tokenizer, max_length=data.max_length, mesh=mesh),
+        dictionaries=words,
+        words=dictionaries.word_pairs(words, tokenizer) if losses.word_alignment else None,
+        translations=dictionaries.translations(words, tokenizer) if losses.dict_mlm else None,
     )
 
     # ---- workdir ----
@@ -358,7 +314,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
             with storage.staged(workdir / "base") as staged:
                 huggingface.save_base(staged, pretrained, files_from=directory)
                 if vectors:
-                    sentence_transformers.write_settings(staged, **vectors)
+                    sentence_transformers.write_settings(staged, vectors)
     return run
 
 
@@ -374,11 +330,13 @@ def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     return languages
 
 
-def sentence_vectors(config: Config, losses: Losses, base: Path, encoder: EncoderConfig) -> dict[str, Any] | None:
+def sentence_vectors(
+    config: Config, losses: Losses, base: Path, encoder: EncoderConfig
+) -> sentence_transformers.Settings | None:
     """How sentence vectors are computed, in training and in the export; None if the base has none and none are trained.
 
     The settings of the base if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
-    contrastive.pooling replace either. The keys are those of `sentence_transformers.read_settings`.
+    contrastive.pooling override both.
 
     Raises:
       UserError: vectors are to be trained, and the base has modules that the export cannot keep, or a shorter
@@ -389,55 +347,50 @@ def sentence_vectors(config: Config, losses: Losses, base: Path, encoder: Encode
         own = sentence_transformers.read_settings(base)
     except UserError as error:
         if given and not (given.layer and given.pooling):
-            raise UserError(
-                f"{error}; to train the encoder without them, give config.contrastive.layer and "
-                "config.contrastive.pooling"
-            ) from error
+            way_out = "to train the encoder without them, give config.contrastive.layer and config.contrastive.pooling"
+            raise UserError(f"{error}; {way_out}") from error
         logging.warning("%s; the encoder alone is trained and exported", error)
         own = None
     if not given:
         return own
-    if own and config.data.max_length > own["max_length"]:
+    length = config.data.max_length
+    if own and length > own.max_length:
         raise UserError(
-            f"config.data.max_length={config.data.max_length}: {config.init} cuts sentences at {own['max_length']} "
-            f"pieces (max_seq_length); give {own['max_length']} or less"
+            f"config.data.max_length={length}: {config.init} truncates sentences at {own.max_length} pieces "
+            f"(max_seq_length); give {own.max_length} or less"
         )
-    vectors = own or {"layer": encoder.num_layers, "pooling": "cls", "max_length": config.data.max_length}
-    if given.layer:
-        vectors["layer"] = encoder.num_layers if given.layer == -1 else given.layer
-    if given.pooling:
-        vectors["pooling"] = given.pooling
-    return vectors
+    own = own or sentence_transformers.Settings(encoder.num_layers, "cls", length)
+    layer = encoder.num_layers if given.layer == -1 else given.layer
+    return dataclasses.replace(own, layer=layer or own.layer, pooling=given.pooling or own.pooling)
 
 
 def warn_of_random_head(config: Config, losses: Losses, pretrained: Pretrained) -> None:
     """Warns where TLM trains a head from random weights; docs/results/random_head.md has what that costs."""
-    if not losses.tlm or "mlm_head" not in pretrained.initialised:
-        return
-    if losses.contrastive:
+    if losses.tlm and "mlm_head" in pretrained.initialised:
         advice = "with the contrastive loss this does no harm; config.tlm.weight=0 is faster and retrieves as well"
-    elif "contrastive" in config:
-        advice = (
-            "without the contrastive loss this harms a good encoder; set config.contrastive.weight=1, or give it one"
-        )
-    else:
-        advice = "this harms a good encoder; give it one"
-    logging.warning("%s has no masked-LM head: TLM trains a random one; %s", config.init, advice)
+        if not losses.contrastive:
+            advice = "without the contrastive loss this harms a good encoder; start from a checkpoint with a head"
+            advice += ", or set config.contrastive.weight=1" if "contrastive" in config else ""
+        logging.warning("%s has no masked-LM head: TLM trains a random one; %s", config.init, advice)
 
 
 def make_method(
-    config: Config, losses: Losses, pretrained: Pretrained, tokenizer: Tokenizer, vectors: dict[str, Any] | None
+    config: Config,
+    losses: Losses,
+    pretrained: Pretrained,
+    tokenizer: Tokenizer,
+    vectors: sentence_transformers.Settings | None,
 ) -> align.Method:
     """The settings of the step, with what they need of the model and the tokenizer."""
-    projection = pretrained.params.get("projection")
-    contrast: dict[str, Any] = {}
-    if losses.contrastive:
-        contrast = {name: config.contrastive[name] for name in CONTRAST}
-        size = config.contrastive.projection_dim
-        if projection is not None and projection["output"]["bias"].shape[0] != size:
+    contrast = config.contrastive.to_dict() if losses.contrastive else {}
+    for name in ("weight", "layer", "pooling"):  # in `losses` and `vectors`
+        contrast.pop(name, None)
+    if contrast and "projection" in pretrained.params:
+        has, size = pretrained.params["projection"]["output"]["bias"].shape[0], contrast["projection_dim"]
+        if has != size:
             raise UserError(
-                f"config.contrastive.projection_dim={size}: {config.init} brings a projection of "
-                f"{projection['output']['bias'].shape[0]}; set that, or remove its projection.safetensors"
+                f"config.contrastive.projection_dim={size}: {config.init} has a projection of size {has}; set "
+                f"{has}, or remove its projection.safetensors"
             )
     return align.Method(
         tlm_weight=losses.tlm,
@@ -445,9 +398,9 @@ def make_method(
         word_alignment_weight=losses.word_alignment,
         dict_mlm=losses.dict_mlm,
         **contrast,
-        layer=vectors["layer"] if vectors else pretrained.config.num_layers,
-        pooling=vectors["pooling"] if vectors else "cls",
-        dense=vectors.get("dense", "") if vectors else "",
+        layer=vectors.layer if vectors else pretrained.config.num_layers,
+        pooling=vectors.pooling if vectors else "cls",
+        dense=vectors.dense if vectors else "",
         max_tlm_length=longest_sequence(config, losses),
         mask_id=tokenizer.mask_id,
         vocab_size=tokenizer.vocab_size,
@@ -466,7 +419,7 @@ def claim_workdir(run: Run, model: Path) -> None:
         "tokenizer": run.tokenizer.fingerprint,
         "data": {pair.name: [len(pair), *pair.digests] for pair in run.pairs},
         "batches": VERSION,
-        "vectors": run.vectors,
+        "vectors": run.vectors and dataclasses.asdict(run.vectors),
         "losses": run.losses._asdict(),
     }
     if given := run.dictionaries:

@@ -27,7 +27,7 @@ from ppa_jax.tasks import code_switching, files
 from ppa_jax.tasks.files import checksum
 from ppa_jax.tasks.task import PARTS, Feature
 from ppa_jax.training import sharding
-from ppa_jax.training.limits import check_training, parse_seeds
+from ppa_jax.training.limits import check_batch_size, check_training, parse_seeds
 from ppa_jax.training.workdir import check_identity, write_identity
 
 TASKS = {
@@ -147,9 +147,8 @@ def parse_init(config: Config) -> dict[str, str]:
 def open_mesh(config: Config) -> Mesh:
     """The mesh. Raises UserError unless both batch sizes divide by its devices."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    for field, size in (("train.batch_size", config.train.batch_size), ("test_batch_size", config.test_batch_size)):
-        if size % mesh.size:
-            raise UserError(f"config.{field}={size}: must divide by the {mesh.size} devices along data")
+    for field in ("train.batch_size", "test_batch_size"):
+        check_batch_size(config, field, mesh)
     return mesh
 
 

@@ -27,6 +27,7 @@ from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.encoder import Encoder
 from ppa_jax.errors import UserError
 from ppa_jax.interop import huggingface
+from ppa_jax.interop.sentence_transformers import Settings
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
@@ -517,7 +518,7 @@ def test_what_the_user_sets_goes_before_what_the_base_has(sentence_transformer, 
         changed = copy.deepcopy(config)
         changed.contrastive.update(fields)
         found = align_setup.sentence_vectors(changed, Losses(contrastive=changed.contrastive.weight), base, sizes)
-        return found and (found["layer"], found["pooling"], found["max_length"], found.get("normalize", False))
+        return found and (found.layer, found.pooling, found.max_length, found.normalize)
 
     assert vectors(sentence_transformer) == (1, "mean", 30, True)
     assert vectors(sentence_transformer, pooling="cls") == (1, "cls", 30, True)
@@ -530,18 +531,16 @@ def test_what_the_user_sets_goes_before_what_the_base_has(sentence_transformer, 
 def test_what_the_export_cannot_keep_is_refused(sentence_transformer, shelf, tmp_path, caplog):
     config = configs.load(str(ROOT / "configs/ppa.py"))
     sizes = Encoder.from_pretrained(shelf / "model").config
-    with pytest.raises(UserError, match=r"data\.max_length=128: .* cuts sentences at 30 pieces .* give 30 or less"):
+    with pytest.raises(
+        UserError, match=r"data\.max_length=128: .* truncates sentences at 30 pieces .* give 30 or less"
+    ):
         align_setup.sentence_vectors(config, Losses(contrastive=1.0), sentence_transformer, sizes)
     modules = [{"path": "", "type": "Transformer"}, {"path": "2_CNN", "type": "CNN"}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(UserError, match=r"module CNN is not supported.*; to train .* config\.contrastive\.pooling"):
         align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes)
     config.contrastive.update(layer=1, pooling="mean")  # then by the encoder alone, and the log says so
-    assert align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes) == {
-        "layer": 1,
-        "pooling": "mean",
-        "max_length": 128,
-    }
+    assert align_setup.sentence_vectors(config, Losses(contrastive=1.0), tmp_path, sizes) == Settings(1, "mean", 128)
     assert "module CNN is not supported" in caplog.text and "the encoder alone" in caplog.text
 
 
