@@ -34,8 +34,8 @@ RECIPES = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "con
 def load(file: str, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a recipe with fields set.
 
-    `train.steps` goes before `train.epochs`: the loaded configuration has one of them. Where a field of `overrides` is
-    one of the two, the recipe's other one is unset.
+    The loaded configuration has one of `train.steps` and `train.epochs`: where `overrides`, or a file that loads a
+    recipe, sets one of them, the recipe's other one is unset.
 
     Args:
       file: `PATH[:MODE]`, or `NAME[:MODE]` for a recipe that comes with the package, as `ppa:demo`.
@@ -100,8 +100,8 @@ def fields(config: Config, prefix: str = "") -> dict[str, Any]:
 
 
 def entries(text: str) -> list[str]:
-    """The entries of a comma-separated list: `a, b` -> a and b."""
-    return [entry.strip() for entry in text.split(",") if entry.strip()]
+    """The entries of a comma-separated list: `a, b` -> a and b. Commas in brackets separate nothing: `a[x,y]`."""
+    return [entry.strip() for entry in re.split(r",(?![^\[\]]*\])", text) if entry.strip()]
 
 
 def leave_out(config: Config, names: Iterable[str]) -> None:
@@ -156,21 +156,32 @@ def _override(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _use_steps_or_epochs(config: Config, given: Mapping[str, Any]) -> None:
-    """Leaves one of `steps` and `epochs` in each group `train`."""
+    """Leaves one of `steps` and `epochs` in each group `train`: the one given, else the one that the file sets.
+
+    A file that loads a recipe and sets the other one is recognised by what `load` left there, remembered beside the
+    fields. Raises UserError for both.
+    """
     for name in fields(config):
         group = name.removesuffix(".steps")
         if group == name or group.split(".")[-1] != "train" or f"{group}.epochs" not in fields(config):
             continue
-        steps, epochs = (bool(given.get(f"{group}.{length}")) for length in ("steps", "epochs"))
-        if steps and epochs:
-            raise UserError(f"config.{group}.steps and config.{group}.epochs: give one of them, not both")
         train = config
         for part in group.split("."):
             train = train[part]
-        if epochs:
-            train.steps = 0
-        elif train.steps:
+        loaded = getattr(train, "_as_loaded", {})
+        present = [length for length in ("steps", "epochs") if train[length]]
+        chosen = (
+            [length for length in present if given.get(f"{group}.{length}")]
+            or [length for length in present if train[length] != loaded.get(length)]
+            or present
+        )
+        if len(chosen) > 1:
+            raise UserError(f"config.{group}.steps and config.{group}.epochs: give one of them, not both")
+        if chosen == ["steps"]:
             train.epochs = 0.0
+        elif chosen:
+            train.steps = 0
+        object.__setattr__(train, "_as_loaded", {"steps": train.steps, "epochs": train.epochs})
 
 
 REMOVED = {"mesh.model": "matrix products are not split over devices; mesh.rules=fsdp splits the parameters"}

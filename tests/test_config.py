@@ -134,6 +134,33 @@ def test_a_file_that_sets_the_steps_of_a_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("recipe", "lines", "steps", "epochs"),
+    [
+        ("ppa:demo", "c.train.epochs = 2.5", 0, 2.5),
+        ("ppa:demo", "c.train.steps = 9", 9, 0.0),
+        ("ppa:demo", "c.seed = 1", 400, 0.0),
+        ("ppa", "c.train.epochs = 3", 0, 3.0),
+        ("ppa:demo", "c.train.update(steps=9, epochs=2.5)", None, None),
+    ],
+)
+def test_a_file_that_sets_epochs_over_a_recipe_with_steps(tmp_path, recipe, lines, steps, epochs):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        f"from ppa_jax.config import load\ndef get_config(mode=''):\n    c = load('{recipe}')\n    {lines}\n    return c\n"
+    )
+    if steps is None:
+        with pytest.raises(UserError, match=r"config.train.steps and config.train.epochs: give one of them, not both"):
+            configs.load(str(path))
+        return
+    train = configs.load(str(path)).train
+    assert (train.steps, train.epochs) == (steps, epochs)
+
+
+def test_commas_in_brackets_separate_nothing():
+    assert configs.entries("a=x.csv[en,de], b,,c[1") == ["a=x.csv[en,de]", "b", "c[1"]
+
+
+@pytest.mark.parametrize(
     ("name", "meant"),
     [
         ("train.lr", "train.learning_rate"), ("lr", "train.learning_rate"), ("pretrain.lr", "pretrain.learning_rate"),
