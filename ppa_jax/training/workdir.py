@@ -130,12 +130,18 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
 # ---- which run a workdir belongs to ----
 
 
-def claim(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> None:
+def claim(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_change: tuple[str, ...] = (),
+    advice: Mapping[str, str] | None = None,
+) -> None:
     """Claims a free workdir for the run that `config` describes; raises as `check_identity` if it holds another.
 
     To be called once all other checks have passed: settings that a user corrects later describe a different run.
     """
-    if not check_identity(workdir, config, may_change=may_change):
+    if not check_identity(workdir, config, may_change=may_change, advice=advice):
         write_identity(workdir, config)
 
 
@@ -147,10 +153,17 @@ def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Non
         unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may_change: tuple[str, ...] = ()) -> bool:
+def check_identity(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    may_change: tuple[str, ...] = (),
+    advice: Mapping[str, str] | None = None,
+) -> bool:
     """Whether workdir holds a run already; it must then be the run that `config` describes.
 
     `may_change` names fields, or groups of them, by their dotted prefix (`eval`, `checkpoint.every`): these may differ.
+    `advice` has, for some fields, what to do instead of changing them.
 
     Raises:
       UserError: another field differs (all of them are listed, old -> new); the reasons of `check_job`.
@@ -168,9 +181,11 @@ def check_identity(workdir: str | os.PathLike, config: Mapping[str, Any], *, may
     ]
     if differ:
         more = f"; and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        fields = [line.partition(":")[0] for line in differ]
+        instead = dict.fromkeys(text for field, text in (advice or {}).items() if field in fields)
         raise UserError(
             f"workdir: {workdir} holds a different run ({'; '.join(differ[:_SHOWN])}{more}); "
-            "give another --workdir, or the settings this run began with"
+            + "; ".join(["give another --workdir, or the settings this run began with", *instead])
         )
     return True
 

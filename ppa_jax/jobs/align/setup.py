@@ -428,4 +428,8 @@ def claim_workdir(run: Run, model: Path) -> None:
     init, here = storage.absolute(config.init), storage.absolute(workdir)
     if init.is_relative_to(here):  # a new model: the workdir may be moved
         described["init"] = str(init.relative_to(here))
-    claim(workdir, described, may_change=MAY_CHANGE)
+    longer = (
+        "the learning rate is scheduled for the whole run; for more steps, start a new run from the export of this one: "
+        f"--workdir=NEW --config.init={workdir}/export"
+    )
+    claim(workdir, described, may_change=MAY_CHANGE, advice=dict.fromkeys(("train.steps", "train.epochs"), longer))

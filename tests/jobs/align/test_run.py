@@ -405,7 +405,12 @@ def test_another_run_is_refused(whole, command, error_line):
     assert "contrastive.temperature: 0.05 -> 0.1" in line and "seed: 0 -> 1" in line and "--workdir" in line
     assert "train" not in line, "fields that agree are named"
     assert main(command(whole.workdir, {"data.pairs": "en-de=sample:0-290"})) == 2
-    assert "data.pairs: en-de=sample:0-300 -> en-de=sample:0-290" in error_line()
+    line = error_line()
+    assert "data.pairs: en-de=sample:0-300 -> en-de=sample:0-290" in line and "--config.init" not in line
+    assert main(command(whole.workdir, {"train.steps": STEPS + 5})) == 2
+    line = error_line()
+    assert f"train.steps: {STEPS} -> {STEPS + 5}" in line
+    assert line.endswith(f"from the export of this one: --workdir=NEW --config.init={whole.workdir}/export")
 
 
 def test_another_model_or_other_text_under_the_same_names_is_refused(
