@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,9 +53,7 @@ _COLUMNS = {  # in small letters; the first that a file has counts
     "id": ("pairid", "pair_id"),
     "language": ("language",),
 }
-# The first columns of TaxiNLI's files and of counterfactual SNLI's (CAD), which are CSV with tabs: a field may be in
-# quotes, with quotes inside it doubled. XNLI, MultiNLI, SNLI and SICK quote nothing.
-_CSV_HEADERS = (["prem", "hyp", "label"], ["sentence1", "sentence2", "gold_label"])
+_CSV_QUOTED = re.compile('"(?:[^"]|"")*"')
 _EXPECTED = (
     "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL that name "
     "sentence1, sentence2, gold_label (or premise, hypothesis, label); labels: " + ", ".join(LABELS)
@@ -140,9 +139,10 @@ def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str
                 values = None
             yield number, _columns(values, language) if isinstance(values, dict) else "not a JSON object"
         return
-    header = lines[0][1].split("\t") if lines else []
+    is_csv = _has_csv_quotes(line for _, line in lines)
+    first = lines[0][1] if lines else ""
+    header = next(csv.reader([first], delimiter="\t")) if is_csv else first.split("\t")
     columns = _find_columns(header)
-    is_csv = [name.strip().lower() for name in header[:3]] in _CSV_HEADERS
     if "premise" in columns and "hypothesis" in columns:
         lines = lines[1:]
     elif len(header) == 3:
@@ -160,6 +160,21 @@ def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str
             yield number, f"fewer than {last + 1} columns"
         else:
             yield number, {name: row[i] for name, i in columns.items()}
+
+
+def _has_csv_quotes(lines: Iterable[str]) -> bool:
+    """Whether fields with quotes are written as CSV does: the field in quotes, and those inside it doubled.
+
+    TaxiNLI, counterfactual SNLI and what pandas saves are such files with tabs; XNLI, MultiNLI, SNLI and SICK quote
+    nothing, and a quote is text there.
+    """
+    as_csv = as_text = 0
+    for line in lines:
+        values = line.split("\t") if '"' in line else []
+        quoted = [value for value in values if _CSV_QUOTED.fullmatch(value)]
+        as_csv += sum('""' in value[1:-1] for value in quoted) + (len(quoted) == len(values) > 0)
+        as_text += sum('"' in value for value in values) - len(quoted)
+    return as_csv > as_text
 
 
 def _find_columns(header: Sequence[str]) -> dict[str, int]:

@@ -64,22 +64,28 @@ QUOTED = '"""He said ""yes"", and went."'
 
 
 @pytest.mark.parametrize(
-    "header, row, premise",
+    "header",
     [
-        ("prem\thyp\tlabel\tannotated_label", "{}\tb\tneutral\tneutral", '"He said "yes", and went.'),  # TaxiNLI
-        ("sentence1\tsentence2\tgold_label", "{}\tb\tneutral", '"He said "yes", and went.'),  # CAD
-        ("premise\thypo\tlabel", "{}\tb\tneutral", QUOTED),  # XNLI's machine translations
-        ("gold_label\tsentence1\tsentence2", "neutral\t{}\tb", QUOTED),  # SNLI, MultiNLI
-        ("sentence_A\tsentence_B\tentailment_judgment", "{}\tb\tNEUTRAL", QUOTED),  # SICK
-        ("x\ty\tneutral", "{}\tb\tneutral", QUOTED),  # no header
+        "prem\thyp\tlabel\tannotated_label",  # TaxiNLI
+        "sentence1\tsentence2\tgold_label\tx",  # CAD; MultiNLI as pandas saves it
+        "premise\thypothesis\tlabel\tgenre",
     ],
 )
-def test_quotes_are_those_of_csv_where_the_layout_has_them(read, header, row, premise):
-    assert read(f"{header}\n{row.format(QUOTED)}\n")[-1] == pair(premise, id="2")
+def test_quotes_are_those_of_csv_where_the_file_has_them(read, header):
+    """A file is CSV where more of its quotes are in quoted fields, doubled, than elsewhere; else all quotes are text."""
+    row, plain = f"{QUOTED}\tb\tneutral\tx\n", 'He said "no".\tb\tneutral\tx\n'
+    assert read(f"{header}\n{row}{row}{plain}")[1] == pair('"He said "yes", and went.', id="3")
+    assert read(f"{header}\n{row}{plain}")[0] == pair(QUOTED, id="2"), "as much speaks for text"
+    assert read(f'{header}\n"No."\tb\tneutral\tx\n')[0] == pair('"No."', id="2"), "a sentence in quotes"
+
+
+def test_every_field_in_quotes(read):
+    found = read('"premise"\t"hypothesis"\t"label"\n"a"\t"b"\t"neutral"\n')
+    assert found == [pair("a", "b", id="2")]
 
 
 def test_rows_whose_csv_quotes_do_not_match_are_skipped_and_told(read, caplog):
-    good = "a\tb\tneutral\n" * 3
+    good = f"{QUOTED}\tb\tneutral\n" * 3
     found = read("sentence1\tsentence2\tgold_label\n" + good + '"No," he said.\tb\tneutral\n"a\tb\tneutral\n' + good)
     assert [example.id for example in found] == ["2", "3", "4", "7", "8", "9"], "an open quote takes no other row along"
     (line,) = caplog.messages
