@@ -145,9 +145,8 @@ def test_a_file_that_sets_the_steps_of_a_recipe(tmp_path):
 )
 def test_a_file_that_sets_epochs_over_a_recipe_with_steps(tmp_path, recipe, lines, steps, epochs):
     path = tmp_path / "mine.py"
-    path.write_text(
-        f"from ppa_jax.config import load\ndef get_config(mode=''):\n    c = load('{recipe}')\n    {lines}\n    return c\n"
-    )
+    body = f"def get_config(mode=''):\n    c = load('{recipe}')\n    {lines}\n    return c\n"
+    path.write_text(f"from ppa_jax.config import load\n{body}")
     if steps is None:
         with pytest.raises(UserError, match=r"config.train.steps and config.train.epochs: give one of them, not both"):
             configs.load(str(path))

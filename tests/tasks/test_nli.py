@@ -72,7 +72,7 @@ QUOTED = '"""He said ""yes"", and went."'
     ],
 )
 def test_quotes_are_those_of_csv_where_the_file_has_them(read, header):
-    """A file is CSV where more of its quotes are in quoted fields, doubled, than elsewhere; else all quotes are text."""
+    """A file is CSV if more of its quotes are doubled in quoted fields than not; else all quotes are text."""
     row, plain = f"{QUOTED}\tb\tneutral\tx\n", 'He said "no".\tb\tneutral\tx\n'
     assert read(f"{header}\n{row}{row}{plain}")[1] == pair('"He said "yes", and went.', id="3")
     assert read(f"{header}\n{row}{plain}")[0] == pair(QUOTED, id="2"), "as much speaks for text"

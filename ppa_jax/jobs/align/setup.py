@@ -429,7 +429,7 @@ def claim_workdir(run: Run, model: Path) -> None:
     if init.is_relative_to(here):  # a new model: the workdir may be moved
         described["init"] = str(init.relative_to(here))
     longer = (
-        "the learning rate is scheduled for the whole run; for more steps, start a new run from the export of this one: "
-        f"--workdir=NEW --config.init={workdir}/export"
+        "the learning rate is scheduled for the whole run; for more steps, start a new run from the export of this "
+        f"one: --workdir=NEW --config.init={workdir}/export"
     )
     claim(workdir, described, may_change=MAY_CHANGE, advice=dict.fromkeys(("train.steps", "train.epochs"), longer))
