@@ -42,6 +42,7 @@ def get_config(mode: str = "") -> Any:
             weight_decay=0.01,  # not on biases and LayerNorm
             clip=1.0,  # global norm of the gradient; 0: none
             dropout=-1.0,  # of the encoder; -1: as pretrained; 0: none, also not in the parser
+            freeze="",  # what is not trained of the encoder: embeddings, blocks from 0 as 0-5, or embeddings,0-5
             remat=False,  # recompute activations in the backward pass instead of keeping them
             scan=False,  # compile one block and loop over the layers
         ),

@@ -50,6 +50,7 @@ def get_config(mode: str = "") -> Any:
             weight_decay=0.01,  # not on biases and LayerNorm (recalled)
             clip=1.0,  # global norm of the gradient; 0: none (not stated in the paper)
             dropout=-1.0,  # -1: as the model was pretrained
+            freeze="",  # what is not trained of the encoder: embeddings, blocks from 0 as 0-5, or embeddings,0-5
             accumulate=1,  # gradient accumulation steps per batch
             remat=False,  # recompute blocks and logits in the backward pass: less memory, a third more operations
             scan=False,  # compile one block and loop over the layers: starts sooner; use it with remat

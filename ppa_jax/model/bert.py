@@ -11,6 +11,8 @@ Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -239,6 +241,14 @@ def _site(layer: Any) -> Any:
     return 1 + 3 * layer
 
 
+def equally_frozen(layers: Iterable[int], frozen: tuple[str, ...]) -> list[list[int]]:
+    """The layers, in runs of neighbours that are all trained or all frozen.
+
+    Only these are stacked for a loop: the gradient of a stack is that of all its layers.
+    """
+    return [list(run) for _, run in itertools.groupby(layers, lambda i: f"layer_{i}" in frozen)]
+
+
 class Encoder(nn.Module):
     """The whole encoder. `Encoder(config, dtype).apply({"params": params["encoder"]}, ids, positions, segments)`."""
 
@@ -246,6 +256,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
     scan: bool = False  # one block is compiled, in a loop over their stacked parameters
+    frozen: tuple[str, ...] = ()  # modules whose gradient is not asked for: they have loops of their own
 
     @nn.compact
     def __call__(
@@ -283,8 +294,9 @@ class Encoder(nn.Module):
         states = [x.astype(self.dtype)]
         layers = self.config.num_layers if layers is None else layers
         alike = layers - (output_positions is not None)  # blocks
-        if self.scan and alike > 0 and not self.is_initializing():
-            states += self._scanned(states[0], masks, layout, seeds, alike)
+        if self.scan and not self.is_initializing():
+            for run in equally_frozen(range(alike), self.frozen):
+                states += self._scanned(states[-1], masks, layout, seeds, run)
         Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
         for i in range(len(states) - 1, layers):
             block = Layer(self.config, self.dtype, name=f"layer_{i}")
@@ -292,9 +304,11 @@ class Encoder(nn.Module):
             states.append(block(states[-1], masks, layout, seeds, _site(i), wanted))
         return tuple(states) if all_hidden else states[-1]
 
-    def _scanned(self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: int) -> list[Array]:
+    def _scanned(
+        self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: list[int]
+    ) -> list[Array]:
         """The states after each block. The tree of parameters stays as it is: they are stacked in every step."""
-        blocks = [self.variables["params"][f"layer_{i}"] for i in range(layers)]
+        blocks = [self.variables["params"][f"layer_{i}"] for i in layers]
         # Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
         stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *blocks)
         block = Block(self.config, self.dtype, parent=None)
@@ -306,7 +320,7 @@ class Encoder(nn.Module):
 
         if self.remat:
             body = jax.checkpoint(body, prevent_cse=False)  # in a loop there is nothing to merge it with
-        return list(jax.lax.scan(body, x, (stacked, _site(jnp.arange(layers))))[1])
+        return list(jax.lax.scan(body, x, (stacked, _site(jnp.asarray(layers))))[1])
 
 
 def rows_from_mask(

@@ -22,7 +22,7 @@ class Family(NamedTuple):
 
     Attributes:
         Config: sizes and constants.
-        Encoder: (config, dtype, remat, scan); its arguments are those of `bert.Encoder`.
+        Encoder: (config, dtype, remat, scan, frozen); its arguments are those of `bert.Encoder`.
         MaskedLMHead: (config, dtype); its result is that of `heads.MaskedLMHead`.
         sentence_features: what a classifier of sentences reads, from the sentence's state [B, 1, D].
         token_features: what a classifier of tokens reads, from their states [B, L, D].
@@ -51,9 +51,15 @@ def family_of(config: EncoderConfig) -> Family:
     return FAMILIES[config.model_type]
 
 
-def make_encoder(config: EncoderConfig, dtype: Any = jnp.float32, remat: bool = False, scan: bool = False) -> Any:
+def make_encoder(
+    config: EncoderConfig,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    scan: bool = False,
+    frozen: tuple[str, ...] = (),
+) -> Any:
     """The encoder, a Flax module; see `bert.Encoder` for its arguments."""
-    return family_of(config).Encoder(config, dtype, remat, scan)
+    return family_of(config).Encoder(config, dtype, remat, scan, frozen)
 
 
 def make_masked_lm_head(config: EncoderConfig, dtype: Any = jnp.float32) -> Any:

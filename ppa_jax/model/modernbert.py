@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import Layout, attend, attend_nearby, attention_mask, in_rows
-from ppa_jax.model.bert import gather_tokens, one_product
+from ppa_jax.model.bert import equally_frozen, gather_tokens, one_product
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
@@ -246,6 +246,7 @@ class Encoder(nn.Module):
     dtype: Any = jnp.float32
     remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
     scan: bool = False  # the repeating pattern of blocks is compiled once, in a loop over their stacked parameters
+    frozen: tuple[str, ...] = ()  # modules whose gradient is not asked for: they have loops of their own
 
     @nn.compact
     def __call__(
@@ -284,8 +285,12 @@ class Encoder(nn.Module):
         alike = layers - (output_positions is not None)  # blocks that compute all tokens
         if alike > 0:
             stream.append(run(0, embedded))
-        if self.scan and alike > 1 and not self.is_initializing():
-            stream += self._scanned(stream[-1], segments, by, seeds, layout, alike)
+        if self.scan and not self.is_initializing():
+            for alike_run in equally_frozen(range(1, alike), self.frozen):
+                scanned = self._scanned(stream[-1], segments, by, seeds, layout, alike_run)
+                stream += scanned
+                for i in alike_run[len(scanned) :]:
+                    stream.append(run(i, stream[-1]))
         for i in range(len(stream) - 1, layers):
             stream.append(run(i, stream[-1], output_positions if i == layers - 1 else None))
         norm = _layer_norm(c, "final_norm")
@@ -293,16 +298,17 @@ class Encoder(nn.Module):
         return states if all_hidden else states[-1]
 
     def _scanned(
-        self, x: Array, segments: Array, by: Any, seeds: Array | None, layout: Layout, layers: int
+        self, x: Array, segments: Array, by: Any, seeds: Array | None, layout: Layout, layers: list[int]
     ) -> list[Array]:
-        """The stream after each block from the second on, as far as their pattern repeats.
+        """The stream after each block of neighbouring `layers`, as far as their pattern repeats.
 
-        The tree of parameters stays as it is: they are stacked in every step. The first block differs from all others.
+        The tree of parameters stays as it is: they are stacked in every step. The first block of all differs from the
+        others, and is none of them.
         """
         c = self.config
-        kinds = [c.is_full(i) for i in range(1, layers)]
-        period = next(n for n in range(1, layers) if kinds[n:] == kinds[: len(kinds) - n])
-        firsts = range(1, layers - period + 1, period)
+        kinds = [c.is_full(i) for i in layers]
+        period = next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[: len(kinds) - n])
+        firsts = range(layers[0], layers[-1] - period + 2, period)
         groups = [[self.variables["params"][f"layer_{i + k}"] for k in range(period)] for i in firsts]
         # Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
         stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *groups)

@@ -81,6 +81,8 @@ BAD_FIELDS = [
     ({"train.accumulate": 0}, "config.train.accumulate=0: must be"),
     ({"train.dropout": 1}, "config.train.dropout=1.0: must be"),
     ({"train.warmup": -0.1}, "config.train.warmup=-0.1: must be"),
+    ({"train.freeze": "0-1"}, "config.train.freeze=0-1: 0-1: the model has 1 blocks, 0 to 0"),
+    ({"train.freeze": "embeddings,0"}, "config.train.freeze=embeddings,0: nothing is left to train of the encoder"),
     ({"tlm.mask_rate": 1.5}, "config.tlm.mask_rate=1.5: must be"),
     ({"tlm.weight": -1}, "config.tlm.weight=-1.0: must be"),
     ({"tlm.weight": 0, "contrastive.weight": 0}, "are both 0"),
@@ -143,6 +145,7 @@ BAD_NEW_MODELS = [
     ({"pretrain.batch_size": 12}, "config.pretrain.batch_size=12: must be a multiple of 8"),
     ({"train.batch_size": 12}, "config.train.batch_size=12: must be a multiple of 8"),
     ({"pretrain.learning_rate": 0}, "config.pretrain.learning_rate=0.0: must be"),
+    ({"train.freeze": "pooler"}, "config.train.freeze=pooler: pooler is neither embeddings nor blocks"),
     ({"eval.tatoeba": "/no/such/directory"}, "eval.tatoeba: no such directory"),
 ]
 

@@ -15,7 +15,8 @@ def flops(method: Method, config: EncoderConfig, batches: PairBatches, steps: in
     """Floating-point operations of a step on real tokens, padding left out: forward, and twice that backward.
 
     The mean of the first `steps` batches. What the step does not compute is not counted: blocks above the keys' layer,
-    and in the last block what only states that nobody reads would need.
+    in the last block what only states that nobody reads would need, and the gradients of what is frozen. (Backward, a
+    frozen block above trained ones counts once; its attention would be twice.)
     """
     return sum(batch_flops(method, config, batches.make(t)) for t in range(steps)) / steps
 
@@ -23,17 +24,28 @@ def flops(method: Method, config: EncoderConfig, batches: PairBatches, steps: in
 def batch_flops(method: Method, config: EncoderConfig, batch: Batch) -> float:
     """`flops` of one batch."""
 
-    def forward(rows: Any, layers: int, read: int | None) -> float:
-        """Of all blocks; the last projects and feeds forward the `read` tokens alone, None being all."""
+    def lengths_of(rows: Any) -> np.ndarray:
+        """Of every sequence."""
         shards = rows.segments.reshape(-1, rows.segments.shape[-1])
-        lengths = np.concatenate([np.bincount(shard)[1:] for shard in shards])  # of every sequence
-        return config.flops(lengths, layers, read)
+        return np.concatenate([np.bincount(shard)[1:] for shard in shards])
+
+    def trained(rows: Any, layers: int, read: int | None) -> float:
+        """Of all blocks, forward and backward; the last finishes the `read` tokens alone, None being all."""
+        lengths = lengths_of(rows)
+        blocks = np.diff([config.flops(lengths, i, read if i == layers else None) for i in range(layers + 1)])
+        learns = np.array([x not in method.frozen for x in ("embeddings", *(f"layer_{i}" for i in range(layers)))])
+        reached = np.cumsum(learns)[1:] > 0  # by gradients
+        total = np.sum(blocks * (1.0 + reached + learns[1:]))
+        if not learns[0] and reached.any():  # nothing asks for the gradient of the first trained block's input
+            total -= 6 * config.hidden_size**2 * np.sum(lengths)
+        return float(total)
 
     masked = 0 if batch.slots is None else int((batch.slots.rank >= 0).sum())
     pooled = batch.query.start.size if method.pools_last(config) else 0
-    total = 3 * forward(
-        batch.rows, method.blocks(config), None if pooled and method.pooling != "cls" else masked + pooled
-    )
+    total = trained(batch.rows, method.blocks(config), None if pooled and method.pooling != "cls" else masked + pooled)
     if batch.key_rows is not None:
-        total += forward(batch.key_rows, method.layer, batch.key.start.size if method.pooling == "cls" else None)
+        read = batch.key.start.size if method.pooling == "cls" else None
+        total += config.flops(lengths_of(batch.key_rows), method.layer, read)
+    if "embeddings" in method.frozen:  # no gradient of the decoder's table
+        total -= 2 * masked * config.hidden_size * config.vocab_size
     return total + 3 * masked * config.flops_per_prediction()

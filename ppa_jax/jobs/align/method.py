@@ -37,6 +37,7 @@ from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_h
 from ppa_jax.model.heads import ProjectionHead
 from ppa_jax.model.pooling import dense, pool
 from ppa_jax.objectives import contrastive, masked_lm, masking, word_alignment
+from ppa_jax.training.freezing import merge, split
 from ppa_jax.training.sharding import (
     BATCH_AXES,
     Rules,
@@ -73,6 +74,7 @@ class Method:
     mask_id: int = 103
     vocab_size: int | None = None  # of the tokenizer; None: as many as the word embeddings
     special_ids: tuple[int, ...] = ()  # of the tokenizer
+    frozen: tuple[str, ...] = ()  # modules of the encoder that are not trained, as "embeddings" and "layer_0"
     remat: bool = False  # keep less for the backward pass and compute it again
     scan: bool = False  # compile one block, and loop over the layers
     dtype: Any = jnp.float32  # of the matmuls
@@ -92,7 +94,7 @@ class State(struct.PyTreeNode):
     step: jax.Array
     rng: jax.Array  # uint32 key data, folded with the step
     params: Any  # encoder, mlm_head, projection: the query side
-    key_params: Any  # encoder, projection: the key side; empty without contrast
+    key_params: Any  # encoder, projection: the key side, without what is frozen; empty without contrast
     queue: Any  # a Queue; None without contrast
     opt_state: Any
 
@@ -115,7 +117,7 @@ def init_state(
             params["projection"] = drawn["params"]
         # A copy, not an alias: both trees are donated to the step.
         keys = ("encoder", "dense", "projection") if method.dense else ("encoder", "projection")
-        key_params = jax.tree.map(jnp.copy, {name: params[name] for name in keys})
+        key_params = jax.tree.map(jnp.copy, {name: split(params, method.frozen)[0][name] for name in keys})
         slots = contrastive.slots_for(method.queue_size, batch_size)
         queue = contrastive.empty_queue(slots, batch_size, method.projection_dim)
     return State(
@@ -124,7 +126,7 @@ def init_state(
         params=params,
         key_params=key_params,
         queue=queue,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split(params, method.frozen)[0]),
     )
 
 
@@ -141,7 +143,7 @@ class Network:
     """The encoder and its two heads, on the sentences of one shard."""
 
     def __init__(self, method: Method, config: EncoderConfig) -> None:
-        self._encoder = make_encoder(config, method.dtype, method.remat, method.scan)
+        self._encoder = make_encoder(config, method.dtype, method.remat, method.scan, method.frozen)
         self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
         self._dense = method.dense
@@ -193,6 +195,7 @@ def make_step(
     """
     network, layers, pools_last = Network(method, config), method.blocks(config), method.pools_last(config)
     specs = specs_of(shardings)
+    trained_specs, _ = split(specs.params, method.frozen)
 
     def encode_keys(params, batch: Batch, seed):
         """The vectors of the key sentences, [A, b, P]."""
@@ -266,21 +269,24 @@ def make_step(
         """Gradients and metrics of the whole batch, and the queue after it. `queue` and `batch` are one shard's."""
         batch = jax.tree.map(lambda x: x[:, 0], batch)  # [A, 1, ...] -> [A, ...]
         rngs = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(rng), step), 3)
+        trained, frozen = split(own_copy(params, specs.params, method.dtype), method.frozen)
         keys, after, masked_total = None, queue, 1
         if method.contrastive_weight:
             seed = jax.random.bits(rngs[2]) if method.key_dropout else None
-            keys = encode_keys(own_copy(key_params, specs.key_params, method.dtype), batch, seed)
+            keys = encode_keys(merge(own_copy(key_params, specs.key_params, method.dtype), frozen), batch, seed)
             after = contrastive.enqueue(queue, step, keys.reshape(-1, keys.shape[-1]), batch.hashes.reshape(-1))
         if method.tlm_weight:
             masked_total = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.slots.rank >= 0), BATCH_AXES))
-        copy, negatives = own_copy(params, specs.params, method.dtype), after if method.in_batch else queue
+        negatives = after if method.in_batch else queue
 
         def one(part):
-            run = jax.grad(losses, has_aux=True)
-            return run(copy, negatives, part, step, rngs, masked_total)
+            def of_trained(trained):
+                return losses(merge(trained, frozen), negatives, part, step, rngs, masked_total)
+
+            return jax.grad(of_trained, has_aux=True)(trained)
 
         gradients, metrics = sum_of(one, (batch, keys, jnp.arange(len(batch.rows.ids))))
-        return sum_over_shards(gradients, specs.params, method.dtype), jax.lax.psum(metrics, BATCH_AXES), after
+        return sum_over_shards(gradients, trained_specs, method.dtype), jax.lax.psum(metrics, BATCH_AXES), after
 
     def add_word_alignment(params, gradients, metrics):
         """The loss of the dictionary and its gradient, once a step, whatever the batch."""
@@ -299,17 +305,18 @@ def make_step(
             on_shard,
             mesh=mesh,
             in_specs=(specs.params, specs.key_params, specs.queue, P(None, BATCH_AXES), P(), P()),
-            out_specs=(specs.params, P(), specs.queue),
+            out_specs=(trained_specs, P(), specs.queue),
         )(state.params, state.key_params, state.queue, batch, state.step, state.rng)
+        trained, frozen = split(state.params, method.frozen)
         if method.word_alignment_weight and words is not None:
-            gradients, metrics = add_word_alignment(state.params, gradients, metrics)
+            gradients, metrics = add_word_alignment(trained, gradients, metrics)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params: Any = optax.apply_updates(state.params, updates)
-        followed = {name: params[name] for name in state.key_params}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        trained: Any = optax.apply_updates(trained, updates)
+        followed = {name: trained[name] for name in state.key_params}
         state = state.replace(
             step=state.step + 1,
-            params=params,
+            params=merge(trained, frozen),
             key_params=contrastive.ema(state.key_params, followed, method.momentum),
             queue=queue,
             opt_state=opt_state,

@@ -21,6 +21,7 @@ from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
 from ppa_jax.model.families import EncoderConfig
+from ppa_jax.training.freezing import split
 from ppa_jax.training.loop import count_parameters
 from ppa_jax.training.sharding import BATCH_AXES
 
@@ -70,7 +71,7 @@ def describe(
     mib, operations = 2**20, flops(method, config, batches)
     table: list[tuple[str, Any]] = [
         ("devices", f"{mesh.size} x {mesh.devices.flat[0].device_kind}"),
-        ("parameters trained", f"{count_parameters(shapes.params):,}"),
+        ("parameters trained", f"{count_parameters(split(shapes.params, method.frozen)[0]):,}"),
         ("parameters of the key encoder", f"{count_parameters(shapes.key_params):,}"),
         ("memory of a device: state and batch", f"{held / mib:,.0f} MiB"),
         ("memory of a device: temporary", f"{memory.temp_size_in_bytes / mib:,.0f} MiB"),

@@ -36,6 +36,7 @@ from ppa_jax.jobs.align.setup import Losses, Run
 from ppa_jax.model.bert import products_in
 from ppa_jax.training import hosts, loop, optimizer, sharding
 from ppa_jax.training.checkpoint import Checkpoints
+from ppa_jax.training.freezing import split
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
 from ppa_jax.training.start import restore_or_init
@@ -74,7 +75,7 @@ def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
     hosts.barrier("new model written")
     first = copy.deepcopy(config)
     first.init = str(random)
-    first.train.update(config.pretrain.to_dict(), epochs=0.0)
+    first.train.update(config.pretrain.to_dict(), epochs=0.0, freeze="")
     first.eval.update(tatoeba="", sample=0)
     logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
     train_model(first, Losses(tlm=1.0), trained)
@@ -188,7 +189,7 @@ def log_facts(run: Run, state: align.State) -> None:
         " (or of lines of one language)" if any(len(pair.languages) == 1 for pair in run.pairs) else "",
         run.mesh.size,
         run.config.mesh.rules,
-        f"{loop.count_parameters(state.params):,}",
+        f"{loop.count_parameters(split(state.params, run.method.frozen)[0]):,}",
         rows,
         base.slots,
     )

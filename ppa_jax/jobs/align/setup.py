@@ -34,6 +34,7 @@ from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
 from ppa_jax.model.families import EncoderConfig
 from ppa_jax.training import hosts, sharding
+from ppa_jax.training.freezing import EMBEDDINGS, parse_freeze
 from ppa_jax.training.limits import check_batch_size, check_training
 from ppa_jax.training.workdir import claim
 
@@ -161,7 +162,10 @@ def check_new_model(config: Config, losses: Losses) -> None:
     for group in ("train", "pretrain"):
         if group in config:
             check_batch_size(config, f"{group}.batch_size", mesh)
-    check_lengths(config, losses, new_model.encoder_config(config, config.model.vocab_size))
+    encoder = new_model.encoder_config(config, config.model.vocab_size)
+    check_lengths(config, losses, encoder)
+    layer = config.contrastive.layer if losses.contrastive else -1
+    frozen_modules(config, losses, encoder.num_layers, layer if layer > 0 else encoder.num_layers)
     read_test_sets(config)
     read_word_alignment(config, losses)
 
@@ -180,6 +184,21 @@ def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> Non
         )
     if losses.contrastive and (layer := config.contrastive.layer) > encoder.num_layers:
         raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
+
+
+def frozen_modules(config: Config, losses: Losses, num_layers: int, layer: int) -> tuple[str, ...]:
+    """The modules of the encoder that `train.freeze` names. `layer` is the last that the contrast reads.
+
+    Raises UserError as `parse_freeze`, and if a loss would have nothing to train.
+    """
+    frozen = parse_freeze(config.train.freeze, num_layers)
+    field = f"config.train.freeze={config.train.freeze}"
+    if EMBEDDINGS in frozen and losses.word_alignment:
+        raise UserError(f"{field}: word_alignment.weight trains the embeddings; leave them out, or set it to 0")
+    blocks = num_layers if losses.tlm else layer
+    if {EMBEDDINGS, *(f"layer_{i}" for i in range(blocks))} <= set(frozen):
+        raise UserError(f"{field}: nothing is left to train of the encoder, whose blocks 0 to {blocks - 1} run")
+    return frozen
 
 
 def longest_sequence(config: Config, losses: Losses) -> int:
@@ -392,19 +411,22 @@ def make_method(
                 f"config.contrastive.projection_dim={size}: {config.init} has a projection of size {has}; set "
                 f"{has}, or remove its projection.safetensors"
             )
+    layers = pretrained.config.num_layers
+    layer = vectors.layer if vectors else layers
     return align.Method(
         tlm_weight=losses.tlm,
         contrastive_weight=losses.contrastive,
         word_alignment_weight=losses.word_alignment,
         dict_mlm=losses.dict_mlm,
         **contrast,
-        layer=vectors.layer if vectors else pretrained.config.num_layers,
+        layer=layer,
         pooling=vectors.pooling if vectors else "cls",
         dense=vectors.dense if vectors else "",
         max_tlm_length=longest_sequence(config, losses),
         mask_id=tokenizer.mask_id,
         vocab_size=tokenizer.vocab_size,
         special_ids=tokenizer.special_ids,
+        frozen=frozen_modules(config, losses, layers, layer),
         remat=config.train.remat,
         scan=config.train.scan,
         dtype=jnp.dtype(config.dtype),

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.bert import rows_from_mask
 from ppa_jax.tasks.task import Batch, Outputs, Task
+from ppa_jax.training.freezing import merge, split
 from ppa_jax.training.sharding import BATCH_AXES, own_copy, specs_of, sum_over_shards
 
 HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
@@ -39,7 +40,7 @@ class Network:
     """The encoder with a task's head, as one function of parameters and batch."""
 
     def __init__(self, task: Task, encoder: Any, labels: Sequence[str]) -> None:
-        self._encoder, self.dtype = encoder, encoder.dtype
+        self._encoder, self.dtype, self.frozen = encoder, encoder.dtype, encoder.frozen
         self._head = task.Head(encoder.config, tuple(labels), encoder.dtype)
         self._only_first = getattr(self._head, "first_alone", False)
 
@@ -65,13 +66,13 @@ class Network:
         return self._head.apply({"params": params["head"]}, hidden, batch, seeds)
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int) -> State:
-    """The state before the first step; `params` are of the encoder and the head."""
+def init_state(params: Any, optimizer: optax.GradientTransformation, seed: int, frozen: tuple[str, ...] = ()) -> State:
+    """The state before the first step; `params` are of the encoder, whose modules `frozen` stay, and the head."""
     return State(
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.key_data(jax.random.key(seed)),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split(params, frozen)[0]),
     )
 
 
@@ -81,6 +82,7 @@ def make_step(
     """The jitted step: (state, batch) -> (state, metrics). The state is donated."""
 
     specs = specs_of(shardings)
+    trained_specs, _ = split(specs.params, network.frozen)
 
     def on_shard(params, batch, step, rng):
         """The mean loss of the whole batch and its gradient. `batch` is one shard's."""
@@ -88,22 +90,23 @@ def make_step(
         seed = jax.random.bits(key) if dropout else None
         first_row = jax.lax.axis_index(BATCH_AXES) * len(batch["ids"])
 
-        def total(params):
-            return task.loss(network.apply(params, batch, seed, first_row), batch)
+        def total(trained):
+            return task.loss(network.apply(merge(trained, frozen), batch, seed, first_row), batch)
 
-        copy = own_copy(params, specs.params, network.dtype)
-        (loss, count), gradients = jax.value_and_grad(total, has_aux=True)(copy)
+        trained, frozen = split(own_copy(params, specs.params, network.dtype), network.frozen)
+        (loss, count), gradients = jax.value_and_grad(total, has_aux=True)(trained)
         loss, count = jax.lax.psum((loss, count), BATCH_AXES)
         count = jnp.maximum(count, 1)
-        gradients = sum_over_shards(gradients, specs.params, network.dtype)
+        gradients = sum_over_shards(gradients, trained_specs, network.dtype)
         return loss / count, jax.tree.map(lambda x: x / count, gradients)
 
     def step(state: State, batch: Batch):
         loss, gradients = jax.shard_map(
-            on_shard, mesh=mesh, in_specs=(specs.params, P(BATCH_AXES), P(), P()), out_specs=(P(), specs.params)
+            on_shard, mesh=mesh, in_specs=(specs.params, P(BATCH_AXES), P(), P()), out_specs=(P(), trained_specs)
         )(state.params, batch, state.step, state.rng)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = split(state.params, network.frozen)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = merge(optax.apply_updates(trained, updates), frozen)
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

@@ -142,7 +142,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
 
     def init(encoder: Any, pretrained_head: Any) -> finetune.State:
         head = setup.network.init_head(seed, first) | pretrained_head
-        return finetune.init_state({"encoder": encoder, "head": head}, adamw, seed)
+        return finetune.init_state({"encoder": encoder, "head": head}, adamw, seed, setup.network.frozen)
 
     start_from = pretrained.params["encoder"], pretrained_head(task, pretrained)
     shapes = jax.eval_shape(init, *start_from)

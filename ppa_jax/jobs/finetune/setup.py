@@ -27,6 +27,7 @@ from ppa_jax.tasks import code_switching, files
 from ppa_jax.tasks.files import checksum
 from ppa_jax.tasks.task import PARTS, Feature
 from ppa_jax.training import sharding
+from ppa_jax.training.freezing import parse_freeze
 from ppa_jax.training.limits import check_batch_size, check_training, parse_seeds
 from ppa_jax.training.workdir import check_identity, write_identity
 
@@ -179,7 +180,8 @@ def open_models(config: Config, workdir: epath.Path) -> list[Model]:
     for name, (sizes, tokenizer) in infos.items():
         key = sizes, tokenizer.fingerprint
         if key not in setups:
-            encoder = make_encoder(sizes, jnp.dtype(config.dtype), config.train.remat, config.train.scan)
+            frozen = parse_freeze(config.train.freeze, sizes.num_layers)
+            encoder = make_encoder(sizes, jnp.dtype(config.dtype), config.train.remat, config.train.scan, frozen)
             network = finetune.Network(task, encoder, labels)
             dev, tests = (
                 [

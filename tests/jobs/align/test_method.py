@@ -388,6 +388,57 @@ def test_loss_and_gradient_of_every_objective_equal_pytorch(make, tmp_path, obje
     assert compared > 35
 
 
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize(
+    ("frozen", "where", "options"),
+    [
+        (("embeddings", "layer_0"), (1, 1, "replicated"), {}),
+        (("embeddings", "layer_0"), (4, 2, "fsdp"), {"scan": True, "remat": True}),
+        (("layer_0",), (2, 1, "fsdp"), {"scan": True, "pooling": "mean"}),  # gradients pass through it
+    ],
+)
+def test_what_is_frozen_stays_and_the_rest_trains_as_if_its_gradient_were_zero(make, frozen, where, options):
+    """Against the step that trains all, whose gradients and updates of these leaves are set to 0; with dropout."""
+    descent = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.3, momentum=0.9))
+
+    def is_frozen(tree):
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[1].key in frozen, tree)
+
+    zero = optax.masked(optax.set_to_zero(), is_frozen)
+    method = dataclasses.replace(METHOD, pooling=options.get("pooling", "cls"))
+    everything = make(method=method, optimize=optax.chain(zero, descent, zero))
+    start = jax.tree.map(np.array, everything.state.params)
+    wanted, expected = run(everything, 3)
+    devices, accumulate, rules = where
+    method = dataclasses.replace(method, frozen=frozen, **options)
+    setting = make(devices, accumulate, method=method, rules=rules, optimize=descent)
+    state, losses = run(setting, 3)
+    for name in ("loss", "tlm", "contrastive"):
+        values = [[record[name] for record in records] for records in (losses, expected)]
+        np.testing.assert_allclose(*values, rtol=2e-5, atol=2e-6, err_msg=name)
+    assert largest_difference(state.params, wanted.params) < 1e-5
+    for name in frozen:
+        jax.tree.map(np.testing.assert_array_equal, state.params["encoder"][name], start["encoder"][name])
+    trained = set(start["encoder"]) - {*frozen}
+    assert set(state.key_params["encoder"]) == trained and set(state.opt_state[1][0].trace["encoder"]) == trained
+    kept = {name: wanted.key_params["encoder"][name] for name in trained}
+    assert largest_difference(state.key_params["encoder"], kept) < 1e-5
+
+
+def test_what_is_frozen_costs_less_as_counted(make):
+    """The compiled step saves the operations that the plan leaves out, and some that it never counts, as LayerNorm's."""
+    found = {}
+    for frozen in ((), ("embeddings", "layer_0"), ("layer_0",), ("layer_1",)):
+        setting = make(method=dataclasses.replace(METHOD, frozen=frozen))
+        batch = setting.batches.make(0)
+        compiled = setting.step.lower(setting.state, batch).compile().cost_analysis()["flops"]
+        found[frozen] = np.array([compiled, flops(setting.method, CONFIG, setting.batches, steps=1)])
+    everything = found.pop(())
+    for frozen, costs in found.items():
+        compiled, counted = everything - costs
+        assert 0.85 < compiled / counted < 1.4, frozen
+
+
 def moved(setting):
     """Bytes of what the compiled step moves between devices, by kind."""
     batch = sharding.put_batch(setting.batches.make(0), setting.mesh)

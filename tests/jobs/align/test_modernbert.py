@@ -16,7 +16,9 @@ from ppa_jax.main import main
 from ppa_jax.training.checkpoint import load_latest_params
 from ppa_jax.training.metrics import read_metrics
 
-FIELDS = {"train.steps": 3, "train.dropout": 0.1, "contrastive.layer": 2, "contrastive.pooling": "mean"}
+FIELDS = {
+    "train.steps": 3, "train.dropout": 0.1, "train.freeze": "1", "contrastive.layer": 2, "contrastive.pooling": "mean"
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)

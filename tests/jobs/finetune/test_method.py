@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs.align.collectives import collectives
@@ -180,3 +182,29 @@ def test_parameters_that_are_split_split_no_states():
     moved = collectives(step.lower(state, batch).compile().as_text())
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
     assert 8 * largest < 64 * 12 * 32 * 4 and max(x.bytes for x in moved) <= largest
+
+
+def test_what_is_frozen_stays_and_the_rest_moves_as_ever():
+    """One step of descent, on two devices that split the parameters; a frozen module has no moments."""
+    sizes = EncoderConfig(
+        vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_positions=16
+    )
+    batch, mesh, after = make_batch("nli", nli.LABELS, 0, seed=0), sharding.make_mesh(2), {}
+    encoder = Encoder(sizes).init(jax.random.key(0), *(jnp.ones((1, 1), jnp.int32),) * 3)["params"]
+    for frozen in ((), ("embeddings", "layer_0")):
+        network = finetune.Network(nli, Encoder(sizes, frozen=frozen), nli.LABELS)
+        params = {"encoder": encoder, "head": network.init_head(0, batch)}
+        descent = optax.sgd(0.1, momentum=0.9)
+        shapes = jax.eval_shape(lambda p, f=frozen: finetune.init_state(p, descent, 0, f), params)  # noqa: B023
+        shardings = sharding.tree_shardings(shapes, sharding.RULES["fsdp"], mesh)
+        state = jax.device_put(finetune.init_state(params, descent, 0, frozen), shardings, may_alias=False)
+        step = finetune.make_step(network, nli, descent, mesh, shardings, dropout=True)
+        after[frozen], _ = step(state, sharding.put_whole(batch, mesh, P(sharding.BATCH_AXES)))
+    every, part = after.values()
+    assert set(part.opt_state[0].trace["encoder"]) == {"layer_1"}
+    for name in encoder:
+        wanted = every.params["encoder"] if name == "layer_1" else encoder
+        for one, other in zip(*map(jax.tree.leaves, (part.params["encoder"][name], wanted[name])), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6 if name == "layer_1" else 0)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), encoder, every.params["encoder"])
+    assert min(jax.tree.leaves(moved)) >= 0 and max(jax.tree.leaves(moved["layer_0"])) > 1e-4, "or nothing was shown"
