@@ -426,7 +426,7 @@ def test_what_is_frozen_stays_and_the_rest_trains_as_if_its_gradient_were_zero(m
 
 
 def test_what_is_frozen_costs_less_as_counted(make):
-    """The compiled step saves the operations that the plan leaves out, and some that it never counts, as LayerNorm's."""
+    """The compiled step saves the operations that the plan leaves out, and some that it never counts: LayerNorm's."""
     found = {}
     for frozen in ((), ("embeddings", "layer_0"), ("layer_0",), ("layer_1",)):
         setting = make(method=dataclasses.replace(METHOD, frozen=frozen))

@@ -191,10 +191,11 @@ def test_what_is_frozen_stays_and_the_rest_moves_as_ever():
     )
     batch, mesh, after = make_batch("nli", nli.LABELS, 0, seed=0), sharding.make_mesh(2), {}
     encoder = Encoder(sizes).init(jax.random.key(0), *(jnp.ones((1, 1), jnp.int32),) * 3)["params"]
+    encoder = jax.tree.map(np.asarray, encoder)  # each step donates its own copy
     for frozen in ((), ("embeddings", "layer_0")):
         network = finetune.Network(nli, Encoder(sizes, frozen=frozen), nli.LABELS)
         params = {"encoder": encoder, "head": network.init_head(0, batch)}
-        descent = optax.sgd(0.1, momentum=0.9)
+        descent = optax.sgd(100.0, momentum=0.9)  # the gradients of a new model are small
         shapes = jax.eval_shape(lambda p, f=frozen: finetune.init_state(p, descent, 0, f), params)  # noqa: B023
         shardings = sharding.tree_shardings(shapes, sharding.RULES["fsdp"], mesh)
         state = jax.device_put(finetune.init_state(params, descent, 0, frozen), shardings, may_alias=False)
@@ -205,6 +206,6 @@ def test_what_is_frozen_stays_and_the_rest_moves_as_ever():
     for name in encoder:
         wanted = every.params["encoder"] if name == "layer_1" else encoder
         for one, other in zip(*map(jax.tree.leaves, (part.params["encoder"][name], wanted[name])), strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-6 if name == "layer_1" else 0)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), encoder, every.params["encoder"])
-    assert min(jax.tree.leaves(moved)) >= 0 and max(jax.tree.leaves(moved["layer_0"])) > 1e-4, "or nothing was shown"
+            np.testing.assert_allclose(one, other, atol=1e-5 if name == "layer_1" else 0)
+    kernels = (tree["layer_0"]["attention"]["query"]["kernel"] for tree in (encoder, every.params["encoder"]))
+    assert np.abs(np.subtract(*kernels)).max() > 1e-4, "without freezing it moves"
