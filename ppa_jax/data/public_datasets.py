@@ -1,13 +1,16 @@
-"""Rows of datasets in the formats of tensorflow-datasets (tfds:) and Hugging Face datasets (hf:), streamed.
+"""Rows of datasets in the formats of tensorflow-datasets (tfds:) and Hugging Face datasets (hf:), and of CSV files.
 
 For alignment a row holds the two sides as columns named by the language codes, or in a dictionary column of them
 (usually `translation`), or as parallel lists `language` and `translation` (TFDS's TranslationVariableLanguages; the
-first text of a language counts). The training split is read, or the only split. Labels that a dataset stores as numbers
-(ClassLabel) are replaced by their names.
+first text of a language counts), or as the columns `english` and `non_english` (sentence-transformers'
+parallel-sentences), or in columns that the user names. The training split is read, or the only split. Labels that a
+dataset stores as numbers (ClassLabel) are replaced by their names. Rows are streamed.
 """
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 import re
@@ -27,6 +30,10 @@ from ppa_jax.errors import UserError, reason
 _READ_AT_ONCE = 1024  # rows
 _VALIDATION = {"validation", "valid", "val", "dev", "eval"}
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_TABLES = ("csv", "tsv")
+_FORMATS = ("parquet", "arrow", "json")  # of the files in a dataset's directory
+_SENTENCE_TRANSFORMERS = ("english", "non_english")  # columns of its parallel-sentences datasets
+_OR_BY_NUMBER = "; or by number, as [1,2], where the first row is no header"
 
 Stream = Callable[[int], Iterator[Any]]  # longest line in bytes, for text formats -> rows, or why one is unusable
 
@@ -38,22 +45,28 @@ class Dataset(NamedTuple):
     stream: Stream
 
 
-def open_rows(location: str, languages: tuple[str, ...], *, where: str) -> Dataset:
+def open_rows(location: str, languages: tuple[str, ...], *, columns: tuple[str, ...] = (), where: str) -> Dataset:
     """A dataset of two languages, whose stream yields both sides of every row as UTF-8, or the reason why it has none.
 
-    `location` and `where` as in `open_dataset`. Raises UserError if it is not found, unreadable or lacks a language.
+    `location`, `columns` and `where` as in `open_dataset`; without `columns` they are found by their names. Raises
+    UserError if it is not found, unreadable or lacks a language.
     """
-    dataset, first = _open_with_row(location, where)
+    dataset, first = _open_with_row(location, columns, where)
+    names = columns or languages
+    if not columns and set(_SENTENCE_TRANSFORMERS) <= first.keys() and "en" in languages and len(languages) == 2:
+        names = tuple(_SENTENCE_TRANSFORMERS[language != "en"] for language in languages)
     tables = {None: first, **{key: value for key, value in first.items() if isinstance(value, Mapping)}}
     usable = [
         column
         for column, table in tables.items()
-        if {"language", "translation"} <= table.keys() or all(code in table for code in languages)
+        if {"language", "translation"} <= table.keys() or all(name in table for name in names)
     ]
     if not usable:
         found = "; ".join(f"{column or 'columns'}: {', '.join(map(str, table))}" for column, table in tables.items())
-        wanted = f"no columns named {languages[0]} and {languages[1]}"
-        raise UserError(f"{where}: {wanted} ({found}); use the dataset's own language codes")
+        raise UserError(
+            f"{where}: no columns named {' and '.join(names)} ({found}); give those of the two sides in brackets: "
+            f"{location}[{','.join(_named_in(first))}]{_OR_BY_NUMBER if _format(Path(location)) in _TABLES else ''}"
+        )
 
     column = usable[0]
 
@@ -62,25 +75,27 @@ def open_rows(location: str, languages: tuple[str, ...], *, where: str) -> Datas
             if isinstance(row, str):
                 yield row
                 continue
-            sides = tuple(side(row if column is None else row.get(column), language) for language in languages)
+            sides = tuple(side(row if column is None else row.get(column), name) for name in names)
             is_text = all(isinstance(text, bytes) for text in sides)
             yield sides if is_text else "empty" if None in sides else "not_text"
 
     return Dataset(dataset.identity, pairs)
 
 
-def open_texts(location: str, language: str, *, where: str) -> Dataset:
+def open_texts(location: str, language: str, *, columns: tuple[str, ...] = (), where: str) -> Dataset:
     """A dataset of one language, whose stream yields the lines of every row as UTF-8, or the reason why it has none.
 
-    `location` and `where` as in `open_dataset`. Raises UserError if it is not found, unreadable or has no text column.
+    `location`, `columns` and `where` as in `open_dataset`. Raises UserError if it is not found, unreadable or has no
+    text column.
     """
-    dataset, first = _open_with_row(location, where)
-    named = [name for name in ("text", language) if name in first]  # whatever the first row has there
-    of_text = [name for name, value in first.items() if isinstance(value, (str, bytes))]
+    dataset, first = _open_with_row(location, columns, where)
+    named = [name for name in columns or ("text", language) if name in first]  # whatever the first row has there
+    of_text = [] if columns else [name for name, value in first.items() if isinstance(value, (str, bytes))]
     if not named and len(of_text) != 1:
+        wanted = columns[0] if columns else f"text or {language}, and not exactly one column of text"
         raise UserError(
-            f"{where}: no column text or {language}, and not exactly one column of text "
-            f"(there are {', '.join(map(str, first))}); rename one"
+            f"{where}: no column {wanted} (there are {', '.join(map(str, first))}); name it in brackets, as in "
+            f"{location}[{_named_in(first)[0]}]"
         )
 
     def lines(limit: int) -> Iterator[Any]:
@@ -97,34 +112,49 @@ def open_texts(location: str, language: str, *, where: str) -> Dataset:
     return Dataset(dataset.identity, lines)
 
 
-def _open_with_row(location: str, where: str) -> tuple[Dataset, Mapping[Any, Any]]:
+def _open_with_row(location: str, columns: tuple[str, ...], where: str) -> tuple[Dataset, Mapping[Any, Any]]:
     """The dataset, and its first readable row, which shows the columns."""
-    dataset = open_dataset(location, where=where)
+    dataset = open_dataset(location, columns=columns, where=where)
     first = next((row for row in dataset.stream(1 << 24) if not isinstance(row, str)), None)
     if not isinstance(first, Mapping):
         raise UserError(f"{where}: no readable row; check the dataset")
     return dataset, first
 
 
-def open_dataset(location: str, *, where: str, split: str = "train") -> Dataset:
+def _named_in(row: Mapping[Any, Any]) -> list[str]:
+    """Two columns of a row for an example in a message, of text where there are two."""
+    of_text = [str(name) for name, value in row.items() if isinstance(value, (str, bytes))]
+    return (of_text if len(of_text) > 1 else [*map(str, row), "A", "B"])[:2]
+
+
+def is_table(location: str) -> bool:
+    """Whether a path is read as a dataset by its suffix alone: a CSV, parquet, arrow or JSON lines file."""
+    return _format(Path(location)) not in ("", "tsv")
+
+
+def open_dataset(location: str, *, where: str, columns: tuple[str, ...] = (), split: str = "train") -> Dataset:
     """Finds a dataset that tensorflow-datasets or Hugging Face datasets wrote, on disk or in their catalogues.
 
     Args:
-      location: tfds:NAME[/CONFIG] or hf:NAME[/CONFIG], or either with the directory of a prepared one.
+      location: tfds:NAME[/CONFIG] or hf:NAME[/CONFIG], or either with the directory of a prepared one; or a file of a
+        table, with or without hf:.
+      columns: those that will be read, where the caller knows. Numbers are columns, from 1, of a CSV or TSV file whose
+        first row is no header.
       where: begins every error message: the setting and its value.
       split: its name; ignored for a dataset with only one split.
 
     Raises:
       UserError: it is not found, unreadable, or has no such split.
     """
-    scheme, _, name = location.partition(":")
+    scheme, name = re.fullmatch(r"(?s:(?:(tfds|hf):)?(.*))", location).groups()  # pyright: ignore
     name = name.strip()
     if not name:
         raise UserError(f"{where}: write {scheme}:NAME, {scheme}:NAME/CONFIG or {scheme}:DIRECTORY")
     path = storage.local(name)
     if scheme == "tfds":
         return _open_tfds(name, path, where, split)
-    return _open_files(path, where, split) if path.exists() else _open_hub(name, where, split)
+    header = not columns or not all(map(str.isdigit, columns))
+    return _open_files(path, where, split, header) if path.exists() else _open_hub(name, where, split)
 
 
 def side(table: Any, language: str) -> Any:
@@ -197,7 +227,7 @@ def _prepared_directory(directory: Path, where: str) -> Path:
 # ---- files of Hugging Face datasets ----
 
 
-def _open_files(path: Path, where: str, wanted: str) -> Dataset:
+def _open_files(path: Path, where: str, wanted: str, header: bool) -> Dataset:
     files = [path] if path.is_file() else _files(path, where, wanted)
 
     def stream(limit: int) -> Iterator[Any]:
@@ -205,6 +235,8 @@ def _open_files(path: Path, where: str, wanted: str) -> Dataset:
             if file.suffix in (".parquet", ".arrow"):
                 for batch in _batches(file, where):
                     yield from batch.to_pylist()
+            elif _format(file) in _TABLES:
+                yield from _read_table(file, limit, header, where)
             else:
                 yield from _read_json_lines(file, limit)
 
@@ -215,8 +247,8 @@ def _open_files(path: Path, where: str, wanted: str) -> Dataset:
 
 
 def _format(path: Path) -> str:
-    match = re.search(r"\.(?:(parquet|arrow)|jsonl?(?:\.gz)?)$", path.name)
-    return "" if match is None else match[1] or "json"
+    match = re.search(r"\.(?:(parquet|arrow)|(?:(csv|tsv)|jsonl?)(?:\.gz)?)$", path.name)
+    return "" if match is None else match[1] or match[2] or "json"
 
 
 def _files(directory: Path, where: str, wanted: str) -> list[Path]:
@@ -224,7 +256,8 @@ def _files(directory: Path, where: str, wanted: str) -> list[Path]:
     files = sorted(
         path
         for path in directory.rglob("*")
-        if _format(path) and path.is_file() and path.name not in _NOT_DATA and not path.name.startswith((".", "cache-"))
+        if _format(path) in _FORMATS and path.is_file()
+        if path.name not in _NOT_DATA and not path.name.startswith((".", "cache-"))
     )
     words = {path: _words_of(str(path.relative_to(directory))) for path in files}
     chosen = [path for path in files if _words_of(wanted) <= words[path]]
@@ -277,6 +310,67 @@ def _read_json_lines(path: Path, limit: int) -> Iterator[Any]:
         except ValueError:  # not UTF-8, too
             row = None
         yield row if isinstance(row, dict) else "not_json"
+
+
+def _read_table(path: Path, limit: int, header: bool, where: str) -> Iterator[Any]:
+    """The rows of a CSV or TSV file as {column: text}; without `header` the columns are numbered from 1.
+
+    In a CSV file a field may be in quotes, with quotes inside it doubled, and may then hold delimiters and line feeds;
+    in a TSV file a quote is text.
+    """
+    is_csv = _format(path) == "csv"
+    unusable: list[str] = []  # why a line of the next row cannot be read
+
+    def lines() -> Iterator[str]:
+        for line in text_files.lines(path, min(limit, csv.field_size_limit())):
+            try:
+                text = "" if line is None else line.decode() + "\n"
+            except UnicodeDecodeError:
+                text = ""
+            if not text:
+                unusable.append("too_long_text" if line is None else "not_utf8")
+            yield text
+
+    if is_csv:
+        reader = csv.reader(lines(), delimiter=_delimiter(path), strict=True)
+    else:
+        reader = csv.reader(lines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    names: list[str] = []
+    while True:
+        start = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if reader.line_num > start:
+                raise UserError(
+                    f"{where}: {path}:{start}: a field in quotes begins here and is not closed ({error}); "
+                    'inside quotes, write "" for a quote'
+                ) from error
+            yield "not_csv"
+            continue
+        if row is None:
+            return
+        if unusable:
+            yield unusable[0]
+            unusable.clear()
+        elif not row:
+            yield "empty"
+        elif not names and header:
+            names = [name.strip() for name in row]
+        else:
+            names = names or [str(i) for i in range(1, len(row) + 1)]
+            yield "not_csv" if is_csv and len(row) > len(names) else dict(zip(names, row, strict=False))
+
+
+def _delimiter(path: Path) -> str:
+    """The one of , ; and tab that gives most of the first lines as many fields as the first has, two or more."""
+    head = [line.decode(errors="replace") for line in itertools.islice(text_files.lines(path, 1 << 16), 1000) if line]
+
+    def fitting(delimiter: str) -> int:
+        widths = [len(next(csv.reader([line], delimiter=delimiter), ())) for line in head]
+        return sum(width == widths[0] > 1 for width in widths)
+
+    return max(",;\t", key=fitting)
 
 
 def _open_hub(name: str, where: str, wanted: str) -> Dataset:

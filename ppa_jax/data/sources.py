@@ -5,15 +5,17 @@ SOURCE is one of
     file.tsv, file.tsv.gz     text of lang1, a tab, text of lang2
     prefix                    the line-aligned files `prefix.lang1` and `prefix.lang2` (Moses), with or without `.gz`
     a.txt|b.txt               two line-aligned files, a in lang1 and b in lang2; `.gz` too
+    x.csv, x.parquet, x.jsonl a table; the columns are found by their names (public_datasets.py)
     tfds:NAME[/CONFIG]        a dataset of tensorflow-datasets, or the directory of a prepared one
     hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
+    SOURCE[a,b]               a table, file.tsv or dataset of which the columns a and b are read
     sample[:START-STOP]       the built-in sample, all of it or the sentences START to STOP - 1
 
 Text of one language, `lang=SOURCE`, is for masked LM only. It is read as pairs of neighbouring lines, so that it is
 processed like parallel text; SOURCE is then
 
     file.txt, a.txt|b.txt     one text a line, `.gz` too; a line that is too long is split at spaces
-    tfds:..., hf:...          as above; the column `text`, the one named by the language, or the only one with text
+    x.csv, tfds:..., hf:...   as above; the column `text`, the one named by the language, or the only one with text
     sample[:START-STOP]       the built-in sample
 
 Unusable rows are skipped and counted by reason, never repaired by guessing.
@@ -36,7 +38,7 @@ from ppa_jax.config import entries
 from ppa_jax.data import public_datasets, sample, text_files
 from ppa_jax.errors import UserError
 
-FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=prefix, en-de=a.txt|b.txt, en-de=tfds:NAME or en-de=hf:NAME"
+FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=x.csv, en-de=prefix, en-de=a.txt|b.txt or en-de=hf:NAME"
 _SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:-([A-Za-z][A-Za-z0-9_]*))?=(.+)", re.DOTALL)
 # Control characters carry no meaning and upset other tools: each becomes a space. (Only ASCII: the bytes of longer
 # UTF-8 sequences are all above 0x7F.)
@@ -62,12 +64,14 @@ class Source:
     """One corpus of a language pair, or of one language, as written in `data.pairs`."""
 
     languages: tuple[str, ...]  # two, or one
-    kind: str  # tsv, lines, tfds, hf, sample, text
-    location: str  # what follows the "=", trimmed
+    kind: str  # tsv, lines, dataset, sample, text
+    location: str  # what follows the "=", trimmed, without the columns
     paths: tuple[Path, ...] = ()  # tsv: one, lines: two, text: one or more
+    columns: tuple[str, ...] = ()  # of a dataset, one for each language; empty: found by their names
 
     def __str__(self) -> str:
-        return f"{'-'.join(self.languages)}={self.location}"
+        columns = f"[{','.join(self.columns)}]" if self.columns else ""
+        return f"{'-'.join(self.languages)}={self.location}{columns}"
 
 
 @dataclass
@@ -115,11 +119,17 @@ def languages_of(spec: str) -> tuple[str, ...]:
 
 
 def _source(languages: tuple[str, ...], location: str) -> Source:
+    if match := re.fullmatch(r"(.*[^\s/])\[([^\[\]]*)\]", location, re.DOTALL):
+        columns = tuple(name.strip() for name in match[2].split(","))
+        if len(columns) != len(languages) or not all(columns):
+            raise UserError(f"data.pairs: {location}: give one column for each of {', '.join(languages)}")
+        if not (_is_dataset(match[1]) or match[1].endswith((".tsv", ".tsv.gz"))) or "|" in match[1]:
+            raise UserError(f"data.pairs: {location}: columns are of CSV, TSV, parquet, JSON lines files and datasets")
+        return Source(languages, "dataset", _dataset(match[1]), columns=columns)
     if sample.is_source(location):
         return Source(languages, "sample", location)
-    scheme = re.match(r"(tfds|hf)(:|$)", location)
-    if scheme:
-        return Source(languages, scheme[1], location)
+    if _is_dataset(location):
+        return Source(languages, "dataset", _dataset(location))
     if len(languages) == 1:
         return Source(languages, "text", location, tuple(_file(name.strip()) for name in location.split("|")))
     if "|" in location:
@@ -150,6 +160,18 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
     )
 
 
+def _is_dataset(location: str) -> bool:
+    return re.match(r"(tfds|hf)(:|$)", location) is not None or public_datasets.is_table(location)
+
+
+def _dataset(location: str) -> str:
+    if "|" in location:
+        raise UserError(f"data.pairs: {location}: a bar joins plain text files; give tables apart, with a comma")
+    if not re.match(r"(tfds|hf)(:|$)", location):
+        _file(location)
+    return location
+
+
 def _moses_side(prefix: Path, language: str) -> Path | None:
     candidates = (Path(f"{prefix}.{language}{ending}") for ending in ("", ".gz"))
     return next((path for path in candidates if path.is_file()), None)
@@ -171,7 +193,7 @@ def check(source: Source) -> None:
     """Raises UserError if a source cannot be read or has a wrong layout, with the file and what to do."""
     if source.kind == "sample":
         _sample_range(source)
-    elif source.kind in ("tfds", "hf"):
+    elif source.kind == "dataset":
         _open_dataset(source)
     else:
         for path in source.paths:
@@ -194,25 +216,17 @@ def _check_layout(source: Source) -> None:
     else:
         rows = [list(row) for row in zip(*heads, strict=True)]
     begins = f"data.pairs: {source}: begins with {begins_with(source)}"
-    name = source.paths[0].name
     if source.kind == "tsv" and _nearly_all(len(row) == 1 and b"," in row[0] for row in rows):
-        program = "import csv, sys; [print(*row[:2], sep='\\t') for row in csv.reader(sys.stdin)]"
         raise UserError(
-            f"{begins}: comma-separated, where a tab is expected between the two sides; "
-            f'convert it: python -c "{program}" < {name} > pairs.tsv'
+            f"{begins}: comma-separated, where a tab is expected between the two sides; rename it to end in .csv"
         )
     body = rows[1:] or rows  # the first row may be a header
     numbers = [_nearly_all(len(row) > side and row[side].strip().isdigit() for row in body) for side in (0, 1)]
     if _nearly_all(any(row[2:]) for row in rows):
+        what, columns = "more than two columns in nearly every line", "[1,2]"
         if numbers[0]:
-            raise UserError(
-                f"{begins}: the first column holds row numbers; leave them out: cut -f2,3 {name} > pairs.tsv, "
-                "or to_csv(..., index=False, header=False) in pandas"
-            )
-        raise UserError(
-            f"{begins}: more than two columns in nearly every line; keep those of the two sides: "
-            f"cut -f1,2 {name} > pairs.tsv"
-        )
+            what, columns = "the first column holds row numbers", "[2,3]"
+        raise UserError(f"{begins}: {what}; give those of the two sides, by number or header: {source}{columns}")
     if any(numbers):
         language = source.languages[numbers.index(True)]
         raise UserError(f"{begins}: the {language} side is a number in nearly every line; give the text of both sides")
@@ -239,8 +253,8 @@ def identity(source: Source) -> dict[str, Any]:
         start, stop = _sample_range(source)
         texts = "\n".join(text for language in source.languages for text in sample.sentences(language, start, stop))
         return {"kind": "sample", "start": start, "stop": stop, "text": hashlib.sha256(texts.encode()).hexdigest()[:16]}
-    if source.kind in ("tfds", "hf"):
-        return {"kind": source.kind, **_open_dataset(source).identity}
+    if source.kind == "dataset":
+        return {"kind": source.kind, "columns": source.columns, **_open_dataset(source).identity}
     return {"kind": source.kind, "files": [text_files.file_identity(path) for path in source.paths]}
 
 
@@ -311,7 +325,7 @@ def _raw_lines(source: Source) -> Iterator[bytes | str]:
     """Lines, or the reason why there is none."""
     if source.kind == "sample":
         yield from (text.encode() for text in sample.sentences(source.languages[0], *_sample_range(source)))
-    if source.kind in ("tfds", "hf"):
+    if source.kind == "dataset":
         yield from _open_dataset(source).stream(text_files.LONGEST_LINE)
     for path in source.paths:
         for line in text_files.lines(path, text_files.LONGEST_LINE):
@@ -367,9 +381,10 @@ def _check_aligned(paths: tuple[Path, ...], first: int, second: int) -> None:
 
 def _open_dataset(source: Source) -> public_datasets.Dataset:
     where = f"data.pairs: {source}"
+    given = {"columns": source.columns, "where": where}
     if len(source.languages) == 1:
-        return public_datasets.open_texts(source.location, source.languages[0], where=where)
-    return public_datasets.open_rows(source.location, source.languages, where=where)
+        return public_datasets.open_texts(source.location, source.languages[0], **given)
+    return public_datasets.open_rows(source.location, source.languages, **given)
 
 
 def _sample_range(source: Source) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
+from ppa_jax.config import entries
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.interop import hub
 from ppa_jax.training.workdir import atomic
@@ -144,7 +145,7 @@ def _license(base_model: str) -> str | None:
 
 def _datasets(sources: Iterable[str]) -> list[str]:
     """The datasets of the Hub among the sources."""
-    locations = {source.partition("=hf:")[2].partition("@")[0] for source in sources}
+    locations = {re.split(r"[@\[]", source.partition("=hf:")[2])[0] for source in sources}
     names = {"/".join(location.split("/")[:2]) for location in locations if not Path(location).exists()}
     return sorted(name for name in names if hub.is_name(name))
 
@@ -179,7 +180,7 @@ def _shown(name: str, value: Any) -> str:
     if not isinstance(value, str):
         return json.dumps(value, default=str, ensure_ascii=False)
     if name.rsplit(".", 1)[-1] == "pairs":
-        return "; ".join(_source_name(source) for source in value.split(","))
+        return "; ".join(_source_name(source) for source in entries(value))
     if name == "init":
         return base_name(value)
     # Anything else that looks like a path of this machine keeps its last part.

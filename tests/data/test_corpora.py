@@ -63,11 +63,15 @@ def test_sources_of_one_pair_are_merged_with_their_sides_right(tmp_path, opened)
     write(tmp_path / "a.tsv", [("one", "eins eins"), ("two", "zwei zwei")])
     write(tmp_path / "b.tsv", [("drei drei", "three")])
     write(tmp_path / "c.tsv", [("un", "one")])
-    en_de, fr_en = opened(f"en-de={tmp_path}/a.tsv,fr-en={tmp_path}/c.tsv,de-en={tmp_path}/b.tsv")
+    (tmp_path / "d.csv").write_text("target;source\nvier vier;four\n")
+    table = f"{tmp_path}/d.csv[source,target]"
+    en_de, fr_en = opened(f"en-de={tmp_path}/a.tsv,fr-en={tmp_path}/c.tsv,de-en={tmp_path}/b.tsv,en-de={table}")
     assert (en_de.name, en_de.languages, fr_en.name) == ("en-de", ("en", "de"), "fr-en")
-    assert everything(en_de) == [("one", "eins eins"), ("two", "zwei zwei"), ("three", "drei drei")]
-    assert en_de.lengths.tolist() == [[1, 2], [1, 2], [1, 2]]
-    assert [entry["source"] for entry in en_de.report] == [f"en-de={tmp_path}/a.tsv", f"de-en={tmp_path}/b.tsv"]
+    expected = [("one", "eins eins"), ("two", "zwei zwei"), ("three", "drei drei"), ("four", "vier vier")]
+    assert everything(en_de) == expected
+    assert en_de.lengths.tolist() == [[1, 2]] * 4
+    given = [entry["source"] for entry in en_de.report]
+    assert given == [f"en-de={tmp_path}/a.tsv", f"de-en={tmp_path}/b.tsv", f"en-de={table}"]
 
 
 def test_filters_are_settings_and_counted(tmp_path, opened):

@@ -1,6 +1,5 @@
 import gzip
 import json
-import subprocess
 import sys
 import tracemalloc
 import types
@@ -83,6 +82,13 @@ def test_text_of_one_language_is_read_as_neighbours(tmp_path):
         ("en-de=sample,en-de=sample", "given 2 times"),
         ("en-de=nowhere.tsv", "no such file: nowhere.tsv"),
         ("en-de=nowhere", "no such file: nowhere, nor nowhere.en with nowhere.de"),
+        ("en-de=nowhere.csv", "no such file: nowhere.csv"),
+        ("en-de=nowhere.tsv[a,b]", "no such file: nowhere.tsv"),
+        ("en-de=hf:x[a]", "give one column for each of en, de"),
+        ("en-de=hf:x[a,]", "give one column for each of en, de"),
+        ("en=hf:x[a,b]", "give one column for each of en"),
+        ("en-de=sample[en,de]", "columns are of CSV, TSV, "),
+        ("en-de=a.csv|b.csv", "a bar joins plain text files"),
         ("", "no source given"),
         (" , ", "no source given"),
     ],
@@ -143,14 +149,17 @@ def test_tsv_skips_and_counts(tmp_path):
         (["\ten\tde", "0\tone\teins", "1\ttwo\tzwei"], r"begins with '\\ten\\tde': the first column holds row numbers"),
         (
             ["0\tone\teins", "1\ttwo\tzwei"],
-            r"begins with '0\\tone\\teins': .*cut -f2,3 x\.tsv > pairs\.tsv, .*index=False",
+            r"begins with '0\\tone\\teins': the first column holds row numbers; .*x\.tsv\[2,3\]$",
         ),
-        (["one\teins\t0.9", "two\tzwei\t0.8"], r"begins with 'one\\teins\\t0\.9': more than two columns .*cut -f1,2"),
+        (
+            ["one\teins\t0.9", "two\tzwei\t0.8"],
+            r"begins with 'one\\teins\\t0\.9': more than two columns .*x\.tsv\[1,2\]$",
+        ),
         (["id\ten", "17\tone", "18\ttwo"], r"begins with 'id\\ten': the en side is a number in nearly every line"),
         (["one\t1", "two\t2"], r"begins with 'one\\t1': the de side is a number"),
         (
             ["en,de", 'one,"eins, zwei"', "", "two,zwei"],
-            r"begins with 'en,de': comma-separated, .* < x\.tsv > pairs\.tsv",
+            r"begins with 'en,de': comma-separated, .*rename it to end in \.csv",
         ),
     ],
 )
@@ -163,14 +172,6 @@ def test_a_file_of_numbers_is_no_side(tmp_path):
     a, b = write(tmp_path / "a.txt", "1\n2\n"), write(tmp_path / "b.txt", "one\ntwo\n")
     with pytest.raises(UserError, match=r"begins with '1' \| 'one': the en side is a number"):
         read(f"en-de={a}|{b}")
-
-
-def test_the_command_for_a_comma_separated_file_works(tmp_path):
-    with pytest.raises(UserError) as error:
-        read_tsv(tmp_path, 'one,"eins, zwei"\n"""two""",drei\n', "x.csv")
-    command = str(error.value).partition("convert it: python")[2]
-    subprocess.run(f"{sys.executable}{command}", shell=True, check=True, cwd=tmp_path)
-    assert read(f"en-de={tmp_path}/pairs.tsv")[0] == [("one", "eins, zwei"), ('"two"', "drei")]
 
 
 def test_some_numbers_and_further_columns_are_no_other_layout(tmp_path):
@@ -267,6 +268,84 @@ def test_identity_follows_the_file(tmp_path):
     assert identity(source) != before
 
 
+# Tables
+
+CSV = (
+    'id,en,de\n1,"one, two","eins, zwei"\n2,plain,schlicht\n3,"he said ""no""","er sagte ""nein"""\n'
+    '4,"two\nlines","zwei\nZeilen"\n5,stray "quotes" inside,egal\n6,,leer\n7,short\n\n8,a comma, too many,zu viele\n'
+    '9,"open,offen\n'
+)
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("name", ["x.csv", "x.csv.gz"])
+def test_csv(tmp_path, delimiter, name):
+    import csv
+
+    texts = [("one, two; three", 'eins, "zwei"; drei'), ("plain", "schlicht"), ("a\ttab", "two\nlines")] * 4
+    path = tmp_path / name
+    with (gzip.open if name.endswith(".gz") else open)(path, "wt", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows([("n", "de", "en"), *((1, b, a) for a, b in texts)])
+    pairs, counts = read(f"en-de={path}")
+    assert pairs == [tuple(" ".join(text.split()) for text in pair) for pair in texts]
+    assert not counts.skipped and counts.noted["control_characters"] == 4, "a line feed inside a field"
+    assert read(f"en-de={path}[3,2]")[0] == [("en", "de"), *pairs], "by number every row is text"
+    texts = read(f"de={path}[de]")[0]
+    assert texts[0] == (pairs[0][1], pairs[1][1]), "the rows of one column as text of one language"
+
+
+def test_csv_skips_and_counts(tmp_path):
+    path = write(tmp_path / "x.csv", CSV.encode() + b"10,bad \xff,schlecht\n" + b"11," + b"x" * 200_000 + b",lang\n")
+    with pytest.raises(UserError, match=r"x\.csv:13: a field in quotes begins here and is not closed"):
+        read(f"en-de={path}")
+    path.write_bytes(path.read_bytes().replace(b'9,"open,', b'9,"open" and shut,'))
+    pairs, counts = read(f"en-de={path}")
+    assert pairs == [
+        ("one, two", "eins, zwei"),
+        ("plain", "schlicht"),
+        ('he said "no"', 'er sagte "nein"'),
+        ("two lines", "zwei Zeilen"),
+        ('stray "quotes" inside', "egal"),
+    ]
+    # No text, no column, a blank line; too many fields, quotes that end too early; the rest as in other files.
+    assert counts.skipped == {"empty": 3, "not_csv": 2, "not_utf8": 1, "too_long_text": 1}
+
+
+def test_csv_without_the_columns(tmp_path):
+    path = write(tmp_path / "x.csv", "Good morning,Guten Morgen\nYes,Ja\n")
+    said = r"no columns named en and de \(columns: Good morning, Guten Morgen\); .*: .*x\.csv\[Good morning,Guten .*\]"
+    with pytest.raises(UserError, match=rf"{said}; or by number, as \[1,2\], where the first row is no header"):
+        read(f"en-de={path}")
+    assert read(f"en-de={path}[1,2]")[0] == [("Good morning", "Guten Morgen"), ("Yes", "Ja")]
+    with pytest.raises(UserError, match=r"no columns named 1 and 3 \(columns: 1, 2\)"):
+        read(f"en-de={path}[1,3]")
+
+
+def test_columns_of_a_tsv_file(tmp_path):
+    path = write(tmp_path / "x.tsv", 'score\tsource\ttarget\n0.9\t"one\teins\n0.8\ttwo\n0.7\tthree\tdrei\tx\n')
+    pairs, counts = read(f"en-de={path}[source,target]")
+    assert pairs == [('"one', "eins"), ("three", "drei")] and counts.skipped == {"empty": 1}
+    assert read(f"de-en={path}[3,2]")[0] == [("target", "source"), ("eins", '"one'), ("drei", "three")]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl"])
+def test_tables_need_no_hf(tmp_path, name):
+    rows = [{"source": "a cat", "target": "eine Katze"}]
+    if name == "x.parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        write(tmp_path / name, json.dumps(rows[0]))
+    assert read(f"de-en={tmp_path}/{name}[target,source]")[0] == [("eine Katze", "a cat")]
+    with pytest.raises(UserError, match=rf"no columns named de and en .* in brackets: .*{name}\[source,target\]$"):
+        read(f"de-en={tmp_path}/{name}")
+
+
+def test_identity_follows_the_columns(tmp_path):
+    path = write(tmp_path / "x.csv", "a,b,c\n1,2,3\n")
+    ((first,), (second,)) = (parse_pairs(f"en-de={path}[a,{x}]") for x in "bc")
+    assert identity(first) != identity(second) and str(second) == f"en-de={path}[a,c]"
+
+
 # The built-in sample
 
 
@@ -318,6 +397,20 @@ def test_hf_saved_to_disk(tmp_path, table):
     assert read(f"en-de=hf:{tmp_path}")[0] == [("a cat", "eine Katze"), ("a cow", "eine Kuh")]
 
 
+@pytest.mark.parametrize("splits", [("train",), ("validation", "train")])
+def test_hf_parallel_sentences(tmp_path, splits):
+    """sentence-transformers' columns, as `datasets` itself saves a dataset and one of several splits."""
+    datasets = pytest.importorskip("datasets")
+    rows = {name: {"english": [name, "a cat"], "non_english": [name, "eine Katze"]} for name in splits}
+    found = {name: datasets.Dataset.from_dict(columns) for name, columns in rows.items()}
+    (datasets.DatasetDict(found) if len(found) > 1 else found["train"]).save_to_disk(tmp_path / "saved")
+    assert read(f"en-de=hf:{tmp_path}/saved")[0] == [("train", "train"), ("a cat", "eine Katze")]
+    assert read(f"de-en=hf:{tmp_path}/saved")[0] == [("train", "train"), ("eine Katze", "a cat")]
+    assert read(f"de-fr=hf:{tmp_path}/saved[non_english,english]")[0][1] == ("eine Katze", "a cat")
+    with pytest.raises(UserError, match=r"no columns named de and fr \(columns: english, non_english\)"):
+        read(f"de-fr=hf:{tmp_path}/saved")
+
+
 def test_hf_json_lines(tmp_path, table):
     wrong = {**table[0], "en": 5, "translation": {"en": 5, "de": "x"}}
     rows = "".join(json.dumps(row) + "\n" for row in [*table, wrong])
@@ -341,8 +434,13 @@ def test_hf_text_of_one_language(tmp_path):
         assert pairs == [("One.", "Two."), ("Three.", "Three.")]
         assert counts.skipped == {"empty": 1, "not_text": 1} and counts.noted == {"odd_line": 1}
     write(tmp_path / "d.jsonl", '{"one": "a", "two": "b"}\n')
-    with pytest.raises(UserError, match=r"no column text or en, .*\(there are one, two\)"):
+    with pytest.raises(
+        UserError, match=r"no column text or en, .*\(there are one, two\).* as in hf:.*/d.jsonl\[one\]$"
+    ):
         read(f"en=hf:{tmp_path}/d.jsonl")
+    assert read(f"en=hf:{tmp_path}/d.jsonl[two]")[0] == [("b", "b")]
+    with pytest.raises(UserError, match=r"no column three \(there are one, two\)"):
+        read(f"en=hf:{tmp_path}/d.jsonl[three]")
 
 
 def test_hf_problems(tmp_path):
