@@ -91,10 +91,10 @@ def load_module(path: str | Path, *, field: str) -> Any:
 
 
 def fields(config: Config, prefix: str = "") -> dict[str, Any]:
-    """Every field by its dotted name."""
+    """Every field of a configuration, or of nested dicts, by its dotted name; an empty group is a field itself."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        is_group = isinstance(value, ml_collections.ConfigDict)
+        is_group = isinstance(value, ml_collections.ConfigDict | Mapping) and len(value)
         flat |= fields(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
     return flat
 

@@ -104,10 +104,10 @@ def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[st
         objects = _objects(address, form)
         if not objects:
             raise UserError(f"{address}: nothing in the bucket has this name; check the address")
-        folder = _copy(address.partition("{")[0]).parent
-        copies = {path for path in folder.rglob("*") if path.is_file() and form.fullmatch(_address(path))}
-        for old in copies - {_copy(name) for name in objects}:
-            old.unlink(missing_ok=True)
+        for old in _copy(address.partition("{")[0]).parent.rglob("*"):
+            name = SCHEME + old.relative_to(_copy("")).as_posix()
+            if old.is_file() and form.fullmatch(name) and name not in objects:
+                old.unlink(missing_ok=True)
         changed = [
             facts
             for name, facts in objects.items()
@@ -138,39 +138,26 @@ def _objects(address: str, form: re.Pattern[str]) -> dict[str, dict[str, Any]]:
     return {name: facts for name, facts in objects.items() if form.fullmatch(name)}
 
 
-def _copies() -> Path:
-    return Path(cache_directory(), "inputs").expanduser()
-
-
 def _copy(address: str) -> Path:
-    return _copies() / address.removeprefix(SCHEME)
-
-
-def _address(copy: Path) -> str:
-    return SCHEME + copy.relative_to(_copies()).as_posix()
-
-
-def _time(facts: dict[str, Any]) -> int:
-    """The modification time of a copy, in ns: its object's generation number, which is in microseconds."""
-    return int(facts["generation"]) * 1000
+    """Where the copy of an object is, or will be, in the cache."""
+    return Path(cache_directory(), "inputs", address.removeprefix(SCHEME)).expanduser()
 
 
 def _is_current(copy: Path, facts: dict[str, Any]) -> bool:
-    try:
-        stat = copy.stat()
-    except OSError:
+    """Whether a copy has its object's size and generation (a time in microseconds, kept as its modification time)."""
+    if not copy.exists():
         return False
-    return (stat.st_size, stat.st_mtime_ns) == (facts["size"], _time(facts))
+    return (copy.stat().st_size, copy.stat().st_mtime_ns) == (facts["size"], int(facts["generation"]) * 1000)
 
 
 def _download(facts: dict[str, Any]) -> None:
-    """Copies an object, all of it or nothing: other processes may download or read it, too."""
+    """Copies an object, whole or not at all: other processes may download or read it, too."""
     copy = _copy(facts["name"])
     copy.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = _copies() / f"{uuid.uuid4().hex}.part"
+    unfinished, time = _copy(f"{uuid.uuid4().hex}.part"), int(facts["generation"]) * 1000
     try:
         fsspec.filesystem("gs").get_file(facts["name"], unfinished)
-        os.utime(unfinished, ns=(_time(facts), _time(facts)))
+        os.utime(unfinished, ns=(time, time))
         unfinished.replace(copy)
     finally:
         unfinished.unlink(missing_ok=True)

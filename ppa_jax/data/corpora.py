@@ -213,11 +213,11 @@ def _select(
             kept, dropped, cut = _lines(part.prepared, tokenizer, keep, max_length)
         skipped = {**facts["skipped"], **dropped}
         if not kept:
-            counts = prepare.describe_counts(facts["read"], skipped)
             first = prepare.decode(next(part.prepared.blocks())[:1])[0]
             a, b = prepare.piece_lengths(part.prepared, tokenizer)[0]
             raise UserError(
-                f"data.pairs: {part.source}: no usable pair; {counts} "
+                f"data.pairs: {part.source}: no usable pair; {facts['read']:,} read, skipped: "
+                f"{prepare.list_reasons(skipped)} "
                 f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces}); "
                 f"the first has {a} and {b} pieces: {first[0][:80]!r} | {first[1][:80]!r}"
             )
@@ -295,25 +295,14 @@ def _lines(
     return int(stays.sum()), {reason: number for reason, number in dropped.items() if number}, cut
 
 
-def describe(pairs: Sequence[LanguagePair]) -> str:
-    """A table for the log: how much was read and kept of every source, and why the rest was skipped.
-
-    The numbers count pairs, or lines for text of one language.
-    """
-    lines = [("pair", "read", "kept", "source", "skipped")]
+def sources_table(pairs: Sequence[LanguagePair]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Header and rows: how many pairs (of one language: lines) of each source were read and kept, and the reasons."""
+    rows: list[tuple[Any, ...]] = []
     for pair in pairs:
         for entry in pair.report:
-            noted = {f"({reason})": number for reason, number in entry["noted"].items() if number}
-            reasons = {**entry["skipped"], **noted}
-            listed = ", ".join(f"{reason} {number:,}" for reason, number in reasons.items())
-            source = entry["source"].partition("=")[2]
-            lines.append((pair.name, f"{entry['read']:,}", f"{entry['kept']:,}", source, listed or "none"))
+            source, reasons = entry["source"].partition("=")[2], (entry["skipped"], entry["noted"])
+            rows.append((pair.name, source, entry["read"], entry["kept"], *map(prepare.list_reasons, reasons)))
         if len(pair.report) > 1:
-            read = sum(entry["read"] for entry in pair.report)
-            kept = sum(entry["kept"] for entry in pair.report)
-            lines.append((pair.name, f"{read:,}", f"{kept:,}", "all", ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    return "\n".join(
-        f"{pair:<{widths[0]}}  {read:>{widths[1]}}  {kept:>{widths[2]}}  {source:<{widths[3]}}  {reasons}".rstrip()
-        for pair, read, kept, source, reasons in lines
-    )
+            read, kept = (sum(entry[key] for entry in pair.report) for key in ("read", "kept"))
+            rows.append((pair.name, "all", read, kept, "", ""))
+    return ("languages", "source", "pairs or lines read", "kept", "skipped", "kept, but noted"), rows

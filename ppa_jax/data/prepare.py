@@ -178,7 +178,8 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
         if source.kind in ("tsv", "lines"):  # nothing was kept, so the first line has the first reason
             first = f"; the first is {next(iter(counts.skipped))}: {sources.begins_with(source)}"
         raise UserError(
-            f"data.pairs: {source}: no usable pair; {describe_counts(counts.read, counts.skipped)}{first}{way_out}"
+            f"data.pairs: {source}: no usable pair; {counts.read:,} read, skipped: "
+            f"{list_reasons(counts.skipped)}{first}{way_out}"
         )
     text = tfds.features.Text()
     tfds.folder_dataset.write_metadata(
@@ -234,10 +235,10 @@ def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]
     return lengths, num_bytes
 
 
-def describe_counts(read: int, skipped: dict[str, int]) -> str:
-    """How many were read, and how many were skipped for which reason."""
-    reasons = ", ".join(f"{reason} {number:,}" for reason, number in sorted(skipped.items(), key=lambda item: -item[1]))
-    return f"{read:,} read, skipped: {reasons or 'none'}"
+def list_reasons(counts: Mapping[str, int]) -> str:
+    """`no_tab 1,200, empty 3`: the most frequent first; `none` if all are 0."""
+    by_number = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {number:,}" for reason, number in by_number if number) or "none"
 
 
 def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:

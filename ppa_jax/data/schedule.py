@@ -179,13 +179,8 @@ class Schedule:
 
     def __reduce__(self) -> tuple:
         # A worker process computes windows of its own: those here are not pickled.
-        return _unpickle, (
-            [*map(pickled_form, self.lengths)],
-            self.batch_size,
-            self.seed,
-            self.temperature,
-            self.shuffle_sides,
-        )
+        settings = self.batch_size, self.seed, self.temperature, self.shuffle_sides
+        return _unpickle, ([*map(pickled_form, self.lengths)], *settings)
 
     @property
     def pairs(self) -> int:
@@ -262,9 +257,8 @@ class Schedule:
     def _draw(self, window: range) -> tuple[np.ndarray, np.ndarray]:
         """The draws of a window: source and index of each, [draws], ordered by source."""
         source, index = [], []
-        for s, (first, last) in enumerate(
-            zip(self.drawn_before(window.start), self.drawn_before(window.stop), strict=True)
-        ):
+        drawn = np.stack([self.drawn_before(window.start), self.drawn_before(window.stop)], axis=1)
+        for s, (first, last) in enumerate(drawn):
             size = len(self.lengths[s])
             for number in range(first // size, -(-last // size)):  # passes over the source
                 walk = np.arange(max(first, number * size), min(last, (number + 1) * size)) - number * size

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,35 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, weights
-from ppa_jax.interop.names import (
-    FAMILIES,
-    TreePath,
-    config_from_hf,
-    config_to_hf,
-    tensor_names,
-    torch_shape,
-)
+from ppa_jax.interop.names import FAMILIES, TreePath, config_from_hf, config_to_hf, tensor_names, torch_shape
 from ppa_jax.interop.weights import WeightFiles
 from ppa_jax.model.families import EncoderConfig, make_masked_lm_head
 from ppa_jax.training.workdir import file_digest
-
-__all__ = [
-    "Pretrained",
-    "config_from_hf",
-    "config_to_hf",
-    "digest",
-    "load_base",
-    "read",
-    "save_base",
-    "tensor_names",
-    "write",
-    "write_task",
-    "write_truncated",
-]
 
 PROJECTION = "projection.safetensors"
 DENSE_MODULE = "2_Dense"  # SentenceTransformer's layer after the pooling
@@ -95,26 +76,27 @@ def read(source: str | Path, *, seed: int = 0) -> Pretrained:
     _drop_copies(files, spelled, config)
     _check(files, spelled, table, config, directory)
 
-    params: dict[str, Any] = {}
-    converted: dict[str, int] = {}
+    flat: dict[TreePath, np.ndarray] = {}
+    converted: Counter[str] = Counter()
     for name, path in table.items():
         if name in spelled:
             array = files.read(spelled[name])
             if array.dtype != np.float32:
-                converted[array.dtype.name] = converted.get(array.dtype.name, 0) + 1
-            _set(params, path, _to_flax(path, _to_float32(array, files.file_of[spelled[name]], spelled[name])))
+                converted[array.dtype.name] += 1
+            flat[path] = _to_flax(path, _to_float32(array, files.file_of[spelled[name]], spelled[name]))
     if converted:
         counts = ", ".join(f"{count} tensors of {dtype}" for dtype, count in converted.items())
         logging.info("%s: read to float32: %s", directory, counts)
-    initialised = _initialise_head(params, config, seed)
+    initialised = _initialise_head(flat, config, seed)
     if initialised:
         logging.info("%s: not in the checkpoint, initialised: %s", directory, ", ".join(initialised))
     untouched = {name: files.read(original) for name, original in spelled.items() if name not in table}
     unused = [original for name, original in spelled.items() if name not in table]
     if unused:
         logging.info("%s: weights not used, written back on export: %s", directory, ", ".join(unused))
+    params = unflatten_dict(flat)
     if (directory / PROJECTION).is_file():
-        params["projection"] = _read_projection(directory / PROJECTION)
+        params["projection"] = unflatten_dict(weights.read_safetensors(directory / PROJECTION), sep=".")
     return Pretrained(config, params, untouched, hf_config, initialised, unused)
 
 
@@ -217,30 +199,15 @@ def _to_torch(path: TreePath, value: Any) -> np.ndarray:
     return array.T if path[-1] == "kernel" else array
 
 
-def _set(tree: dict[str, Any], path: TreePath, value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
-
-
-def _get(tree: Any, path: TreePath) -> Any:
-    """The value at `path`, or None."""
-    for key in path:
-        if key not in tree:
-            return None
-        tree = tree[key]
-    return tree
-
-
-def _initialise_head(params: dict[str, Any], config: EncoderConfig, seed: int) -> list[str]:
+def _initialise_head(flat: dict[TreePath, np.ndarray], config: EncoderConfig, seed: int) -> list[str]:
     """Initialises what the masked-LM head lacks as its family does; returns the names."""
     paths = [path for path in tensor_names(config).values() if path[0] == "mlm_head"]
-    absent = [path for path in paths if _get(params, path) is None]
+    absent = [path for path in paths if path not in flat]
     if absent:
         states = jnp.zeros((1, config.hidden_size))
-        drawn = {"mlm_head": make_masked_lm_head(config).init(jax.random.key(seed), states)["params"]}
-        for path in absent:
-            _set(params, path, np.array(_get(drawn, path)))
+        head = make_masked_lm_head(config).init(jax.random.key(seed), states)["params"]
+        random = flatten_dict({"mlm_head": head})
+        flat.update({path: np.array(random[path]) for path in absent})
     return ["mlm_head"] if len(absent) == len(paths) else ["/".join(path) for path in absent]
 
 
@@ -257,8 +224,9 @@ def write(directory: str | Path, pretrained: Pretrained, *, files_from: str | Pa
     """
     directory = Path(directory)
     _write_weights(directory, pretrained, tensor_names(pretrained.config), pretrained.untouched)
-    if "projection" in pretrained.params:
-        _write_projection(directory / PROJECTION, pretrained.params["projection"])
+    if "projection" in pretrained.params:  # not of transformers: its names in the Flax tree, kernels [in, out]
+        arrays = flatten_dict(pretrained.params["projection"], sep=".")
+        weights.write_safetensors(directory / PROJECTION, {name: np.asarray(x) for name, x in arrays.items()})
     _write_side_files(directory, config_to_hf(pretrained.config, pretrained.hf_config), files_from)
 
 
@@ -298,9 +266,9 @@ def write_task(
     """
     directory = Path(directory)
     tensors: dict[str, np.ndarray] = {}
-    for path, module in modules.items():
-        for ours, value in _get(head, tuple(path.split("/"))).items():
-            tensors[f"{module}.{'bias' if ours == 'bias' else 'weight'}"] = _to_torch((ours,), value)
+    for path, value in flatten_dict(head).items():
+        if module := modules.get("/".join(path[:-1])):
+            tensors[f"{module}.{'bias' if path[-1] == 'bias' else 'weight'}"] = _to_torch(path, value)
     _write_weights(directory, pretrained, _encoder_names(pretrained.config), tensors)
     values = config_to_hf(pretrained.config, pretrained.hf_config)
     values["architectures"] = [FAMILIES[values["model_type"]].classes + architecture]
@@ -321,13 +289,12 @@ def _write_weights(
 ) -> None:
     """Writes model.safetensors: the parameters in `table` by their names in transformers, and `others`."""
     path = directory / "model.safetensors"
-    arrays = dict(others)
-    for name, at in table.items():
-        value = _get(pretrained.params, at)
-        if value is not None:
-            arrays[name] = _to_torch(at, value)
-        elif at[0] != "pooler":
-            raise UserError(f"{path}: cannot be written: the parameters lack {'/'.join(at)}")
+    arrays, flat = dict(others), flatten_dict(pretrained.params)
+    for name, key in table.items():
+        if key in flat:
+            arrays[name] = _to_torch(key, flat[key])
+        elif key[0] != "pooler":
+            raise UserError(f"{path}: cannot be written: the parameters lack {'/'.join(key)}")
     weights.write_safetensors(path, arrays)
 
 
@@ -335,19 +302,6 @@ def _write_side_files(directory: Path, hf_config: dict[str, Any], files_from: st
     weights.write_json(directory / "config.json", hf_config)
     if files_from is not None and not weights.copy_matching(Path(files_from), directory, TOKENIZER_FILES):
         logging.warning("%s: no tokenizer files to copy (%s)", files_from, ", ".join(TOKENIZER_FILES))
-
-
-def _write_projection(path: Path, projection: dict[str, Any]) -> None:
-    """The projection head is not transformers': [in, out] kernels under their names in the Flax tree."""
-    arrays = {f"{layer}.{leaf}": np.asarray(value) for layer, to in projection.items() for leaf, value in to.items()}
-    weights.write_safetensors(path, arrays)
-
-
-def _read_projection(path: Path) -> dict[str, Any]:
-    projection: dict[str, Any] = {}
-    for name, array in weights.read_safetensors(path).items():
-        _set(projection, tuple(name.split(".")), array)
-    return projection
 
 
 def write_dense(directory: Path, dense: dict[str, Any]) -> None:
@@ -373,10 +327,10 @@ def save_base(directory: str | Path, pretrained: Pretrained, files_from: str | P
     The last holds `untouched` and the heads, which a run may leave untrained.
     """
     directory = Path(directory)
-    arrays = dict(pretrained.untouched)
+    arrays, flat = dict(pretrained.untouched), flatten_dict(pretrained.params)
     for name, path in tensor_names(pretrained.config).items():
-        if path[0] != "encoder" and (value := _get(pretrained.params, path)) is not None:
-            arrays[name] = _to_torch(path, value)
+        if path[0] != "encoder" and path in flat:
+            arrays[name] = _to_torch(path, flat[path])
     if arrays:
         weights.write_safetensors(directory / "untouched.safetensors", arrays)
     if "dense" in pretrained.params:
@@ -390,14 +344,16 @@ def load_base(directory: str | Path, params: dict[str, Any]) -> Pretrained:
     directory = Path(directory)
     hf_config = weights.read_json(directory / "config.json")
     config = config_from_hf(hf_config, str(directory / "config.json"))
-    joined, untouched = dict(params), {}
-    if "dense" not in params and (directory / DENSE_MODULE).is_dir():
-        joined["dense"] = read_dense(directory / DENSE_MODULE)
+    untouched: dict[str, np.ndarray] = {}
+    heads: dict[TreePath, np.ndarray] = {}
     if (directory / "untouched.safetensors").is_file():
         table = tensor_names(config)
         for name, array in weights.read_safetensors(directory / "untouched.safetensors").items():
             if name not in table:
                 untouched[name] = array
             elif table[name][0] not in params:
-                _set(joined, table[name], _to_flax(table[name], array))
+                heads[table[name]] = _to_flax(table[name], array)
+    joined = params | unflatten_dict(heads)
+    if "dense" not in params and (directory / DENSE_MODULE).is_dir():
+        joined["dense"] = read_dense(directory / DENSE_MODULE)
     return Pretrained(config, joined, untouched, hf_config)

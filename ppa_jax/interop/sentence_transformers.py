@@ -186,7 +186,7 @@ def encoder_directory(directory: str | Path) -> Path:
 def _modules(directory: str | Path) -> list[tuple[str, Path]]:
     """The class name and the directory of each module in modules.json, which may be absent."""
     listed = Path(directory) / "modules.json"
-    modules = weights.read_json_list(listed) if listed.is_file() else []
+    modules = weights.read_json(listed, list) if listed.is_file() else []
     return [(str(x.get("type", "")).rpartition(".")[2], Path(directory, x.get("path", ""))) for x in modules]
 
 

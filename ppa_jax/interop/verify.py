@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.interop import hub, huggingface
 from ppa_jax.model.bert import rows_from_mask
@@ -48,23 +48,22 @@ def compare(source: str | Path) -> list[tuple[str, float]]:
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or PyTorch or transformers is missing.
     """
-    from ppa_jax.data.tokenizer import load_tokenizer
-
     directory = hub.resolve(source)
     pretrained = huggingface.read(directory)
     has_head = "mlm_head" not in pretrained.initialised
     ids, mask = _tokens(load_tokenizer(directory), pretrained.config)
     torch_forward = _torch_model(directory, has_head)
-    flax_forward = partial(_flax_forward, pretrained.params, pretrained.config, has_head)
     names = ["embeddings", *(f"layer {i + 1}" for i in range(pretrained.config.num_layers))]
     names += [LOGITS] if has_head else []
     worst = dict.fromkeys(names, 0.0)
     for start in range(0, len(ids), BATCH):
         rows = slice(start, start + BATCH)
         real = mask[rows] > 0
-        pairs = zip(torch_forward(ids[rows], mask[rows]), flax_forward(ids[rows], mask[rows]), strict=True)
-        for name, (theirs, ours) in zip(names, pairs, strict=True):
-            worst[name] = max(worst[name], relative_difference(theirs[real], np.asarray(ours)[real]))
+        theirs = torch_forward(ids[rows], mask[rows])
+        with jax.default_matmul_precision("highest"):  # by default accelerators round the operands of float32 products
+            ours = _flax_forward(pretrained.params, ids[rows], mask[rows], pretrained.config, has_head)
+        for name, expected, got in zip(names, theirs, ours, strict=True):
+            worst[name] = max(worst[name], relative_difference(expected[real], np.asarray(got)[real]))
     return list(worst.items())
 
 
@@ -127,16 +126,9 @@ def _torch_model(directory: Path, has_head: bool) -> Any:
     return forward
 
 
-def _flax_forward(
-    params: dict[str, Any], config: EncoderConfig, has_head: bool, ids: np.ndarray, mask: np.ndarray
-) -> list[jax.Array]:
-    # By default accelerators round the operands of float32 products.
-    with jax.default_matmul_precision("highest"):
-        return _forward(params, jnp.asarray(ids), jnp.asarray(mask), config, has_head)
-
-
 @partial(jax.jit, static_argnums=(3, 4))
-def _forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig, has_head: bool) -> list[Any]:
+def _flax_forward(params: Any, ids: jax.Array, mask: jax.Array, config: EncoderConfig, has_head: bool) -> list[Any]:
+    """The same, computed by this project."""
     positions, segments = rows_from_mask(mask)
     states = make_encoder(config).apply({"params": params["encoder"]}, ids, positions, segments, all_hidden=True)
     if not has_head:

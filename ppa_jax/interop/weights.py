@@ -6,11 +6,12 @@ one at a time. Every write is atomic.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,36 +32,23 @@ class WeightFiles:
         file_of: name -> the file that holds it, for messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, paths: Iterable[Path]) -> None:
+        """Opens safetensors and `.bin` files. Raises UserError as `open_weights`."""
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.file_of: dict[str, Path] = {}
         self._readers: dict[str, Callable[[], np.ndarray]] = {}
+        for path in paths:
+            with path.open("rb") as file:
+                if file.read(40).startswith(b"version https://git-lfs"):
+                    raise UserError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
+            for name, shape, reader in (_torch_tensors if path.suffix == ".bin" else _safetensors)(path):
+                if name in self.shapes:
+                    raise UserError(f"{path}: tensor {name} is also in {self.file_of[name].name}; keep one of them")
+                self.shapes[name], self.file_of[name], self._readers[name] = tuple(shape), path, reader
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in the dtype it was stored in."""
         return self._readers[name]()
-
-    def _add(self, name: str, shape: tuple[int, ...], path: Path, reader: Callable[[], np.ndarray]) -> None:
-        if name in self.shapes:
-            raise UserError(f"{path}: tensor {name} is also in {self.file_of[name].name}; keep one of them")
-        self.shapes[name], self.file_of[name], self._readers[name] = shape, path, reader
-
-    def add_safetensors(self, path: Path) -> None:
-        _refuse_lfs_pointer(path)
-        try:
-            file = safe_open(path, "np")
-            for name in file.keys():  # noqa: SIM118 (not a mapping)
-                shape = tuple(file.get_slice(name).get_shape())
-                self._add(name, shape, path, lambda file=file, name=name: file.get_tensor(name))
-        except SafetensorError as error:
-            raise UserError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from None
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-    def add_torch(self, path: Path) -> None:
-        _refuse_lfs_pointer(path)
-        for name, tensor in _load_torch(path).items():
-            self._add(name, tuple(tensor.shape), path, lambda tensor=tensor: _torch_to_numpy(tensor))
 
 
 def open_weights(directory: Path) -> WeightFiles:
@@ -68,13 +56,7 @@ def open_weights(directory: Path) -> WeightFiles:
 
     Raises UserError if there is none, a shard is missing, or a file is truncated or holds more than plain weights.
     """
-    files = WeightFiles()
-    for path in weight_paths(directory):
-        if path.suffix == ".bin":
-            files.add_torch(path)
-        else:
-            files.add_safetensors(path)
-    return files
+    return WeightFiles(weight_paths(directory))
 
 
 def weight_paths(directory: Path) -> list[Path]:
@@ -92,8 +74,7 @@ def weight_paths(directory: Path) -> list[Path]:
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of one safetensors file."""
-    files = WeightFiles()
-    files.add_safetensors(path)
+    files = WeightFiles([path])
     return {name: files.read(name) for name in files.shapes}
 
 
@@ -110,10 +91,23 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _refuse_lfs_pointer(path: Path) -> None:
-    with open(path, "rb") as file:
-        if file.read(40).startswith(b"version https://git-lfs"):
-            raise UserError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
+Tensor = tuple[str, Sequence[int], Callable[[], np.ndarray]]  # name, shape, and how to read it
+
+
+def _safetensors(path: Path) -> Iterator[Tensor]:
+    try:
+        file = safe_open(path, "np")
+        for name in file.keys():  # noqa: SIM118 (not a mapping)
+            yield name, file.get_slice(name).get_shape(), functools.partial(file.get_tensor, name)
+    except SafetensorError as error:
+        raise UserError(f"{path}: truncated or damaged safetensors file ({error}); download it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _torch_tensors(path: Path) -> Iterator[Tensor]:
+    for name, tensor in _load_torch(path).items():
+        yield name, tensor.shape, functools.partial(_torch_to_numpy, tensor)
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
@@ -156,20 +150,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         save_file(contiguous, unfinished, metadata={"format": "pt"})
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object. Raises UserError if the file is absent, is not JSON, or is not an object."""
-    return _read_json(path, dict, "object")
-
-
-def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """Reads a JSON list of objects. Raises UserError likewise."""
-    values = _read_json(path, list, "list")
-    if not all(isinstance(value, dict) for value in values):
-        raise UserError(f"{path}: expected a list of JSON objects")
-    return values
-
-
-def _read_json(path: Path, kind: type, name: str) -> Any:
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Reads a JSON object, or with `kind=list` a list of objects. Raises UserError if the file does not hold one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -178,8 +160,9 @@ def _read_json(path: Path, kind: type, name: str) -> Any:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(value, kind):
-        raise UserError(f"{path}: expected a JSON {name}, found {type(value).__name__}")
+    if not isinstance(value, kind) or not all(isinstance(x, dict) for x in (value if kind is list else ())):
+        wanted = "object" if kind is dict else "list of objects"
+        raise UserError(f"{path}: expected a JSON {wanted}, found {type(value).__name__}")
     return value
 
 

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -52,9 +52,6 @@ class Checkpoints:
         every: steps between two checkpoints; 0 means that only forced ones are written.
         keep: how many of the newest stay, at least 1.
         """
-        if every < 0 or keep < 1:
-            raise UserError(f"checkpoint: every={every}, keep={keep}; every must be 0 or more, keep 1 or more")
-        _quieten_orbax()
         self.directory = storage.absolute(directory)
         self.every, self.keep = every, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -134,17 +131,16 @@ class Checkpoints:
             path = self.directory / str(step)
             _check_leaves(path, abstract_state)
             with _context():
-                state = ocp.load(path, jax.tree.map(_abstract, abstract_state))
+                shapes = jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), abstract_state
+                )
+                state = ocp.load(path, shapes)
         self._current = step
         return step, state
 
     def steps(self) -> list[int]:
         """The finished checkpoints there are now, ascending (a save under way does not count; none is verified)."""
         return _finished_steps(self.directory)
-
-    def latest_step(self) -> int | None:
-        """The newest of `steps`."""
-        return max(self.steps(), default=None)
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong with it (UserError for a full disk)."""
@@ -166,13 +162,32 @@ class Checkpoints:
                 self._thread.shutdown()
 
 
+def restore_or_init(
+    checkpoints: Checkpoints, init: Callable[..., Any], arguments: tuple[Any, ...], shapes: Any, shardings: Any
+) -> tuple[int, Any]:
+    """The step and the state that training starts from: the newest checkpoint's, or 0 and a new state.
+
+    Args:
+      checkpoints: of the run.
+      init: makes a new state of `arguments`; jitted here.
+      arguments: of `init`.
+      shapes: the state's, as by `jax.eval_shape`.
+      shardings: a tree like `shapes`; says on which devices every array lands.
+    """
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        return 0, jax.jit(init, out_shardings=shardings)(*arguments)
+    logging.info("going on from the checkpoint of step %d", restored[0])
+    return restored
+
+
 def save_params(directory: str | os.PathLike, tree: Any) -> None:
     """Writes a tree of arrays (nested dicts) as one checkpoint, replacing an earlier one; returns when it is complete.
 
     Raises:
       UserError: the directory holds something else, or cannot be written.
     """
-    _quieten_orbax()
     path = storage.absolute(directory)
     with _disk_errors(path):
         # Without checksums a save was cut short, if Orbax's own file is there; else it is something else's directory.
@@ -202,7 +217,6 @@ def load_params(directory: str | os.PathLike) -> dict[str, Any]:
     Raises:
       UserError: there is none in the directory, or it is damaged.
     """
-    _quieten_orbax()
     path = storage.absolute(directory)
     with storage.one_line(path):
         if not (path / CHECKSUMS).exists():
@@ -220,7 +234,6 @@ def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any
     Raises:
       UserError: no checkpoint in the directory, all of them damaged, or none with an entry `params`.
     """
-    _quieten_orbax()
     path = storage.absolute(directory)
     with storage.one_line(path):
         step = _newest_good(path, set()) if path.is_dir() else None
@@ -350,11 +363,6 @@ def _context(*, partial: bool = False) -> ocp.Context:
     return context
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
 def _load_numpy(path: epath.Path, entry: str | None) -> dict[str, Any]:
     """Reads the whole tree, or its top-level `entry` alone, as numpy arrays."""
     stored: Any = ocp.metadata(path).metadata
@@ -408,5 +416,4 @@ def _orbax_is_worth_hearing(record: LogRecord) -> bool:
     return record.levelno >= WARNING and record.exc_info is None
 
 
-def _quieten_orbax() -> None:
-    logging.get_absl_logger().addFilter(_orbax_is_worth_hearing)
+logging.get_absl_logger().addFilter(_orbax_is_worth_hearing)

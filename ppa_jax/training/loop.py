@@ -111,7 +111,7 @@ class Loop:
                         break
             self.checkpoints.wait()
         if stop_signal.signum is not None:  # while the last checkpoint was written
-            raise Stopped(stop_signal.signum, self.checkpoints.latest_step() or stop)
+            raise Stopped(stop_signal.signum, max(self.checkpoints.steps(), default=stop))
         return state
 
     def _evaluates(self, done: int, stop: int) -> bool:

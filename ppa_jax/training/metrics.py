@@ -61,7 +61,9 @@ class MetricWriter:
         package = import_wandb() if wandb else None  # on all processes: if one lacks it, all must fail
         self._wandb: Any = None
         if package and self._active:
-            self._wandb = _start(package, wandb, self._workdir.name, self._folder, config)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            given = dict(config or {})
+            self._wandb = package.init(project=wandb, name=self._workdir.name, dir=str(self._folder), config=given)
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and incomplete lines.
@@ -119,9 +121,8 @@ class MetricWriter:
             if self._board is None:
                 from tensorboardX import SummaryWriter
 
-                self._board = SummaryWriter(
-                    str(self._folder / "tensorboard"), purge_step=self._purge_step, flush_secs=30
-                )
+                directory = str(self._folder / "tensorboard")
+                self._board = SummaryWriter(directory, purge_step=self._purge_step, flush_secs=30)
             for name, value in numbers.items():
                 if math.isfinite(value):
                     self._board.add_scalar(name, value, step)
@@ -243,12 +244,5 @@ def import_wandb() -> Any:
     try:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError(
-            "config.log.wandb: the package is not installed; pip install wandb, or leave it empty"
-        ) from None
+        raise UserError("config.log.wandb: wandb is not installed; pip install wandb, or leave it empty") from None
     return wandb
-
-
-def _start(wandb: Any, project: str, name: str, folder: Path, config: Mapping[str, Any] | None) -> Any:
-    folder.mkdir(parents=True, exist_ok=True)
-    return wandb.init(project=project, name=name, dir=str(folder), config=dict(config or {}))

@@ -26,6 +26,7 @@ from absl import logging
 from etils import epath
 
 from ppa_jax import storage
+from ppa_jax.config import fields
 from ppa_jax.errors import UserError, disk_errors
 
 CONFIG = "config.json"
@@ -171,8 +172,8 @@ def check_identity(
     held = check_job(workdir, config.get("job"))
     if held is None:
         return False
-    old = _flat(held)
-    new = _flat(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    old = fields(held)
+    new = fields(json.loads(json.dumps(config)))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
         for field in sorted({*old, *new})
@@ -228,12 +229,3 @@ def file_digest(path: Path) -> str:
 def _file_digest(path: Path, size: int, modified_ns: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`; an empty group is a field of its own."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        field = f"{prefix}{name}"
-        flat.update(_flat(value, f"{field}.") if isinstance(value, Mapping) and value else {field: value})
-    return flat

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ppa_jax.data import prepare
-from ppa_jax.data.corpora import describe, open_pairs
+from ppa_jax.data.corpora import open_pairs, sources_table
 from ppa_jax.data.sources import Cleaning, parse_pairs
 from ppa_jax.data.tokenizer import load_tokenizer
 from ppa_jax.errors import UserError
@@ -264,8 +264,7 @@ def test_lines_of_one_language_are_counted_as_lines(tmp_path, opened):
         (3, 3, 2, {}, 2),
     ]
     assert len(pair) == 102 and pair.read([101]) == [("c c c c", "c c c c")]
-    total = next(line.split() for line in describe([pair]).splitlines() if " all" in line)
-    assert total == ["en", "207", "203", "all"]
+    assert sources_table([pair])[1][-1][:4] == ("en", "all", 207, 203)
 
 
 def test_every_source_is_checked_before_the_first_is_prepared(tmp_path, opened):
@@ -402,13 +401,12 @@ def test_threads_take_turns_at_the_lazy_module(monkeypatch):
     assert seen == [1] * 4
 
 
-def test_describe(tmp_path, opened):
+def test_sources_table(tmp_path, opened):
     write(tmp_path / "a.tsv", [("one", "eins"), ("", "zwei"), ("three", "drei")])
     write(tmp_path / "b.tsv", [("four", "vier")])
-    lines = describe(opened(f"en-de={tmp_path}/a.tsv,en-de={tmp_path}/b.tsv")).split("\n")
-    assert lines[0].split() == ["pair", "read", "kept", "source", "skipped"]
-    assert lines[1].split() == ["en-de", "3", "2", f"{tmp_path}/a.tsv", "empty", "1"]
-    assert lines[3].split() == ["en-de", "4", "3", "all"]
+    _, rows = sources_table(opened(f"en-de={tmp_path}/a.tsv,en-de={tmp_path}/b.tsv"))
+    assert rows[0] == ("en-de", f"{tmp_path}/a.tsv", 3, 2, "empty 1", "none")
+    assert rows[2][:4] == ("en-de", "all", 4, 3)
 
 
 def test_report_is_plain_json(tmp_path, opened):

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from ppa_jax.data import corpora
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.main import main
@@ -39,7 +40,7 @@ def test_lines_that_cannot_be_used_are_counted(command, tmp_path, monkeypatch):
     monkeypatch.setattr(align_run, "train", runs.append)
     path = write(tmp_path / "messy.tsv", MESSY)
     assert main(command(tmp_path / "run", {"data.pairs": f"en-de={path}", "mesh.data": 1})) == 0
-    _, ((name, source, read, kept, skipped, noted),) = align_run.sources_table(runs[0].pairs)
+    _, ((name, source, read, kept, skipped, noted),) = corpora.sources_table(runs[0].pairs)
     assert (name, source, read, kept) == ("en-de", str(path), 7, 3)
     assert sorted(skipped.split(", ")) == ["empty 1", "no_tab 1", "not_utf8 1", "too_long_text 1"]
     assert noted == "control_characters 1, extra_columns 1"
@@ -132,7 +133,7 @@ BAD_FIELDS = [
     ({"data.pairs": "en-de=a.txt|b.txt"}, "no such file: a.txt"),
     ({"data.pairs": f"en-de={__file__}|{__file__}"}, "is one file twice"),
     ({"data.pairs": "en-pt-BR=a.tsv"}, "is not of the form .*; languages have letters, digits and _, as pt_BR"),
-    ({"log.wandb": "project"}, "config.log.wandb: the package is not installed; pip install wandb"),
+    ({"log.wandb": "project"}, "config.log.wandb: wandb is not installed; pip install wandb"),
     ({"data.pairs": "en-de=hf:"}, "write hf:NAME"),
     ({"data.pairs": "en=sample:0-9"}, "en=sample:0-9: text of one language has no translations to contrast"),
 ]

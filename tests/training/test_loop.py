@@ -88,7 +88,7 @@ def test_a_signal_saves_the_step_and_restores_the_handler(make, tmp_path, signum
     with pytest.raises(Stopped, match=f"stopped by {signum.name} at step 2; the same command") as stopped:
         loop.run(jnp.int32(0), 0, 9)
     assert stopped.value.status == 128 + signum and signal.getsignal(signum) is before
-    assert events[-2:] == ["read 1", "save 2"] and checkpoints.latest_step() == 2
+    assert events[-2:] == ["read 1", "save 2"] and checkpoints.steps()[-1] == 2
     continued, *_ = make()
     step, state = checkpoints.restore(jnp.int32(0)) or (0, None)
     assert int(continued.run(state, step, 9)) == sum(range(9))
@@ -101,7 +101,7 @@ def test_a_signal_waits_for_the_last_checkpoint(make):
     checkpoints.wait = lambda: ([signal.raise_signal(signum) for signum in signals], wait())
     with pytest.raises(Stopped, match="stopped by SIGTERM at step 3; the same command"):
         loop.run(jnp.int32(0), 0, 3)
-    assert checkpoints.latest_step() == 3
+    assert checkpoints.steps()[-1] == 3
 
 
 def test_an_evaluation_that_was_cut_short_is_made_up_for(make):

@@ -35,11 +35,10 @@ from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.jobs.align.setup import Losses, Run
 from ppa_jax.model.bert import products_in
 from ppa_jax.training import hosts, loop, optimizer, sharding
-from ppa_jax.training.checkpoint import Checkpoints
+from ppa_jax.training.checkpoint import Checkpoints, restore_or_init
 from ppa_jax.training.freezing import split
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
-from ppa_jax.training.start import restore_or_init
 
 
 def run(config: Config, workdir: str) -> None:
@@ -285,7 +284,7 @@ def write_report(run: Run) -> None:
             "seed": str(config.seed),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
-        sources=markdown.table(*sources_table(run.pairs)),
+        sources=markdown.table(*corpora.sources_table(run.pairs)),
     )
     for heading, table in tables:
         print(f"\n{heading}\n\n{table}")
@@ -326,24 +325,3 @@ def describe_losses(run: Run) -> str:
     if losses.word_alignment:
         terms.append(f"alignment of word embeddings x {losses.word_alignment:g}")
     return " + ".join(terms)
-
-
-def sources_table(pairs: list[corpora.LanguagePair]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Header and rows: every source, how many lines were read and kept, why others were skipped, what was changed."""
-
-    def counts(reasons: dict[str, int]) -> str:
-        return ", ".join(f"{reason} {number}" for reason, number in reasons.items() if number) or "none"
-
-    rows = [
-        (
-            pair.name,
-            entry["source"].partition("=")[2],
-            entry["read"],
-            entry["kept"],
-            counts(entry["skipped"]),
-            counts(entry["noted"]),
-        )
-        for pair in pairs
-        for entry in pair.report
-    ]
-    return ("languages", "source", "pairs or lines read", "kept", "skipped", "kept, but noted"), rows

@@ -27,6 +27,7 @@ from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
 from ppa_jax.evaluation.embed import Embedder
+from ppa_jax.evaluation.report import markdown
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import new_model
@@ -289,7 +290,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     # ---- data ----
     words = read_word_alignment(config, losses)
     pairs = open_pairs(config, tokenizer)
-    logging.info("corpora:\n%s", corpora.describe(pairs))
+    logging.info("corpora:\n%s", markdown.table(*corpora.sources_table(pairs)))
     data, lengths = config.data, [pair.lengths for pair in pairs]
     schedule = Schedule(lengths, config.train.batch_size, config.seed, data.temperature, data.shuffle_sides)
     batches = PairBatches(

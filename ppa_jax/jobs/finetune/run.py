@@ -41,7 +41,6 @@ from ppa_jax.training import checkpoint, hosts, loop, optimizer, sharding
 from ppa_jax.training.limits import parse_seeds
 from ppa_jax.training.memory import device_memory
 from ppa_jax.training.metrics import MetricWriter
-from ppa_jax.training.start import restore_or_init
 from ppa_jax.training.workdir import atomic
 
 Records = list[dict[str, Any]]
@@ -154,7 +153,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
         directory / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep
     )
     logging.info("%s: %d features, %d steps of %d", directory, len(features), steps, config.train.batch_size)
-    start, state = restore_or_init(checkpoints, init, start_from, shapes, shardings)
+    start, state = checkpoint.restore_or_init(checkpoints, init, start_from, shapes, shardings)
 
     # ---- loop ----
     best = EarlyStopping(setup, directory, start)
