@@ -10,6 +10,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from ppa_jax.config import load
+
 
 def get_config(mode: str = "") -> Any:
     """The settings; there are no modes."""
@@ -51,20 +53,10 @@ def get_config(mode: str = "") -> Any:
             patience=0,  # stop after so many scores without an improvement, use the best; 0: never
         ),
         test_batch_size=64,  # features, global
-        mesh=dict(
-            data=-1,  # devices that split the batch; -1: all
-            rules="replicated",  # or fsdp: parameters are split and gathered for the step
-            fsdp=-1,  # devices in a group that splits the parameters (rules=fsdp); -1: all of mesh.data
-            distributed=False,  # several hosts: jax.distributed.initialize() first
-        ),
-        checkpoint=dict(
-            every=500,  # steps; 0: only at the end and on SIGTERM
-            keep=1,  # newest checkpoints
-        ),
-        log=dict(
-            tensorboard=True,  # write curves into the workdir
-            wandb="",  # project name
-        ),
+        mesh=load("ppa").mesh,
+        checkpoint=load("ppa").checkpoint,
+        log=load("ppa").log,
         profile=False,  # trace steps 10 to 14 into workdir/profile
     )
+    c.checkpoint.keep = 1  # newest checkpoints
     return c

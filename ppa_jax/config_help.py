@@ -33,11 +33,11 @@ def comment(name: str, about: dict[str, str]) -> str:
     return about.get(name, "")
 
 
-def comments(path: Path, prefix: str = "") -> dict[str, str]:
+def comments(path: Path) -> dict[str, str]:
     """The trailing comments of a recipe's fields, by dotted name, including the recipes it loads.
 
     A field is a keyword in a nested call, `train=dict(steps=0,  # comment`, or an attribute that is assigned,
-    `c.train.steps = 0  # comment`.
+    `c.train.steps = 0  # comment`. A recipe is loaded as a whole, `load("ppa")`, or one group of it, `load("ppa").mesh`.
     """
     source = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
@@ -45,16 +45,18 @@ def comments(path: Path, prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
 
     def visit(value: ast.expr, name: str) -> None:
-        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "load":
-            recipe = value.args[0]
+        call, group = (value.value, f"{value.attr}.") if isinstance(value, ast.Attribute) else (value, "")
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "load":
+            recipe, here = call.args[0], f"{name}." if name else ""
             if isinstance(recipe, ast.Constant) and isinstance(recipe.value, str):
-                found.update(comments(configs.find_recipe(recipe.value)[0], f"{name}." if name else prefix))
+                loaded = comments(configs.find_recipe(recipe.value)[0])
+                found.update({here + x.removeprefix(group): loaded[x] for x in loaded if x.startswith(group)})
         elif isinstance(value, ast.Call):
             if value.lineno in on_line:  # of a group, for its fields without one
                 found[name] = on_line[value.lineno]
             for keyword in value.keywords:
                 if keyword.arg:
-                    visit(keyword.value, f"{name}.{keyword.arg}" if name else f"{prefix}{keyword.arg}")
+                    visit(keyword.value, f"{name}.{keyword.arg}" if name else keyword.arg)
         elif value.end_lineno in on_line:
             found[name] = on_line[value.end_lineno]
 
@@ -64,5 +66,5 @@ def comments(path: Path, prefix: str = "") -> dict[str, str]:
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
         if isinstance(target, ast.Name | ast.Attribute):
             field = ast.unparse(target).partition(".")[2]  # `c.train.steps`, or the configuration itself
-            visit(node.value, prefix + field if field else "")
+            visit(node.value, field)
     return found

@@ -26,7 +26,7 @@ from absl import logging
 from etils import epath
 
 from ppa_jax import storage
-from ppa_jax.config import fields
+from ppa_jax.config import fields as flatten
 from ppa_jax.errors import UserError, disk_errors
 
 CONFIG = "config.json"
@@ -172,8 +172,8 @@ def check_identity(
     held = check_job(workdir, config.get("job"))
     if held is None:
         return False
-    old = fields(held)
-    new = fields(json.loads(json.dumps(config)))  # tuples become lists, as in the file
+    old = flatten(held)
+    new = flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"
         for field in sorted({*old, *new})

@@ -1,0 +1,89 @@
+"""What is in a batch: the sentences of the plan, in its order of sides, with their positions and token types."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from step_fixtures import BATCH, METHOD
+
+from ppa_jax.objectives import masking
+from ppa_jax.training import sharding
+
+
+def test_batches_say_what_the_plan_says(make, number_pairs):
+    """Content, not shape: every query, key and TLM sequence stands in the rows, in the plan's order of sides."""
+    sources = [number_pairs(300, seed=0), number_pairs(80, seed=1)]
+    setting = make(2, accumulate=2)
+    batch, plan = setting.batches.make(5), setting.batches.schedule.batch(5)
+    assert 0 < plan.swap.sum() < BATCH
+    for a in range(2):
+        for s in range(2):
+            rows, keys = (jax.tree.map(lambda x: x[a, s].reshape(-1), r) for r in (batch.rows, batch.key_rows))  # noqa: B023
+            for i in range(BATCH // 4):
+                n = (s * 2 + a) * (BATCH // 4) + i
+                texts = sources[plan.source[n]].texts[plan.index[n]]
+                first, second = ([int(w) for w in t.split()] for t in (texts[::-1] if plan.swap[n] else texts))
+                query = rows.ids[rows.segments == n + 1]
+                assert query.tolist() == [1, *first, 2]
+                start = batch.query.start[a, s, i]
+                assert rows.ids[start : start + batch.query.length[a, s, i]].tolist() == query.tolist()
+                assert keys.ids[keys.segments == n + 1].tolist() == [1, *second, 2]
+                tlm = rows.segments == BATCH + n + 1
+                assert rows.ids[tlm].tolist() == [1, *first, 2, *second, 2]
+                assert rows.positions[tlm].tolist() == list(range(tlm.sum()))  # running on, not reset
+    assert (batch.slots.rank >= 0).sum() == masking.masked_count(plan.lengths.sum(axis=1), 0.15).sum()
+
+
+@pytest.mark.usefixtures("hasty")
+def test_text_of_one_language_beside_pairs(make, params, number_pairs, number_tokenizer):
+    """Its sentences are masked alone, pairs in one sequence, in the same batch; and the step takes it."""
+    pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
+    text.languages = ("en",)
+    setting = make(2, method=dataclasses.replace(METHOD, contrastive_weight=0.0), sources=[pairs, text])
+    batch, plan = setting.batches.make(3), setting.batches.schedule.batch(3)
+    ids, segments = batch.rows.ids.reshape(-1), batch.rows.segments.reshape(-1)
+    assert 0 < plan.source.sum() < BATCH
+    for n in range(BATCH):
+        texts = (pairs, text)[plan.source[n]].texts[plan.index[n]]
+        first, second = ([int(w) for w in t.split()] for t in (texts[::-1] if plan.swap[n] else texts))
+        found = [ids[segments == BATCH + 2 * n + side + 1].tolist() for side in range(2)]
+        assert found == ([[1, *first, 2], [1, *second, 2]] if plan.source[n] else [[1, *first, 2, *second, 2], []])
+    counts = [masking.masked_count(x if plan.source[n] else x.sum(), 0.15).sum() for n, x in enumerate(plan.lengths)]
+    assert (batch.slots.rank >= 0).sum() == sum(counts)
+    state, metrics = setting.step(setting.state, sharding.put_batch(batch, setting.mesh))
+    assert np.isfinite(metrics["tlm"]) and state.step == 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_xlm_tells_the_language_and_counts_positions_anew(make, number_pairs):
+    """In the second sentence of a pair; text of one language is of that language alone."""
+    pairs, text = number_pairs(300, seed=0), number_pairs(200, seed=1)
+    text.languages = ("b",)
+    method = dataclasses.replace(METHOD, contrastive_weight=0.0)
+    for sources in ([pairs, text], [pairs]):
+        setting = make(2, method=method, sources=sources, languages=("a", "b"))
+        batch, plan = setting.batches.make(3), setting.batches.schedule.batch(3)
+        rows = jax.tree.map(lambda x: x.reshape(-1), batch.rows)
+        types, n = batch.types.reshape(-1), len(sources)
+        for i in range(BATCH):
+            here = rows.segments == BATCH + n * i + 1
+            first, second = plan.lengths[i]
+            a = int(plan.swap[i]) if plan.source[i] == 0 else 1
+            if plan.source[i] == 0:
+                assert types[here].tolist() == [a] * (first + 2) + [1 - a] * (second + 1)
+                assert rows.positions[here].tolist() == [*range(first + 2), *range(second + 1)]
+            else:
+                assert types[here].tolist() == [1] * (first + 2)
+                assert rows.positions[here].tolist() == list(range(first + 2))
+    _, metrics = setting.step(setting.state, sharding.put_batch(batch, setting.mesh))
+    assert np.isfinite(metrics["tlm"])
+
+
+def test_masked_lm_control_never_joins_a_pair(make):
+    setting = make(method=dataclasses.replace(METHOD, contrastive_weight=0.0), joint=False)
+    batch = setting.batches.make(0)
+    ids, segments = batch.rows.ids.reshape(-1), batch.rows.segments.reshape(-1)
+    for segment in set(segments.tolist()) - {0}:
+        assert (ids[segments == segment] == 2).sum() == 1  # one [SEP], so one sentence
+    assert len(set(segments.tolist()) - {0}) == 2 * BATCH
