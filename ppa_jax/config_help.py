@@ -37,7 +37,7 @@ def comments(path: Path) -> dict[str, str]:
     """The trailing comments of a recipe's fields, by dotted name, including the recipes it loads.
 
     A field is a keyword in a nested call, `train=dict(steps=0,  # comment`, or an attribute that is assigned,
-    `c.train.steps = 0  # comment`. A recipe is loaded as a whole, `load("ppa")`, or one group of it, `load("ppa").mesh`.
+    `c.train.steps = 0  # comment`. A recipe may be loaded as a whole, `load("ppa")`, or in part, `load("ppa").mesh`.
     """
     source = path.read_text(encoding="utf-8")
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
