@@ -56,8 +56,13 @@ def load(file: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"--config={file}: {error}") from error
     except Exception as error:  # whatever a file of the user's may raise: a field that does not exist, say
         raise UserError(f"--config={file}: get_config raises {type(error).__name__}: {reason(error)}") from error
-    _use_steps_or_epochs(config, _override(config, overrides))
+    override(config, overrides)
     return config
+
+
+def override(config: Config, overrides: Sequence[str]) -> None:
+    """Sets fields as `load` does. Raises UserError as it does."""
+    _use_steps_or_epochs(config, _override(config, overrides))
 
 
 def find_recipe(file: str) -> tuple[Path, str]:

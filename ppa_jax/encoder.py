@@ -4,7 +4,7 @@
     encoder = Encoder.from_pretrained("runs/x/export")
     vectors = encoder.encode(["Good morning", "Guten Morgen"])  # float32 [2, D]
 
-From the shell, one sentence a line:
+From the shell, one sentence a line; `--input=-` reads standard input:
 
     python -m ppa_jax.encoder --model=runs/x/export --input=sentences.txt --output=vectors.npy
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,13 @@ class Encoder:
       normalize: whether vectors are scaled to length 1 by default.
       dense: parameters and activation of a SentenceTransformer's Dense module, or None. It applies to the vectors of
         this `layer` and `pooling`; those of others have the encoder's width.
+      prompts: name -> text before a sentence, as "query: " of E5; of a SentenceTransformer.
+      default_prompt_name: the prompt of `encode` without one; None: none.
+      directory: that it was loaded from; None for parameters in memory.
       batch_size: rows of 128 tokens computed at once on each device; an upper bound on CPUs.
     """
+
+    directory: Path | None = None
 
     def __init__(
         self,
@@ -69,6 +74,8 @@ class Encoder:
         max_length: int,
         normalize: bool = False,
         dense: tuple[Any, str] | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
         batch_size: int = 32,
         dtype: str = "float32",
         devices: Sequence[Any] | None = None,
@@ -78,6 +85,8 @@ class Encoder:
             raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
         self.config, self.tokenizer = config, tokenizer
         self.max_length, self.normalize, self.batch_size = max_length, normalize, batch_size
+        self.prompts, self.default_prompt_name = dict(prompts or {}), default_prompt_name
+        self._pools_prompt = True
         devices = jax.local_devices() if devices is None else list(devices)
         self._mesh = make_mesh(devices=devices) if devices != jax.devices()[:1] else None
         self._dtype = jnp.dtype(dtype)
@@ -119,18 +128,18 @@ class Encoder:
         """
         directory = hub.resolve(source)
         try:
-            settings = sentence_transformers.read_settings(directory)
+            settings = sentence_transformers.read_settings(directory, default_prompt=True)
         except UserError as error:
             if layer is None or pooling is None:
                 raise UserError(f"{error}; to use its encoder only, give layer and pooling") from error
             settings = None
-        encoder = sentence_transformers.encoder_directory(directory)
-        pretrained, tokenizer = huggingface.read(encoder), load_tokenizer(encoder)
+        files = sentence_transformers.encoder_directory(directory)
+        pretrained, tokenizer = huggingface.read(files), load_tokenizer(files)
         sizes = pretrained.config
         check_vocabulary(tokenizer, sizes.vocab_size)
         own = settings or sentence_transformers.Settings(sizes.num_layers, "mean", sizes.max_length)
         has_dense = own.dense and layer in (None, own.layer) and pooling in (None, own.pooling)
-        return cls(
+        encoder = cls(
             sizes,
             pretrained.params["encoder"],
             tokenizer,
@@ -139,10 +148,24 @@ class Encoder:
             max_length=min(own.max_length, sizes.max_length) if max_length is None else max_length,
             normalize=sentence_transformers.normalizes(directory),
             dense=(sentence_transformers.read_dense(directory), own.dense) if has_dense else None,
+            prompts=own.options.get("prompts"),
+            default_prompt_name=own.options.get("default_prompt_name"),
             batch_size=batch_size,
             dtype=dtype,
             devices=devices,
         )
+        encoder.directory, encoder._pools_prompt = directory, own.include_prompt
+        return encoder
+
+    def __repr__(self) -> str:
+        sizes = self.config
+        settings = f"layer={self.layer}, pooling={self.pooling!r}, max_length={self.max_length}"
+        if self.normalize:
+            settings += ", normalize=True"
+        if self.prompts:
+            settings += f", prompts={self.prompts}"
+        model = f"{sizes.model_type}, {sizes.num_layers} x {sizes.hidden_size}, vocabulary of {sizes.vocab_size:,}"
+        return f"Encoder({self.directory or 'in memory'}: {model}; {settings})"
 
     @property
     def embedder(self) -> Embedder:
@@ -167,6 +190,8 @@ class Encoder:
         pooling: str | None = None,
         normalize: bool | None = None,
         batch_size: int | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         progress: bool = False,
     ) -> np.ndarray:
         """The vectors of sentences, float32 [N, D], in order; [D] for one string.
@@ -180,14 +205,19 @@ class Encoder:
           pooling: "cls", "mean" or "mean_without_special"; default: `self.pooling`.
           normalize: to length 1, so that dot products are cosines; default: `self.normalize`.
           batch_size: as in `from_pretrained`; default: `self.batch_size`.
+          prompt_name: which of `self.prompts` precedes each sentence; default: `self.default_prompt_name`.
+          prompt: text that precedes each sentence instead, such as "query: "; "": none.
           progress: show a progress bar on stderr.
 
         Raises:
-          UserError: an unknown layer or pooling, a batch size below 1, a sentence that is not a string or not valid
-            Unicode, weights that produce NaN or infinity.
+          UserError: an unknown layer, pooling or prompt, a batch size below 1, a sentence that is not a string or not
+            valid Unicode, weights that produce NaN or infinity.
         """
         if isinstance(sentences, str):
-            return self.encode([sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size)[0]
+            return self.encode(
+                [sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size,
+                prompt_name=prompt_name, prompt=prompt,
+            )[0]  # fmt: skip
         sentences = list(sentences)
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
@@ -199,6 +229,8 @@ class Encoder:
                     f"sentence {i}: {sentence[error.start]!r} is a lone surrogate, half a character; replace it: "
                     'text.encode("utf-8", "replace").decode()'
                 ) from None
+        if prefix := self._prompt(prompt_name, prompt):
+            sentences = [prefix + sentence for sentence in sentences]
         request = (self.layer if layer is None else layer, self.pooling if pooling is None else pooling)
         embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
         with tqdm(total=len(sentences), disable=not progress, unit=" sentences", file=sys.stderr) as bar:
@@ -210,6 +242,32 @@ class Encoder:
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])
         return vectors
 
+    def _prompt(self, name: str | None, prompt: str | None) -> str:
+        """The text before each sentence. Raises UserError for an unknown name, or if its tokens must not be pooled."""
+        if prompt is None:
+            name = self.default_prompt_name if name is None else name
+            if name is not None and name not in self.prompts:
+                raise UserError(f"prompt_name={name!r}: the model has {', '.join(self.prompts) or 'no prompts'}")
+            prompt = "" if name is None else self.prompts[name]
+        if prompt and not self._pools_prompt:
+            raise UserError("prompt: the model leaves a prompt out of its pooling (include_prompt), which is not "
+                            'supported; encode without one (prompt="")')  # fmt: skip
+        return prompt
+
+    def similarity(self, a: np.ndarray | Sequence[str], b: np.ndarray | Sequence[str]) -> np.ndarray:
+        """The cosine of every sentence, or vector [N, D], of `a` with every one of `b`: float32 [N, M]."""
+        one, other = (x if isinstance(x, np.ndarray) else self.encode(x) for x in (a, b))
+        return unit(np.array(one, np.float32, ndmin=2)) @ unit(np.array(other, np.float32, ndmin=2)).T
+
+    def push_to_hub(self, repo: str, *, private: bool = False) -> str:
+        """Uploads the directory that was loaded, with its model card, as `repo` ("owner/name"); returns the address.
+
+        Raises UserError as `ppa_jax.interop.hub.push`, and for an encoder made in memory.
+        """
+        if self.directory is None:
+            raise UserError("push_to_hub: an encoder made in memory; write it to a directory and load that")
+        return hub.push(self.directory, repo, private=private)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 2 for a mistake in the input."""
@@ -218,11 +276,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Writes the vector of every line of a text file as a NumPy array [lines, width].",
     )
     parser.add_argument("--model", required=True, help="a Hugging Face directory, a name on the Hub, a run's workdir")
-    parser.add_argument("--input", required=True, help="a UTF-8 text file, one sentence per line, or .gz")
+    parser.add_argument(
+        "--input", required=True, help="a UTF-8 text file, one sentence per line, or .gz; -: standard input"
+    )
     parser.add_argument("--output", required=True, help="the .npy file to write")
     parser.add_argument("--layer", type=int, help="default: as trained, else the last")
     parser.add_argument("--pooling", help="cls, mean or mean_without_special; default: as trained, else mean")
     parser.add_argument("--max-length", type=int, help="maximum word pieces per sentence; default: as trained")
+    parser.add_argument("--prompt", help='text before each sentence, such as "query: "; default: the model\'s own')
     parser.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     parser.add_argument("--batch-size", type=int, default=32, help="rows of 128 tokens computed at once")
     parser.add_argument("--dtype", default="float32", help="of the matrix products: float32 or bfloat16")
@@ -240,14 +301,17 @@ def _encode_file(args: argparse.Namespace) -> int:
         if output.exists():
             output.open("ab").close()
         tempfile.TemporaryFile(dir=output.parent).close()
-    sentences = read_lines(storage.local(args.input), field="--input")
+    source = Path("/dev/stdin") if args.input == "-" else storage.local(args.input)
+    sentences = read_lines(source, field="--input")
     check_platform()
     with device_memory("lower --batch-size or --max-length"):
         encoder = Encoder.from_pretrained(
             args.model, layer=args.layer, pooling=args.pooling, max_length=args.max_length, dtype=args.dtype,
             batch_size=args.batch_size,
         )  # fmt: skip
-        vectors = encoder.encode(sentences, normalize=args.normalize or None, progress=sys.stderr.isatty())
+        vectors = encoder.encode(
+            sentences, normalize=args.normalize or None, prompt=args.prompt, progress=sys.stderr.isatty()
+        )
     with atomic(output, vectors.nbytes) as unfinished, unfinished.open("wb") as file:
         np.save(file, vectors)
     logging.info("layer %d, %s pooling, at most %d pieces", encoder.layer, encoder.pooling, encoder.max_length)

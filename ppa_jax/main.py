@@ -2,6 +2,7 @@
 
 `--config` names a Python file or one of the recipes that are installed (ppa, pretrain, xnli, mlqa, tagging, parsing,
 evaluate, align_mlm, layer_ablation), and `--config=ppa:demo` one of its modes. `--config=FILE --help` shows its fields.
+`ppa-jax push runs/x --repo=me/model` uploads a result to the Hugging Face Hub.
 The same command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line
 says which), 130 or 143 stopped by SIGINT or SIGTERM after saving; after any other the launchers start it again.
 """
@@ -22,6 +23,7 @@ from ppa_jax import config as configs
 from ppa_jax import config_help, storage
 from ppa_jax.config import Config
 from ppa_jax.errors import NO_PLACE, NO_ROOM, UserError
+from ppa_jax.interop import hub
 from ppa_jax.log_lines import answer
 from ppa_jax.training import hosts
 from ppa_jax.training.loop import Stopped
@@ -67,19 +69,21 @@ def parse(arguments: Sequence[str]) -> tuple[Config, str]:
     for name in ("config", "workdir"):
         if not values[name].value:
             raise UserError(f"--{name} is missing; e.g. --config=configs/ppa.py --workdir=runs/x")
-    workdir = values.workdir
-    if "://" not in workdir:  # spelled in one way: the shell leaves `~` after a `=` alone
-        workdir = os.path.normpath(os.path.expanduser(workdir))
-    return configs.load(values.config, overrides), workdir
+    return configs.load(values.config, overrides), as_workdir(values.workdir)
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Runs the job that the arguments ask for; returns the exit status.
+def as_workdir(path: str | os.PathLike) -> str:
+    """The path spelled in one way, `~` expanded: the shell leaves one after a `=` alone."""
+    path = os.fspath(path)
+    return path if "://" in path else os.path.normpath(os.path.expanduser(path))
+
+
+def run(config: Config, workdir: str) -> int:
+    """Runs the configuration's job in a workdir of `as_workdir`; returns the exit status.
 
     Raises:
       UserError: a mistake in the input, or a disk that takes no more.
     """
-    config, workdir = parse(arguments)
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
     if storage.in_bucket(workdir):
@@ -113,9 +117,12 @@ def run(arguments: Sequence[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line, that of the process by default: runs the job and returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["push"]:
+        return answer(lambda: hub.push_command(arguments[1:]))
     keep_freed_memory()
     try:
-        return answer(lambda: run(sys.argv[1:] if arguments is None else arguments))
+        return answer(lambda: run(*parse(arguments)))
     except KeyboardInterrupt:
         print(
             "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint", file=sys.stderr

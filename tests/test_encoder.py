@@ -14,7 +14,7 @@ import pytest
 from ppa_jax import Encoder, encoder
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import embed
-from ppa_jax.interop import huggingface, sentence_transformers
+from ppa_jax.interop import hub, huggingface, sentence_transformers
 
 TEXTS = ["a short one", "b", "", "this sentence runs on for quite a while longer than ten pieces", "a short one"]
 
@@ -192,6 +192,66 @@ def test_a_module_that_does_more_than_pool_is_refused_unless_overruled(exported,
     with pytest.raises(UserError, match=r"module CNN is not supported.*; to use its encoder only, give layer and"):
         Encoder.from_pretrained(path)
     assert Encoder.from_pretrained(path, layer=3, pooling="mean").layer == 3
+
+
+def test_a_prompt_precedes_the_sentence_as_in_sentence_transformers(exported):
+    from sentence_transformers import SentenceTransformer
+
+    path = exported(3, "mean")
+    settings = path / "config_sentence_transformers.json"
+    prompts = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | prompts))
+    theirs, ours = SentenceTransformer(str(path), device="cpu"), Encoder.from_pretrained(path)
+    plain = ours.encode(TEXTS, prompt="")
+    for given in ({}, {"prompt_name": "query"}, {"prompt_name": "document"}, {"prompt": "abc "}, {"prompt": ""}):
+        vectors = ours.encode(TEXTS, **given)
+        np.testing.assert_allclose(vectors, theirs.encode(TEXTS, **given), atol=1e-5 * np.abs(vectors).max())
+        assert np.allclose(vectors, plain) == (given in ({"prompt_name": "document"}, {"prompt": ""}))
+    np.testing.assert_allclose(ours.encode(TEXTS[0]), ours.encode(["query: " + TEXTS[0]], prompt="")[0], atol=1e-5)
+    with pytest.raises(UserError, match=r"prompt_name='passage': the model has query, document"):
+        ours.encode(TEXTS, prompt_name="passage")
+    pooling = path / "1_Pooling/config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text()) | {"include_prompt": False}))
+    ours_key = json.loads(settings.read_text())
+    ours_key["ppa_jax"]["include_prompt"] = False
+    settings.write_text(json.dumps(ours_key))
+    with pytest.raises(UserError, match=r"include_prompt.*not supported"):
+        Encoder.from_pretrained(path).encode(TEXTS)
+
+
+def test_similarity_is_that_of_sentence_transformers(exported):
+    from sentence_transformers import SentenceTransformer
+
+    path = exported(2, "mean")
+    theirs, ours = SentenceTransformer(str(path), device="cpu"), Encoder.from_pretrained(path)
+    one, other = theirs.encode(TEXTS), theirs.encode(TEXTS[:2])
+    expected = theirs.similarity(one, other).numpy()
+    np.testing.assert_allclose(ours.similarity(one, other), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.similarity(TEXTS, TEXTS[:2]), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.similarity(one[0], other), expected[:1], atol=1e-5)
+    np.testing.assert_allclose(ours.similarity(TEXTS[0], "b"), expected[:1, 1:], atol=1e-5)
+
+
+def test_its_repr_says_what_it_computes_and_push_to_hub_where_from(exported, monkeypatch):
+    path = exported(2, "cls")
+    model = Encoder.from_pretrained(path)
+    assert repr(model) == (f"Encoder({path}: bert, 3 x 24, vocabulary of 64; layer=2, pooling='cls', max_length=12)")
+    pushed = []
+    monkeypatch.setattr(hub, "push", lambda *args, **options: pushed.append((*args, options)) or "address")
+    assert model.push_to_hub("me/model", private=True) == "address"
+    assert pushed == [(path, "me/model", {"private": True})]
+    made = Encoder(model.config, model.params, model.tokenizer, layer=2, pooling="cls", max_length=12)
+    assert repr(made).startswith("Encoder(in memory: bert")
+    with pytest.raises(UserError, match="made in memory"):
+        made.push_to_hub("me/model")
+
+
+def test_standard_input(directory, tmp_path):
+    command = [sys.executable, "-m", "ppa_jax.encoder", f"--model={directory}", "--input=-", "--prompt=query: "]
+    text = "Guten Morgen\nabc"
+    subprocess.run([*command, f"--output={tmp_path / 'o.npy'}"], input=text, text=True, check=True, timeout=120)
+    expected = Encoder.from_pretrained(directory).encode(["query: Guten Morgen", "query: abc"])
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), expected, atol=1e-5)
 
 
 def test_from_the_shell(directory, tmp_path, capsys):

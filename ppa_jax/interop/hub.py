@@ -1,8 +1,10 @@
-"""Where a model is: a directory, the workdir of a run, a bucket, or the Hugging Face Hub."""
+"""Where a model is: a directory, the workdir of a run, a bucket, or the Hugging Face Hub; and how it gets there."""
 
 from __future__ import annotations
 
+import argparse
 import re
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -75,3 +77,55 @@ def _from_bucket(address: str, weights: bool) -> Path:
     has_safetensors = any(fnmatch(name, "model*.safetensors*") for name in names)
     patterns = _SMALL + ((_SAFETENSORS if has_safetensors else _BIN) if weights else [])
     return storage.local(address, wanted=lambda name: any(fnmatch(name, pattern) for pattern in patterns))
+
+
+CARD = "README.md"
+HERE = "path/to/this/directory"  # in a model card; on the Hub its name takes the place
+
+
+def push(source: str | Path, repo: str, *, private: bool = False) -> str:
+    """Uploads a model with its card to the Hub, in one commit; returns its address.
+
+    Args:
+      source: as for `resolve`.
+      repo: "owner/name"; created if absent.
+      private: whether a repository that is created is private.
+
+    Raises:
+      UserError: there is no model, `repo` is no such name, no token, or the upload fails.
+    """
+    if not (is_name(repo) and "/" in repo):
+        raise UserError(f"--repo={repo}: must be a name on the Hub, owner/name")
+    directory = resolve(source)
+    if not (directory / "config.json").is_file() and not (directory / "modules.json").is_file():
+        raise UserError(f"{source}: no config.json; give a directory with a model, or the workdir of a run")
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
+
+    if not get_token():
+        raise UserError(f"{repo}: not logged in to the Hub; run `hf auth login`, or set HF_TOKEN")
+
+    def content(path: Path) -> Path | bytes:
+        if path != directory / CARD:
+            return path
+        return path.read_text(encoding="utf-8").replace(HERE, repo).encode()
+
+    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    operations = [CommitOperationAdd(str(path.relative_to(directory)), content(path)) for path in files]
+    try:
+        api = HfApi(library_name="ppa_jax")
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.create_commit(repo, operations, commit_message="Upload the model")
+    except (OSError, ValueError) as error:  # of the Hub, HTTP, or files
+        raise UserError(f"{repo}: the upload failed ({reason(error)}); the same command tries again") from error
+    return str(address)
+
+
+def push_command(arguments: Sequence[str]) -> int:
+    """`ppa-jax push SOURCE --repo=owner/name`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="ppa-jax push", description="Uploads a model to the Hugging Face Hub.")
+    parser.add_argument("source", help="the workdir of a run, or a directory with a model")
+    parser.add_argument("--repo", required=True, help="owner/name; created if absent")
+    parser.add_argument("--private", action="store_true", help="of a repository that is created")
+    args = parser.parse_args(arguments)
+    print(push(args.source, args.repo, private=args.private))
+    return 0

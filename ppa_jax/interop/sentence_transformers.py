@@ -116,8 +116,12 @@ def write_settings(directory: str | Path, settings: Settings) -> None:
     weights.write_json(Path(directory) / SETTINGS_FILE, theirs | {OUR_KEY: ours})
 
 
-def read_settings(directory: str | Path) -> Settings | None:
+def read_settings(directory: str | Path, *, default_prompt: bool = False) -> Settings | None:
     """How a directory written here or by sentence-transformers makes sentence vectors; None if it is neither.
+
+    Args:
+        directory: of the model.
+        default_prompt: whether a prompt before every sentence is accepted; the caller must then put it there.
 
     Raises:
         UserError: sentence-transformers does more than pool by "cls" or "mean", apply one Dense module and normalize
@@ -128,7 +132,8 @@ def read_settings(directory: str | Path) -> Settings | None:
     paths = dict(modules)
     encoder = paths.get("Transformer", directory)
     options, transformer = _read(directory / SETTINGS_FILE), _read(encoder / TRANSFORMER_FILE)
-    if (name := options.get("default_prompt_name")) and (options.get("prompts") or {}).get(name):
+    name = options.get("default_prompt_name")
+    if not default_prompt and name and (options.get("prompts") or {}).get(name):
         where = directory / SETTINGS_FILE
         raise UserError(f"{where}: default_prompt_name {name!r} is not supported; only null, or an empty prompt, is")
     # Without modules.json, sentence-transformers does not read this file; the tokenizer has a setting of its own.

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import jax
 from absl import logging
 from etils import epath
-from tqdm import tqdm
+from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ppa_jax import storage
@@ -167,8 +167,9 @@ class Progress:
 
         120/400 steps, 02:05 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.901, contrastive 1.312, padding 8.3%
 
-    On a terminal this is one line that updates, and log messages appear above it. Elsewhere it is logged for the first
-    step, for the last, and every `interval` seconds. Process 0 alone reports. `progress_line` names the values shown.
+    On a terminal or in a notebook this is one line that updates, and log messages appear above it. Elsewhere it is
+    logged for the first step, for the last, and every `interval` seconds. Process 0 alone reports. `progress_line`
+    names the values shown.
     """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, interval: float = 20.0) -> None:
@@ -192,7 +193,8 @@ class Progress:
         if self._first is None:
             self._first = step, now  # the clock starts after the first step, which includes compilation
             # A pseudo-terminal without a size, as some schedulers give, is a log file: tqdm would show nothing there.
-            if self._stream.isatty() and os.get_terminal_size(self._stream.fileno()).lines:
+            is_terminal = self._stream.isatty() and os.get_terminal_size(self._stream.fileno()).lines
+            if is_terminal or in_notebook():
                 self._bar = tqdm(
                     total=self._total, initial=step, postfix=_shown(values), file=self._stream, bar_format=LINE,
                     dynamic_ncols=True, miniters=1,
@@ -211,6 +213,12 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         self._redirected.close()
+
+
+def in_notebook() -> bool:
+    """Whether the process is the kernel of a Jupyter notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 LINE = "{n_fmt}/{total_fmt} steps, {remaining} left{postfix}"

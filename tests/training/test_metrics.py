@@ -185,6 +185,21 @@ def test_a_terminal_has_one_line_that_updates_and_never_wraps():
     assert lines[-1].startswith("103/103 steps, 00:00 left, loss 103.00")
 
 
+def test_a_notebook_has_the_line_too(monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="absl")
+    shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    stream = io.StringIO()
+    progress = Progress(3, stream=stream)
+    for step in (2, 3):
+        progress(step, {"loss": float(step)})
+    progress.close()
+    assert "\r3/3 steps, 00:00 left, loss 3.000" in stream.getvalue() and not caplog.messages
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
+    Progress(1, stream=io.StringIO())(1, {})
+    assert len(caplog.messages) == 1  # IPython without a kernel: a terminal or a file
+
+
 def test_a_terminal_without_a_size_is_a_log_file(caplog):
     caplog.set_level(logging.INFO, logger="absl")
 
