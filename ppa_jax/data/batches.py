@@ -42,7 +42,7 @@ class Batch(NamedTuple):
     query: Any  # SentenceSpans
     key_rows: Any  # Rows for the key encoder
     key: Any  # SentenceSpans
-    hashes: Any  # [A, S, b] of each key's sentence
+    hashes: Any  # [A, S, b] of each key's sentence, or of its line in several languages
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
     types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
@@ -86,7 +86,8 @@ class PairBatches:
     """Makes the batch of any step.
 
     Attributes:
-      sources: the language pairs, each with `languages` and `read(indices) -> [(text, text)]`.
+      sources: the language pairs, each with `languages`, `lengths` and `read(indices) -> [(text, text)]`, or of more
+        languages.
       schedule: says which pairs make up a step.
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
       max_length: word pieces of one sentence with its special tokens; longer ones are cut.
@@ -141,12 +142,12 @@ class PairBatches:
 
     def _joint(self, plan: BatchPlan) -> np.ndarray:
         """[B] bool: which pairs are one TLM sequence."""
-        return self.joint & np.array([len(source.languages) == 2 for source in self.sources])[plan.source]
+        return self.joint & np.array([len(source.languages) > 1 for source in self.sources])[plan.source]
 
     @property
     def _sequences(self) -> int:
         """Maskable sequences of a pair: two, of which a TLM pair leaves the second empty, where any is masked alone."""
-        return 1 if self.joint and all(len(source.languages) == 2 for source in self.sources) else 2
+        return 1 if self.joint and all(len(source.languages) > 1 for source in self.sources) else 2
 
     def order(self) -> np.ndarray:
         """[A, S, b]: the number in the global batch of every block's pairs."""
@@ -176,7 +177,7 @@ class PairBatches:
         # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
         shape, blocks = self.packed(plan)
         own = self.order()[:, self.own_shards]  # [A, own shards, b]
-        texts = self._texts(plan, own.reshape(-1))
+        texts, lines = self._texts(plan, own.reshape(-1))
         tokens = self._tokens(plan, own.reshape(-1), texts)
         made = [
             [self._lay_out(blocks[a][s], shape, own[a, i], plan, tokens) for i, s in enumerate(self.own_shards)]
@@ -184,19 +185,27 @@ class PairBatches:
         ]
         stack = stacked([stacked(row) for row in made])
         if self.contrast:
-            hashes = np.array([sentence_hash(texts[n][1]) for n in own.reshape(-1)], np.uint32).reshape(own.shape)
-            stack = stack._replace(hashes=hashes)
+            hashes = [sentence_hash(lines.get(n, texts[n][1])) for n in own.reshape(-1).tolist()]
+            stack = stack._replace(hashes=np.array(hashes, np.uint32).reshape(own.shape))
         return stack
 
-    def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> dict[int, tuple[str, str]]:
-        """(first, second) in the plan's order of sides, by number in the global batch."""
+    def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> tuple[dict[int, tuple[str, str]], dict[int, str]]:
+        """(first, second) in the plan's order of sides, by number in the global batch; and what a line is known by.
+
+        The latter of lines of more than two languages alone: all their sentences mean the same, so none of them is a
+        negative of another. It is the text in the first language that the line has.
+        """
         texts: dict[int, tuple[str, str]] = {}
+        lines: dict[int, str] = {}
         for s, source in enumerate(self.sources):
             own = numbers[plan.source[numbers] == s]
             if len(own):
-                for n, (a, b) in zip(own, source.read(plan.index[own]), strict=True):
-                    texts[int(n)] = (b, a) if plan.swap[n] else (a, b)
-        return texts
+                for n, line in zip(own, source.read(plan.index[own]), strict=True):
+                    first, second = plan.sides[n]
+                    texts[int(n)] = line[first], line[second]
+                    if len(line) > 2:
+                        lines[int(n)] = next(filter(None, line))
+        return texts, lines
 
     def _tokens(self, plan: BatchPlan, numbers: np.ndarray, texts: dict) -> dict[int, tuple[list[int], list[int]]]:
         flat = self.tokenizer.encode([text for n in numbers for text in texts[int(n)]])
@@ -248,9 +257,12 @@ class PairBatches:
     def _sides_of(self, plan: BatchPlan, numbers: np.ndarray) -> np.ndarray:
         """[b, 2]: the numbers of the languages of the first and second sentence of each pair."""
         assert self.languages is not None
-        table = [[self.languages.index(source.languages[i]) for i in (0, -1)] for source in self.sources]
-        sides = np.array(table)[plan.source[numbers]]
-        return np.where(plan.swap[numbers][:, None], sides[:, ::-1], sides)
+        sides = np.empty((len(numbers), 2), np.int64)
+        for s, source in enumerate(self.sources):
+            own = plan.source[numbers] == s
+            of_source = np.resize([self.languages.index(x) for x in source.languages], len(source.lengths[0]))
+            sides[own] = of_source[plan.sides[numbers][own]]
+        return sides
 
     def _with_languages(
         self, batch: Batch, starts: np.ndarray, tlm: list[list[int]], middle: np.ndarray, languages: np.ndarray

@@ -1,4 +1,4 @@
-"""The corpora of a run: one `LanguagePair` for each two languages, with random access; skipped pairs are counted."""
+"""The corpora of a run: one `LanguagePair` for each set of languages, with random access; skipped pairs are counted."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ _FILTER_ROWS = 1 << 20  # pairs filtered at once
 
 @dataclass(frozen=True)
 class Filters:
-    """Which prepared pairs are used. Lengths are word pieces without special tokens, before truncation."""
+    """Which sides are left out of the prepared lines; a line with fewer than two sides, as a pair with one, is dropped.
 
-    min_pieces: int  # of either side; pairs with a side without pieces are always dropped
-    max_pair_pieces: int | None  # of both sides together; None: no limit
-    drop_identical: bool  # pairs whose two sides are the same text: untranslated
-    drop_duplicates: bool  # all but the first of equal pairs within a source
+    Lengths are word pieces without special tokens, before truncation.
+    """
+
+    min_pieces: int  # of a side; one without pieces is always left out
+    max_pair_pieces: int | None  # of any two sides together, the longer being left out; None: no limit
+    drop_identical: bool  # a side that is the same text as one before it: untranslated
+    drop_duplicates: bool  # all but the first of equal lines within a source
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,19 @@ class Part:
 
     source: str  # as written in data.pairs
     prepared: Prepared
-    swapped: bool  # prepared as b-a where the pair is a-b
+    columns: tuple[int, ...]  # of the prepared texts, in the order of the pair's languages
 
 
 class LanguagePair:
     """The pairs of two languages that passed the filters, from all their sources, concatenated.
 
+    Or the lines of more languages, of which each has at least two.
+
     Attributes:
       name: "en-de", in the order in which the pair was first named.
       languages: ("en", "de"), side 0 and side 1; ("en",) for text of one language.
-      lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, at most max_length - 2.
+      lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, at most max_length - 2. A
+        column for each language if there are more; 0 where a line lacks it.
       digests: of the prepared text of each source.
       report: for each source a dict of source, read, kept, skipped {reason: n} and noted {reason: n}, counts of pairs
         (for one language, of lines), and rows, the number of pairs (for one language, of pairs of lines).
@@ -81,18 +87,19 @@ class LanguagePair:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, str]]:
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
         """The texts of pairs `indices`, in that order, repetitions allowed. Raises IndexError outside 0..n-1."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"{self.name}: pairs are numbered 0 to {len(self) - 1}")
         part_of = np.searchsorted(self._ends, wanted, side="right")
-        texts: list[tuple[str, str]] = [("", "")] * len(wanted)
+        texts: list[tuple[str, ...]] = [()] * len(wanted)
         for number in np.unique(part_of):
             positions = np.flatnonzero(part_of == number)
+            part = self._parts[number]
             records = self._open(int(number)).read(self._rows[wanted[positions]].astype(np.int64))
-            for i, (a, b) in zip(positions.tolist(), prepare.decode(records), strict=True):
-                texts[i] = (b, a) if self._parts[number].swapped else (a, b)
+            for i, sides in zip(positions.tolist(), prepare.decode(records, part.prepared.columns), strict=True):
+                texts[i] = tuple(sides[column] for column in part.columns)
         return texts
 
     def _open(self, number: int) -> RandomReader:
@@ -126,8 +133,7 @@ def open_pairs(
 ) -> list[LanguagePair]:
     """Opens the sources of `data.pairs`, and prepares those that are new or have changed.
 
-    Sources of the same two languages are merged in either order: en-de and de-en are one pair, named as its first
-    source.
+    Sources of the same languages are merged in any order: en-de and de-en are one pair, named as its first source.
 
     Args:
       spec: the value of `data.pairs`.
@@ -155,10 +161,10 @@ def open_pairs(
     pairs = []
     for group in grouped.values():
         languages = group[0].languages
-        parts = [
-            Part(str(source), prepare.prepare(source, cleaning, cache_dir), swapped=source.languages != languages)
-            for source in group
-        ]
+        parts = []
+        for source in group:
+            columns = tuple(map(source.languages.index, languages)) if len(languages) > 1 else (0, 1)
+            parts.append(Part(str(source), prepare.prepare(source, cleaning, cache_dir), columns))
         pairs.append(_language_pair(languages, parts, tokenizer, filters, max_length, cache_dir))
     return pairs
 
@@ -182,11 +188,11 @@ def _language_pair(
         filters = Filters(0, None, False, False)
     facts = [
         [prepare.FORMAT, FORMAT],
-        [(part.prepared.directory.name, part.swapped) for part in parts],
+        [(part.prepared.directory.name, part.columns) for part in parts],
         [tokenizer.fingerprint, dataclasses.asdict(filters), max_length],
     ]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    directory = cache_dir / f"{'-'.join(languages)}-pairs-{key}"
+    directory = cache_dir / f"{'-'.join(languages)[:80]}-pairs-{key}"
     if not directory.is_dir():
         cache.publish(directory, lambda work: _select(parts, tokenizer, filters, max_length, work, is_text))
     report = json.loads((directory / "report.json").read_text())
@@ -203,79 +209,99 @@ def _language_pair(
 def _select(
     parts: list[Part], tokenizer: Tokenizer, filters: Filters, max_length: int, work: Path, is_text: bool
 ) -> None:
-    """Writes rows.npy [n] uint32, lengths.npy [n, 2] int32 and report.json of the pairs that pass."""
+    """Writes rows.npy [n] uint32, lengths.npy [n, sides] int32 and report.json of the pairs that pass."""
     passing, report = [], []
     for part in parts:
         facts = part.prepared.counts
-        keep, dropped, cut = _filter(part.prepared, tokenizer, filters, max_length)
+        usable, dropped, noted, cut = _filter(part.prepared, tokenizer, filters, max_length)
+        keep = usable.any(axis=1)
         rows = kept = int(keep.sum())
         if is_text:
             kept, dropped, cut = _lines(part.prepared, tokenizer, keep, max_length)
         skipped = {**facts["skipped"], **dropped}
         if not kept:
-            first = prepare.decode(next(part.prepared.blocks())[:1])[0]
-            a, b = prepare.piece_lengths(part.prepared, tokenizer)[0]
+            first = prepare.decode(next(part.prepared.blocks())[:1], part.prepared.columns)[0]
+            pieces = map(str, prepare.piece_lengths(part.prepared, tokenizer)[0])
             raise UserError(
                 f"data.pairs: {part.source}: no usable pair; {facts['read']:,} read, skipped: "
                 f"{prepare.list_reasons(skipped)} "
                 f"(data.min_pieces={filters.min_pieces}, data.max_pair_pieces={filters.max_pair_pieces}); "
-                f"the first has {a} and {b} pieces: {first[0][:80]!r} | {first[1][:80]!r}"
+                f"the first has {' and '.join(pieces)} pieces: {' | '.join(repr(text[:80]) for text in first)}"
             )
-        passing.append(keep)
-        noted = {**facts["noted"], "cut": cut}
+        passing.append(usable)
+        noted = {**facts["noted"], **noted, "cut": cut}
         report.append({"read": facts["read"], "kept": kept, "rows": rows, "skipped": skipped, "noted": noted})
 
     def chosen() -> Iterator[np.ndarray]:
-        for keep in passing:
-            for start in range(0, len(keep), _FILTER_ROWS):
-                yield np.flatnonzero(keep[start : start + _FILTER_ROWS]) + start
+        for usable in passing:
+            for start in range(0, len(usable), _FILTER_ROWS):
+                yield np.flatnonzero(usable[start : start + _FILTER_ROWS].any(axis=1)) + start
 
     def lengths() -> Iterator[np.ndarray]:
-        for part, keep in zip(parts, passing, strict=True):
+        for part, usable in zip(parts, passing, strict=True):
             pieces = prepare.piece_lengths(part.prepared, tokenizer)
-            for start in range(0, len(keep), _FILTER_ROWS):
-                block = pieces[start : start + _FILTER_ROWS][keep[start : start + _FILTER_ROWS]]
-                yield np.minimum(block[:, ::-1] if part.swapped else block, max_length - 2)
+            for start in range(0, len(usable), _FILTER_ROWS):
+                block = usable[start : start + _FILTER_ROWS]
+                cut = np.minimum(pieces[start : start + _FILTER_ROWS], max_length - 2) * block
+                yield cut[block.any(axis=1)][:, part.columns]
 
-    total = sum(entry["rows"] for entry in report)
+    total, sides = sum(entry["rows"] for entry in report), len(parts[0].columns)
     cache.write_array(work / "rows.npy", chosen(), np.dtype(np.uint32), (total,))
-    cache.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, 2))
+    cache.write_array(work / "lengths.npy", lengths(), np.dtype(np.int32), (total, sides))
     (work / "report.json").write_text(json.dumps(report, indent=1))
 
 
 def _filter(
     prepared: Prepared, tokenizer: Tokenizer, filters: Filters, max_length: int
 ) -> tuple[np.ndarray, dict[str, int], int]:
-    """Which pairs pass, [N] bool; how many each filter dropped (the first that applies); how many are truncated."""
+    """What passes, [N, sides] bool, no side or two at least; and how many pairs are truncated.
+
+    Between them, how many lines each filter dropped (the first that applies), and how many sides of other lines each
+    left out.
+    """
     pieces = prepare.piece_lengths(prepared, tokenizer)
-    keep = np.ones(len(pieces), np.bool_)
+    usable = np.ones(pieces.shape, np.bool_)
     dropped: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
     cut = 0
 
     def drop(reason: str, part: slice, failing: Any) -> None:
-        failing = failing & keep[part]
-        keep[part] &= ~failing
-        if failing.any():
-            dropped[reason] += int(failing.sum())
+        failing = failing & usable[part]
+        usable[part] &= ~failing
+        was_dropped = failing.any(axis=1) & (usable[part].sum(axis=1) < 2)
+        usable[part] &= ~was_dropped[:, None]
+        dropped[reason] += int(was_dropped.sum())
+        left_out = (failing & ~was_dropped[:, None]).sum(axis=0)
+        noted.update({f"{reason}_{code}": int(n) for code, n in zip(prepared.columns, left_out, strict=True)})
 
     everything = slice(None)
     if filters.drop_identical or filters.drop_duplicates:
         marks = prepare.text_marks(prepared)
         if filters.drop_identical:
-            drop("identical", everything, np.asarray(marks["identical"]))
+            identical = np.asarray(marks["identical"]).reshape(len(pieces), -1)
+            drop("identical", everything, np.pad(identical, ((0, 0), (1, 0))))
         if filters.drop_duplicates:
             repeated = np.ones(len(pieces), np.bool_)
             repeated[np.unique(marks["hash"], return_index=True)[1]] = False
-            drop("duplicate", everything, repeated)
+            drop("duplicate", everything, repeated[:, None])
     for start in range(0, len(pieces), _FILTER_ROWS):
         part = slice(start, start + _FILTER_ROWS)
         block = pieces[part].astype(np.int32)
-        drop("no_pieces", part, (block == 0).any(axis=1))
-        drop("too_few_pieces", part, (block < filters.min_pieces).any(axis=1))
+        drop("no_pieces", part, block == 0)
+        drop("too_few_pieces", part, block < filters.min_pieces)
         if filters.max_pair_pieces is not None:
-            drop("too_many_pieces", part, block.sum(axis=1) > filters.max_pair_pieces)
-        cut += int((keep[part] & (block > max_length - 2).any(axis=1)).sum())
-    return keep, dict(dropped), cut
+            # With the next shorter side of its line: so no two that are left have more.
+            order = np.argsort(block * usable[part], axis=1, kind="stable")
+            rising = np.take_along_axis(block * usable[part], order, axis=1)
+            failing = np.zeros_like(usable[part])
+            np.put_along_axis(failing, order[:, 1:], rising[:, 1:] + rising[:, :-1] > filters.max_pair_pieces, axis=1)
+            drop("too_many_pieces", part, failing)
+        cut += int((usable[part] & (block > max_length - 2)).any(axis=1).sum())
+    for side, code in enumerate(prepared.columns):  # what the reader left out has no pieces, and is counted already
+        counted = (prepared.counts["noted"].get(f"{reason}_{code}", 0) for reason in sources.REASONS)
+        if noted[f"no_pieces_{code}"]:
+            noted[f"no_pieces_{code}"] = int((pieces[:, side] == 0).sum()) - sum(counted)
+    return usable, dict(+dropped), dict(+noted), cut
 
 
 def _lines(

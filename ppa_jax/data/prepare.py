@@ -48,6 +48,7 @@ class Prepared:
     num_pairs: int
     counts: dict[str, Any]  # shard_lengths, read, kept, skipped {reason: n}, noted {reason: n}: pairs, or lines
     digest: str  # SHA-256 of the texts of all records, in order
+    columns: tuple[str, ...]  # of a record
 
     def shards(self) -> list[Path]:
         """The ArrayRecord files, in order."""
@@ -101,15 +102,20 @@ def _open_shard(path: Path, buffer: int) -> Any:
     return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0", file_reader_buffer_size=buffer)
 
 
-def decode(records: Iterable[bytes]) -> list[tuple[str, str]]:
-    """The two texts of each record. May be called by several threads at once."""
+def columns_of(source: Source) -> tuple[str, ...]:
+    """The names of the texts of a record: the languages, if there are more than two."""
+    return source.languages if len(source.languages) > 2 else ("a", "b")
+
+
+def decode(records: Iterable[bytes], columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The texts of each record, one for each column. May be called by several threads at once."""
     with _IMPORTING:
         from tensorflow_datasets.proto import tf_example_pb2
 
         # The first use of a lazy module imports it: without the lock, two threads would wait for each other.
         parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
     features = (parse(record).features.feature for record in records)
-    return [(one["a"].bytes_list.value[0].decode(), one["b"].bytes_list.value[0].decode()) for one in features]
+    return [tuple(one[name].bytes_list.value[0].decode() for name in columns) for one in features]
 
 
 def folder(source: Source, cleaning: Cleaning, cache_dir: Path) -> Path:
@@ -131,14 +137,20 @@ def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
         facts = json.loads((directory / "prepared.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: this prepared corpus is damaged ({error}); delete the folder") from error
-    if facts["skipped"].get("not_utf8", 0) * 100 > facts["read"]:
-        logging.warning("data.pairs: %s: %s", source, _another_encoding(facts["skipped"], facts["read"]))
-    return Prepared(directory, sum(facts["shard_lengths"]), facts, facts["digest"])
+    if (bad := _not_utf8(facts)) * 100 > facts["read"]:
+        logging.warning("data.pairs: %s: %s", source, _another_encoding(bad, facts["read"]))
+    return Prepared(directory, sum(facts["shard_lengths"]), facts, facts["digest"], columns_of(source))
 
 
-def _another_encoding(skipped: Mapping[str, int], read: int) -> str:
+def _not_utf8(facts: Mapping[str, Any]) -> int:
+    """Of the lines, as counted; of more than two languages, in the one that has most."""
+    sides = (number for reason, number in facts["noted"].items() if reason.startswith("not_utf8_"))
+    return facts["skipped"].get("not_utf8", 0) + max(sides, default=0)
+
+
+def _another_encoding(bad: int, read: int) -> str:
     return (
-        f"{skipped['not_utf8']:,} of {read:,} are not UTF-8; in another encoding, all sentences with an accent are "
+        f"{bad:,} of {read:,} are not UTF-8; in another encoding, all sentences with an accent are "
         "lost: convert it, for example with iconv -f ISO-8859-1 -t UTF-8 FILE > CONVERTED"
     )
 
@@ -148,29 +160,30 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
     from etils import epath
     from tensorflow_datasets.proto import tf_example_pb2
 
-    def message() -> tuple[Any, Any, Any]:
+    def message() -> tuple[Any, list[Any]]:
         example = tf_example_pb2.Example()  # pyright: ignore[reportAttributeAccessIssue]
-        side_a, side_b = (example.features.feature[name].bytes_list.value for name in ("a", "b"))
-        side_a.append(b"")
-        side_b.append(b"")
-        return example, side_a, side_b
+        sides = [example.features.feature[name].bytes_list.value for name in columns]
+        for side in sides:
+            side.append(b"")
+        return example, sides
 
     def records() -> Iterator[bytes]:
-        for number, (a, b) in enumerate(sources.read_pairs(source, cleaning, counts)):
+        for number, texts in enumerate(sources.read_pairs(source, cleaning, counts)):
             # The message is reused: building one for each pair costs five times more. But its old content is freed
             # only with the message, so it is replaced now and then.
             if number % MESSAGE_PAIRS == 0:
-                example, side_a, side_b = message()
-            side_a[0], side_b[0] = a.encode(), b.encode()
-            digest.update(_joined((a, b)) + b"\n")
+                example, sides = message()
+            for side, text in zip(sides, texts, strict=True):
+                side[0] = text.encode()
+            digest.update(_joined(texts) + b"\n")
             yield example.SerializeToString()
             if counts.kept % SHARD_PAIRS == 0:
                 logging.info("data: %s: %d kept of %d", source, counts.kept, counts.read)
 
-    counts, digest = Counts(), hashlib.sha256()
+    counts, digest, columns = Counts(), hashlib.sha256(), columns_of(source)
     shard_lengths, num_bytes = _write_shards(records(), work)
-    if 2 * counts.skipped["not_utf8"] > counts.read:
-        raise UserError(f"data.pairs: {source}: {_another_encoding(counts.skipped, counts.read)}")
+    if 2 * (bad := _not_utf8(vars(counts))) > counts.read:
+        raise UserError(f"data.pairs: {source}: {_another_encoding(bad, counts.read)}")
     if not counts.kept:
         is_lines = source.kind == "tsv" and source.paths[0].suffix.strip(".") in source.languages
         way_out = "; of two line-aligned files give the prefix, or a.txt|b.txt" if is_lines else ""
@@ -184,7 +197,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
     text = tfds.features.Text()
     tfds.folder_dataset.write_metadata(
         data_dir=str(work),
-        features=tfds.features.FeaturesDict({"a": text, "b": text}),
+        features=tfds.features.FeaturesDict(dict.fromkeys(columns, text)),
         split_infos=[
             tfds.core.SplitInfo(
                 name="train",
@@ -198,7 +211,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
                 ),
             )
         ],
-        description=f"Text, a in {source.languages[0]} and b in {source.languages[-1]}.",
+        description=f"Text in the languages {', '.join(source.languages)}.",
         check_data=False,  # its check reads through tf.data
     )
     facts = {"shard_lengths": shard_lengths, "digest": digest.hexdigest()[:16], **vars(counts)}
@@ -242,7 +255,7 @@ def list_reasons(counts: Mapping[str, int]) -> str:
 
 
 def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
-    """Number of word pieces of both sides of every pair, without special tokens, memory-mapped: uint16 [N, 2].
+    """Number of word pieces of all n sides of every record, without special tokens, memory-mapped: uint16 [N, n].
 
     Computed once for each tokenizer. The maximum is 65,535.
     """
@@ -251,8 +264,8 @@ def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
         texts: list[str] = []
         size = 0
         for block in prepared.blocks():
-            for record, pair in zip(block, decode(block), strict=True):
-                texts.extend(pair)
+            for record, sides in zip(block, decode(block, prepared.columns), strict=True):
+                texts.extend(sides)
                 size += len(record)
                 if size >= BATCH_BYTES or len(texts) >= 2 * BLOCK_PAIRS:
                     yield count(texts)
@@ -261,30 +274,34 @@ def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
             yield count(texts)
 
     def count(texts: list[str]) -> np.ndarray:
-        return np.minimum(np.array(tokenizer.count(texts)), 65_535).astype(np.uint16).reshape(-1, 2)
+        return np.minimum(np.array(tokenizer.count(texts)), 65_535).astype(np.uint16).reshape(-1, n)
 
+    n = len(prepared.columns)
     path = prepared.directory / f"lengths-{tokenizer.fingerprint}.npy"
-    return _array(path, rows, np.dtype(np.uint16), (prepared.num_pairs, 2))
+    return _array(path, rows, np.dtype(np.uint16), (prepared.num_pairs, n))
 
 
 def text_marks(prepared: Prepared) -> np.ndarray:
-    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits, both sides) and `identical` (a == b)."""
-    dtype = np.dtype([("hash", np.uint64), ("identical", np.bool_)])
+    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits, all sides) and `identical`.
+
+    The latter has a bit for each side but the first: whether the text is that of a side before it.
+    """
+    dtype = np.dtype([("hash", np.uint64), ("identical", np.bool_, (len(prepared.columns) - 1,))])
 
     def rows() -> Iterator[np.ndarray]:
         for block in prepared.blocks():
             marks = np.empty(len(block), dtype)
-            pairs = decode(block)
-            digests = b"".join(hashlib.blake2b(record, digest_size=8).digest() for record in map(_joined, pairs))
+            records = decode(block, prepared.columns)
+            digests = b"".join(hashlib.blake2b(record, digest_size=8).digest() for record in map(_joined, records))
             marks["hash"] = np.frombuffer(digests, np.uint64)
-            marks["identical"] = [a == b for a, b in pairs]
+            marks["identical"] = [[bool(x) and x in sides[:i] for i, x in enumerate(sides)][1:] for sides in records]
             yield marks
 
     return _array(prepared.directory / "marks.npy", rows, dtype, (prepared.num_pairs,))
 
 
-def _joined(pair: tuple[str, str]) -> bytes:
-    return f"{pair[0]}\t{pair[1]}".encode()  # texts hold no tabs
+def _joined(texts: tuple[str, ...]) -> bytes:
+    return "\t".join(texts).encode()  # texts hold no tabs
 
 
 def _array(path: Path, rows: Callable[[], Iterable[np.ndarray]], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

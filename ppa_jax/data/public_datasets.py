@@ -46,7 +46,7 @@ class Dataset(NamedTuple):
 
 
 def open_rows(location: str, languages: tuple[str, ...], *, columns: tuple[str, ...] = (), where: str) -> Dataset:
-    """A dataset of two languages, whose stream yields both sides of every row as UTF-8, or the reason why it has none.
+    """A dataset of several languages, whose stream yields the sides of every row as UTF-8, or the reason why not.
 
     `location`, `columns` and `where` as in `open_dataset`; without `columns` they are found by their names. Raises
     UserError if it is not found, unreadable or lacks a language.
@@ -76,6 +76,8 @@ def open_rows(location: str, languages: tuple[str, ...], *, columns: tuple[str, 
                 yield row
                 continue
             sides = tuple(side(row if column is None else row.get(column), name) for name in names)
+            if len(languages) > 2:  # a row may lack some
+                sides = tuple(text or b"" for text in sides)
             is_text = all(isinstance(text, bytes) for text in sides)
             yield sides if is_text else "empty" if None in sides else "not_text"
 

@@ -6,6 +6,8 @@ Every process computes the same schedule, for any number of devices; the positio
   there are pairs. Source s gets the same whole number of them in every epoch: in proportion to n**(1/T), and exactly
   its n pairs with T = 1.
 - Each source is walked without replacement, in the order of a keyed permutation, new in every pass.
+- A line of n languages is a pair in every pass, of two of its languages: a different two each time, until all n(n-1)/2
+  had their turn. Within a pass all pairs of languages come nearly equally often.
 - The batches of an epoch form windows of up to `WINDOW` batches. Which of a window's pairs come in which of its batches
   is open; as no window reaches past the batch that completes an epoch, epochs do not mix beyond that batch's surplus.
 - Within a window the pairs are sorted by length. Every block of a batch (16 pairs where that divides it) gets one pair
@@ -39,6 +41,7 @@ class BatchPlan(NamedTuple):
     source: np.ndarray  # [B] which language pair
     index: np.ndarray  # [B] which of its pairs
     swap: np.ndarray  # [B] bool: the second language comes first, and feeds the query encoder
+    sides: np.ndarray  # [B, 2] which of the source's languages (first, second) are, in the order after the swap
     lengths: np.ndarray  # [B, 2] word pieces of (first, second) in the order after the swap, without special tokens
 
 
@@ -62,6 +65,24 @@ def permute(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
         out[todo] = (left << half) | right
         todo = todo[out[todo] >= size]
     return out.astype(np.int64)
+
+
+def two_sides(lengths: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    """Two of the languages that each line has, [m, 2], in the order of the languages.
+
+    Args:
+      lengths: [m, n] word pieces; 0 where a line lacks a language. It has at least two.
+      turn: [m] counts up; from one to the next a line of k languages gives another of its k(k-1)/2 pairs.
+    """
+    there = lengths > 0
+    present = np.argsort(~there, axis=1, kind="stable")  # the languages of each line, then those it lacks
+    sides = np.empty((len(lengths), 2), np.int64)
+    count = there.sum(axis=1)
+    for k in np.unique(count):
+        lines = np.flatnonzero(count == k)
+        pairs = np.stack(np.triu_indices(k, 1), axis=1)[turn[lines] % (k * (k - 1) // 2)]
+        sides[lines] = np.take_along_axis(present[lines], pairs, axis=1)
+    return sides
 
 
 def draws_per_epoch(sizes: Sequence[int], temperature: float) -> list[int]:
@@ -159,7 +180,8 @@ class Schedule:
     """Which pairs make up each batch of a run.
 
     Attributes:
-      lengths: for every source, [n, 2] word pieces of its n > 0 pairs (memory-mapped arrays serve).
+      lengths: for every source, [n, 2] word pieces of its n > 0 pairs (memory-mapped arrays serve); more columns for
+        text in several languages, 0 where a line lacks one.
       batch_size: pairs in a global batch.
       seed: of the order, the balancing and the sides.
       temperature: T of n**(1/T); 1 keeps the proportions of the sources, larger values raise the small ones.
@@ -230,11 +252,11 @@ class Schedule:
 
     def _compute(self, window: range) -> BatchPlan:
         """All batches of a window: fields as in BatchPlan, with an axis of batches before them."""
-        source, index = self._draw(window)
+        source, index, sides = self._draw(window)
         lengths = np.empty((len(index), 2), np.int64)
         for s, table in enumerate(self.lengths):
             own = source == s
-            lengths[own] = table[index[own]]
+            lengths[own] = np.take_along_axis(table[index[own]], sides[own], axis=1)
 
         random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window.start)))
         # Ties in length are broken at random: otherwise a window of equal lengths would be sorted by source.
@@ -246,17 +268,18 @@ class Schedule:
         if not self.shuffle_sides:
             swap = np.zeros_like(swap)
         order, swap = blocks.reshape(-1, self.batch_size), swap.reshape(-1, self.batch_size)
-        pieces = lengths[order]
+        pieces, sides = (np.where(swap[..., None], x[order][..., ::-1], x[order]) for x in (lengths, sides))
         return BatchPlan(
             source=source[order],
             index=index[order],
             swap=swap,
-            lengths=np.where(swap[..., None], pieces[..., ::-1], pieces),
+            sides=sides,
+            lengths=pieces,
         )
 
-    def _draw(self, window: range) -> tuple[np.ndarray, np.ndarray]:
-        """The draws of a window: source and index of each, [draws], ordered by source."""
-        source, index = [], []
+    def _draw(self, window: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The draws of a window: source and index of each, [draws], ordered by source, and its two sides [draws, 2]."""
+        source, index, sides = [], [], []
         drawn = np.stack([self.drawn_before(window.start), self.drawn_before(window.stop)], axis=1)
         for s, (first, last) in enumerate(drawn):
             size = len(self.lengths[s])
@@ -264,7 +287,13 @@ class Schedule:
                 walk = np.arange(max(first, number * size), min(last, (number + 1) * size)) - number * size
                 index.append(permute(walk, size, (self.seed, s, number)))
                 source.append(np.full(len(walk), s))
-        return np.concatenate(source), np.concatenate(index)
+                table = self.lengths[s]
+                if table.shape[1] == 2:
+                    sides.append(np.tile((0, 1), (len(walk), 1)))
+                else:  # neighbours in an order that no pass changes have neighbouring turns
+                    turn = number + permute(index[-1], size, (self.seed, s, 1 << 31))
+                    sides.append(two_sides(table[index[-1]], turn))
+        return np.concatenate(source), np.concatenate(index), np.concatenate(sides)
 
 
 def _unpickle(lengths: list[np.ndarray | str], *settings: Any) -> Schedule:

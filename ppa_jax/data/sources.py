@@ -11,6 +11,10 @@ SOURCE is one of
     SOURCE[a,b]               a table, file.tsv or dataset of which the columns a and b are read
     sample[:START-STOP]       the built-in sample, all of it or the sentences START to STOP - 1
 
+`lang1-lang2-lang3=SOURCE`, of any number of languages, is text of which each line is in all or some of them: a TSV with
+a column for each, a prefix, as many files with bars between them, or the sample. A side that is empty or unusable is
+left out of its line, which is used as long as two are left.
+
 Text of one language, `lang=SOURCE`, is for masked LM only. It is read as pairs of neighbouring lines, so that it is
 processed like parallel text; SOURCE is then
 
@@ -39,16 +43,18 @@ from ppa_jax.data import public_datasets, sample, text_files
 from ppa_jax.errors import UserError
 
 FORM = "lang1-lang2=SOURCE, as in en-de=corpus.tsv, en-de=x.csv, en-de=prefix, en-de=a.txt|b.txt or en-de=hf:NAME"
-_SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*)(?:-([A-Za-z][A-Za-z0-9_]*))?=(.+)", re.DOTALL)
+_SPEC = re.compile(r"([A-Za-z][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*)=(.+)", re.DOTALL)
 # Control characters carry no meaning and upset other tools: each becomes a space. (Only ASCII: the bytes of longer
 # UTF-8 sequences are all above 0x7F.)
 _TO_SPACES = bytes(32 if code < 32 or code == 127 else code for code in range(256))
+_NOTED = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")  # of these all but the tab
 
 LAYOUT_LINES = 1000  # of a file, in which its layout is checked
 LAYOUT_BYTES = 1 << 16  # of such a line; longer ones count as blank
 _ENDED = object()  # for the shorter of two files
+REASONS = ("not_utf8", "empty", "marker", "too_long_text")  # why a side is unusable; of a pair, the first of these
 
-Raw = tuple[bytes, bytes] | str  # two sides, or the reason why there are none
+Raw = tuple[bytes | None, ...] | str  # the sides, None being too long; or the reason why there are none
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,12 @@ class Cleaning:
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of a language pair, or of one language, as written in `data.pairs`."""
+    """One corpus of two or more languages, or of one, as written in `data.pairs`."""
 
-    languages: tuple[str, ...]  # two, or one
+    languages: tuple[str, ...]
     kind: str  # tsv, lines, dataset, sample, text
     location: str  # what follows the "=", trimmed, without the columns
-    paths: tuple[Path, ...] = ()  # tsv: one, lines: two, text: one or more
+    paths: tuple[Path, ...] = ()  # tsv: one, lines: one for each language, text: one or more
     columns: tuple[str, ...] = ()  # of a dataset, one for each language; empty: found by their names
 
     def __str__(self) -> str:
@@ -98,15 +104,16 @@ def parse_pairs(spec: str) -> list[Source]:
     matches = []
     for part in parts:
         match = _SPEC.fullmatch(part)
-        if match is None:
+        languages = match[1].split("-") if match else []
+        if match is None or (len(languages) > 2 and any(code[0].isupper() for code in languages[1:])):  # pt-BR
             raise UserError(
                 f"data.pairs: {part!r} is not of the form {FORM}; a comma separates two sources, "
                 "so a path must not hold one (rename it or make a link); languages have letters, digits and _, as pt_BR"
             )
-        if match[1] == match[2]:
-            raise UserError(f"data.pairs: {part!r} names one language twice; the two sides must differ")
+        if len(set(languages)) < len(languages):
+            raise UserError(f"data.pairs: {part!r} names one language twice; the sides must differ")
         matches.append(match)
-    sources = [_source(tuple(filter(None, match.groups()[:2])), match[3].strip()) for match in matches]
+    sources = [_source(tuple(match[1].split("-")), match[2].strip()) for match in matches]
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"data.pairs: {source} is given {times} times; give it once")
@@ -134,9 +141,12 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
         return Source(languages, "text", location, tuple(_file(name.strip()) for name in location.split("|")))
     if "|" in location:
         names = [name.strip() for name in location.split("|")]
-        if len(names) != 2 or not all(names):
-            raise UserError(f"data.pairs: {location!r} is not two files a.txt|b.txt with one bar between them")
-        if names[0] == names[1]:
+        if len(names) != len(languages) or not all(names):
+            form = "two files a.txt|b.txt with one bar between them"
+            if len(languages) > 2:
+                form = f"{len(languages)} files with bars between them, one for each of {', '.join(languages)}"
+            raise UserError(f"data.pairs: {location!r} is not {form}")
+        if len(set(names)) < len(names):
             raise UserError(f"data.pairs: {location!r} is one file twice; the second must have the translations")
         return Source(languages, "lines", location, tuple(_file(name) for name in names))
     path = storage.local(location, beside=True)
@@ -144,11 +154,12 @@ def _source(languages: tuple[str, ...], location: str) -> Source:
         return Source(languages, "tsv", location, (_file(path),))
     sides = [_moses_side(path, language) for language in languages]
     found = tuple(side for side in sides if side)
-    if len(found) == 2:
+    if len(found) == len(languages):
         return Source(languages, "lines", location, found)
     if found:
         missing = languages[sides.index(None)]
-        raise UserError(f"data.pairs: no such file: {location}.{missing} (or .gz), though the other side is there")
+        other = "the other side is" if len(languages) == 2 else "other sides are"
+        raise UserError(f"data.pairs: no such file: {location}.{missing} (or .gz), though {other} there")
     if path.is_dir():
         raise UserError(
             f"data.pairs: {location} is a directory; give a file, a prefix (dir/train for dir/train.{languages[0]}), "
@@ -199,14 +210,14 @@ def check(source: Source) -> None:
         for path in source.paths:
             text_files.open_text(path).close()
         if source.kind == "lines":
-            first, second = (sum(1 for _ in text_files.lines(path, text_files.LONGEST_LINE)) for path in source.paths)
-            _check_aligned(source.paths, first, second)
-        if len(source.languages) == 2:
+            counts = [sum(1 for _ in text_files.lines(path, text_files.LONGEST_LINE)) for path in source.paths]
+            _check_aligned(source.paths, counts)
+        if len(source.languages) > 1:
             _check_layout(source)
 
 
 def _check_layout(source: Source) -> None:
-    """Refuses files that do not begin with two columns of text.
+    """Refuses files that do not begin with a column of text for each language.
 
     They could be read without an error, with row numbers as sentences or the text in a column that is left out.
     """
@@ -216,20 +227,22 @@ def _check_layout(source: Source) -> None:
     else:
         rows = [list(row) for row in zip(*heads, strict=True)]
     begins = f"data.pairs: {source}: begins with {begins_with(source)}"
+    n = len(source.languages)
     if source.kind == "tsv" and _nearly_all(len(row) == 1 and b"," in row[0] for row in rows):
-        raise UserError(
-            f"{begins}: comma-separated, where a tab is expected between the two sides; rename it to end in .csv"
-        )
+        raise UserError(f"{begins}: comma-separated, where a tab is expected between sides; rename it to end in .csv")
     body = rows[1:] or rows  # the first row may be a header
-    numbers = [_nearly_all(len(row) > side and row[side].strip().isdigit() for row in body) for side in (0, 1)]
-    if _nearly_all(any(row[2:]) for row in rows):
-        what, columns = "more than two columns in nearly every line", "[1,2]"
+    numbers = [_nearly_all(len(row) > side and row[side].strip().isdigit() for row in body) for side in range(n)]
+    if n > 2 and _nearly_all(len(row) < n for row in rows):
+        raise UserError(f"{begins}: fewer than {n} columns in nearly every line; name the languages that it has")
+    if _nearly_all(any(row[n:]) for row in rows):
+        what, first = f"more than {'two' if n == 2 else n} columns in nearly every line", 1
         if numbers[0]:
-            what, columns = "the first column holds row numbers", "[2,3]"
-        raise UserError(f"{begins}: {what}; give those of the two sides, by number or header: {source}{columns}")
+            what, first = "the first column holds row numbers", 2
+        columns = ",".join(map(str, range(first, first + n)))
+        raise UserError(f"{begins}: {what}; give those of the sides, by number or header: {source}[{columns}]")
     if any(numbers):
         language = source.languages[numbers.index(True)]
-        raise UserError(f"{begins}: the {language} side is a number in nearly every line; give the text of both sides")
+        raise UserError(f"{begins}: the {language} side is a number in nearly every line; give the text of all sides")
 
 
 def _first_lines(path: Path, number: int) -> list[bytes]:
@@ -261,8 +274,11 @@ def identity(source: Source) -> dict[str, Any]:
 # ---- readers ----
 
 
-def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, str]]:
-    """Yields the usable pairs of `source` in order, and adds what it met to `counts`."""
+def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[tuple[str, ...]]:
+    """Yields the usable pairs of `source` in order, and adds what it met to `counts`.
+
+    Of more than two languages these are lines with at least two of them, and "" for a side that is left out.
+    """
     if len(source.languages) == 1:
         # Every text once, in pairs; the last of an odd number is paired with itself.
         texts = _read_texts(source, cleaning, counts)
@@ -277,23 +293,29 @@ def read_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[t
         if isinstance(raw, str):
             counts.skipped[raw] += 1
             continue
-        flat_a, flat_b = raw[0].translate(_TO_SPACES), raw[1].translate(_TO_SPACES)
-        try:
-            a, b = flat_a.decode().strip(), flat_b.decode().strip()
-        except UnicodeDecodeError:
-            counts.skipped["not_utf8"] += 1
-            continue
-        if not a or not b:
-            counts.skipped["empty"] += 1
-        elif a in markers or b in markers:
-            counts.skipped["marker"] += 1
-        elif len(a) > cleaning.max_characters or len(b) > cleaning.max_characters:
-            counts.skipped["too_long_text"] += 1
-        else:
-            if (flat_a, flat_b) != raw and (flat_a, flat_b) != tuple(side.replace(b"\t", b" ") for side in raw):
-                counts.noted["control_characters"] += 1
-            counts.kept += 1
-            yield a, b
+        sides = [_cleaned(side, cleaning.max_characters, markers) for side in raw]
+        if reasons := [reason for _, reason in sides if reason]:
+            if len(sides) - len(reasons) < 2:
+                counts.skipped[min(reasons, key=REASONS.index)] += 1
+                continue
+            counts.noted.update(f"{why}_{code}" for code, (_, why) in zip(source.languages, sides, strict=True) if why)
+        if any(_NOTED.search(side) for side in raw if side):
+            counts.noted["control_characters"] += 1
+        counts.kept += 1
+        yield tuple(text for text, _ in sides)
+
+
+def _cleaned(side: bytes | None, max_characters: int, markers: frozenset[str]) -> tuple[str, str]:
+    """The text of a side, and ""; or "" and the reason why it is unusable."""
+    if side is None:
+        return "", "too_long_text"
+    try:
+        text = side.translate(_TO_SPACES).decode().strip()
+    except UnicodeDecodeError:
+        return "", "not_utf8"
+    if not text or text in markers:
+        return "", "marker" if text else "empty"
+    return ("", "too_long_text") if len(text) > max_characters else (text, "")
 
 
 def _read_texts(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[str]:
@@ -333,50 +355,48 @@ def _raw_lines(source: Source) -> Iterator[bytes | str]:
 
 
 def _raw_pairs(source: Source, cleaning: Cleaning, counts: Counts) -> Iterator[Raw]:
-    # The longest useful line: two sides of up to 4 bytes a character, and room for more columns.
-    limit = 8 * cleaning.max_characters + 65_536
+    # The longest useful line: sides of up to 4 bytes a character, and room for more columns.
+    limit = 4 * len(source.languages) * cleaning.max_characters + 65_536
     if source.kind == "tsv":
-        return _read_tsv(source.paths[0], limit, counts)
+        return _read_tsv(source.paths[0], len(source.languages), limit, counts)
     if source.kind == "lines":
         return _read_lines(source.paths, limit)
     if source.kind == "sample":
-        first, second = source.languages
-        return ((a.encode(), b.encode()) for a, b in sample.pairs(first, second, *_sample_range(source)))
+        texts = (sample.sentences(language, *_sample_range(source)) for language in source.languages)
+        return (tuple(text.encode() for text in line) for line in zip(*texts, strict=True))
     return _open_dataset(source).stream(limit)
 
 
-def _read_tsv(path: Path, limit: int, counts: Counts) -> Iterator[Raw]:
+def _read_tsv(path: Path, n: int, limit: int, counts: Counts) -> Iterator[Raw]:
     for line in text_files.lines(path, limit):
         if line is None:
             yield "too_long_text"
             continue
-        columns = line.split(b"\t", 2)
+        columns = line.split(b"\t", n)
         if len(columns) == 1:
             yield "no_tab" if line.strip() else "empty"
             continue
-        if len(columns) == 3:
+        if len(columns) > n:
             counts.noted["extra_columns"] += 1
-        yield columns[0], columns[1]
+        yield tuple((columns + [b""] * n)[:n])
 
 
 def _read_lines(paths: tuple[Path, ...], limit: int) -> Iterator[Raw]:
-    numbers = [0, 0]
-    for a, b in itertools.zip_longest(*(text_files.lines(path, limit) for path in paths), fillvalue=_ENDED):
-        numbers[0] += a is not _ENDED
-        numbers[1] += b is not _ENDED
-        if isinstance(a, bytes) and isinstance(b, bytes):
-            yield a, b
-        elif a is not _ENDED and b is not _ENDED:
-            yield "too_long_text"
-    _check_aligned(paths, *numbers)
+    numbers = [0] * len(paths)
+    for line in itertools.zip_longest(*(text_files.lines(path, limit) for path in paths), fillvalue=_ENDED):
+        numbers = [number + (side is not _ENDED) for number, side in zip(numbers, line, strict=True)]
+        if _ENDED not in line:
+            yield line
+    _check_aligned(paths, numbers)
 
 
-def _check_aligned(paths: tuple[Path, ...], first: int, second: int) -> None:
-    if first != second:
-        raise UserError(
-            f"data.pairs: {paths[0]} has {first:,} lines but {paths[1]} has {second:,}; "
-            "line i of one must be the translation of line i of the other, with an empty line where there is none"
-        )
+def _check_aligned(paths: tuple[Path, ...], lines: list[int]) -> None:
+    for path, number in zip(paths[1:], lines[1:], strict=True):
+        if number != lines[0]:
+            raise UserError(
+                f"data.pairs: {paths[0]} has {lines[0]:,} lines but {path} has {number:,}; "
+                "line i of one must be the translation of line i of the other, with an empty line where there is none"
+            )
 
 
 def _open_dataset(source: Source) -> public_datasets.Dataset:

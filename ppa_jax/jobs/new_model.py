@@ -101,12 +101,13 @@ def write_random(config: Config, directory: Path, token_types: int = 2) -> None:
 
 
 def _sentences(config: Config) -> Iterator[str]:
-    """Sentences of all sources, both sides, the same number from each source."""
+    """Sentences of all sources, all sides, the same number from each source."""
     cleaning = sources.Cleaning(config.data.max_characters, tuple(entries(config.data.skip_lines)))
     cache = storage.on_disk(config.data.cache or storage.cache_directory(), "config.data.cache=")
     given = sources.parse_pairs(config.data.pairs)
     for source in given:
         sources.check(source)
-        blocks = prepare.prepare(source, cleaning, cache).blocks()
-        texts = (text for block in blocks for pair in prepare.decode(block) for text in pair)
+        prepared = prepare.prepare(source, cleaning, cache)
+        decoded = (prepare.decode(block, prepared.columns) for block in prepared.blocks())
+        texts = (text for block in decoded for sides in block for text in sides if text)
         yield from itertools.islice(texts, VOCABULARY_SENTENCES // len(given))

@@ -97,6 +97,44 @@ def test_filters_are_settings_and_counted(tmp_path, opened):
     assert [a for a, _ in everything(pair)] == ["a a", "a a a", "same same", "a a"]
 
 
+def test_lines_of_several_languages_lose_sides_and_are_merged(tmp_path, opened):
+    """A side falls out, not its line, until fewer than two are left; every one is counted."""
+    rows = [
+        ("a a", "b b", "c c"),
+        ("a a", "", "c c"),  # no b
+        ("a a", "b", "c c"),  # b is too short
+        ("a a", "b b", "c c c c c"),  # a and b together have 4, with c 7
+        ("a a", "z", "c c"),  # text, but no piece
+        ("a", "b", "c c"),  # two are too short
+        ("a a a", "b b b b", "c c c c"),  # no two have at most 6
+        ("a a", "a a", "c c"),  # b is untranslated
+        ("a a", "b b", "c c"),  # the first again
+        ("a a", "", ""),  # one language
+    ]
+    (tmp_path / "x.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
+    (tmp_path / "y.tsv").write_text("d d\te e\tf f f\n")
+    settings = {"min_pieces": 2, "max_pair_pieces": 6, "drop_identical": True, "drop_duplicates": True}
+    (found,) = opened(f"a-b-c={tmp_path}/x.tsv,c-a-b={tmp_path}/y.tsv", **settings)
+    assert (found.name, found.languages, len(found)) == ("a-b-c", ("a", "b", "c"), 7)
+    lengths = [[2, 2, 2], [2, 0, 2], [2, 0, 2], [2, 2, 0], [2, 0, 2], [2, 0, 2], [2, 3, 2]]
+    assert found.lengths.tolist() == lengths
+    assert everything(found) == [*(rows[i] for i in (0, 1, 2, 3, 4, 7)), ("e e", "f f f", "d d")]
+    first, second = found.report
+    assert first["skipped"] == {"empty": 1, "duplicate": 1, "too_few_pieces": 1, "too_many_pieces": 1}
+    wanted = {"empty_b": 1, "no_pieces_b": 1, "too_few_pieces_b": 1, "too_many_pieces_c": 1, "identical_b": 1, "cut": 0}
+    assert first["noted"] == wanted and (first["read"], first["kept"]) == (10, 6)
+    assert (second["read"], second["kept"], second["skipped"]) == (1, 1, {})
+    assert [line.split()[0] for line in describe([found]).splitlines()] == ["pair", *["a-b-c"] * 3]
+
+
+def test_one_language_in_another_encoding_among_several(tmp_path, opened):
+    """Its lines would be used in the others alone, in silence."""
+    rows = [b"the dog\tder H\xfcnd\tle chien\n"] * 60 + [b"the cat\tdie Katze\tle chat\n"] * 40
+    (tmp_path / "latin.tsv").write_bytes(b"".join(rows))
+    with pytest.raises(UserError, match=r"latin\.tsv: 60 of 100 are not UTF-8"):
+        opened(f"en-de-fr={tmp_path}/latin.tsv")
+
+
 def test_lengths_are_counted_whole_and_cut_to_the_training_length(tmp_path, opened):
     spec = f"en-de={write(tmp_path / 'a.tsv', [('a ' * 40, 'b'), ('a ' * 7, 'b ' * 6)])}"
     (pair,) = opened(spec, max_length=8)

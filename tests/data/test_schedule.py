@@ -1,5 +1,6 @@
 """The schedule: every pair once a pass, exact shares, balanced batches, the same from any step."""
 
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -137,6 +138,48 @@ def test_sources_are_drawn_by_size_to_the_power_of_one_over_t():
     assert p.draws_per_epoch == [581, 209]  # weights 700**0.5 and 90**0.5: 581.49 and 208.51
     counts = count_draws(p, 10 * 790 // 8 + 1)
     assert abs(counts[0].sum() - 5810) <= 4 and abs(counts[1].sum() - 2090) <= 4  # a surplus of 4 draws
+
+
+def test_two_sides_by_hand():
+    lengths = np.array([[3, 4, 5]] * 4 + [[0, 2, 2]] * 2 + [[1, 0, 9]])
+    found = schedule.two_sides(lengths, np.array([0, 1, 2, 3, 0, 7, 1]))
+    assert found.tolist() == [[0, 1], [0, 2], [1, 2], [0, 1], [1, 2], [1, 2], [0, 2]]
+
+
+@given(st.integers(2, 5), st.integers(1, 9), st.integers(1, 7), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_a_line_of_several_languages_gives_all_its_pairs_in_turn(languages, batch_size, batches, has_holes, seed):
+    """Once a pass; over as many passes as a line has pairs, each of them once. All lines have the pairs alike."""
+    rng = np.random.default_rng(seed)
+    n, passes = batch_size * batches, languages * (languages - 1) // 2
+    lengths = rng.integers(1, 20, (n, languages))
+    for line in lengths if has_holes else ():
+        line[rng.permutation(languages)[: rng.integers(0, languages - 1)]] = 0
+    p = schedule.Schedule([lengths, lengths[:, :2] + 1] if languages == 2 else [lengths], batch_size, seed)
+    per_pass = len(p.lengths) * batches
+    seen = [[] for _ in range(n)]
+    for number in range(passes):
+        kinds = []
+        for step in range(number * per_pass, (number + 1) * per_pass):
+            plan = p.batch(step)
+            for s, i, sides, pieces, swap in zip(
+                plan.source, plan.index, plan.sides, plan.lengths, plan.swap, strict=True
+            ):
+                assert pieces.tolist() == p.lengths[s][i, sides].tolist() and pieces.min() > 0
+                assert (sides[0] > sides[1]) == swap
+                if s == 0:
+                    seen[i].append(frozenset(sides.tolist()))
+                    kinds.append(tuple(sorted(sides.tolist())))
+        assert all(len(pairs) == number + 1 for pairs in seen)
+        if not has_holes:
+            counts = [kinds.count(pair) for pair in itertools.combinations(range(languages), 2)]
+            assert max(counts) - min(counts) <= 1
+    for line, pairs in zip(lengths, seen, strict=True):
+        own = [frozenset(pair) for pair in itertools.combinations(np.flatnonzero(line).tolist(), 2)]
+        counts = [pairs.count(pair) for pair in own]
+        assert sum(counts) == passes and max(counts) - min(counts) <= 1
+    alone = schedule.Schedule(p.lengths, batch_size, seed).batch(per_pass * passes - 1)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, plan, strict=True))
 
 
 def test_lengths_in_a_file_travel_by_its_name(tmp_path):

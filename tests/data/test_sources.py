@@ -22,7 +22,7 @@ def read(spec, **cleaning):
     counts = Counts()
     pairs = list(read_pairs(source, Cleaning(**cleaning), counts))
     texts = 2 * len(pairs) - counts.noted["odd_line"]
-    assert counts.kept == (len(pairs) if len(source.languages) == 2 else texts) and counts.read == counts.kept + sum(
+    assert counts.kept == (len(pairs) if len(source.languages) > 1 else texts) and counts.read == counts.kept + sum(
         counts.skipped.values()
     )
     return pairs, counts
@@ -74,7 +74,8 @@ def test_text_of_one_language_is_read_as_neighbours(tmp_path):
         ("en:de=a.tsv", "not of the form lang1-lang2=SOURCE"),
         ("en-de", "not of the form"),
         ("corpus.tsv", "not of the form"),
-        ("en-de-fr=a.tsv", "not of the form"),
+        ("en-de-fr=a.tsv", "no such file: a.tsv"),
+        ("en-pt-BR=a.tsv", "not of the form"),
         ("en-de=a.txt|b", "no such file: a.txt"),
         ("en-de=a|b|c", "one bar"),
         ("en-de=|b", "one bar"),
@@ -344,6 +345,56 @@ def test_identity_follows_the_columns(tmp_path):
     path = write(tmp_path / "x.csv", "a,b,c\n1,2,3\n")
     ((first,), (second,)) = (parse_pairs(f"en-de={path}[a,{x}]") for x in "bc")
     assert identity(first) != identity(second) and str(second) == f"en-de={path}[a,c]"
+
+
+# Several languages in a line
+
+
+def test_lines_of_several_languages_stay_aligned_over_what_is_left_out(tmp_path):
+    write(tmp_path / "m.en", b"one\n\n<range>\nfour\nfive\nsix\n")
+    write(tmp_path / "m.de", b"eins\nzwei\ndrei\n\xff\n\nsechs sechs sechs\n")
+    write(tmp_path / "m.fr", b"un\ndeux\n\nquatre\n\nsi\x07x\n")
+    (source,) = parse_pairs(f"en-de-fr={tmp_path}/m")
+    assert (source.languages, source.kind) == (("en", "de", "fr"), "lines")
+    pairs, counts = read(f"en-de-fr={tmp_path}/m", max_characters=10)
+    expected = [("one", "eins", "un"), ("", "zwei", "deux"), ("four", "", "quatre"), ("six", "", "si x")]
+    assert pairs == expected
+    assert counts.skipped == {"empty": 2}  # lines in one language, or in none
+    assert counts.noted == {"empty_en": 1, "not_utf8_de": 1, "too_long_text_de": 1, "control_characters": 1}
+    bars = "|".join(str(tmp_path / f"m.{code}") for code in ("fr", "en", "de"))
+    assert read(f"fr-en-de={bars}", max_characters=10)[0] == [(c, a, b) for a, b, c in expected]
+    rows = ["one\teins\tun", "\tzwei\tdeux\textra", "four\t\tquatre", "six", "\t\tsept"]
+    pairs, counts = read(f"en-de-fr={write(tmp_path / 'x.tsv', chr(10).join(rows))}")
+    assert pairs == [("one", "eins", "un"), ("", "zwei", "deux"), ("four", "", "quatre")]
+    assert counts.skipped == {"no_tab": 1, "empty": 1} and counts.noted == {
+        "empty_en": 1,
+        "empty_de": 1,
+        "extra_columns": 1,
+    }
+    said = [sample.sentences(code, 5, 7) for code in ("ru", "en", "zh")]
+    assert read("ru-en-zh=sample:5-7")[0] == [*zip(*said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("en-de-en=a.tsv", "names one language twice"),
+        ("en-de-fr={0}|{1}", r"is not 3 files with bars between them, one for each of en, de, fr"),
+        ("en-de-fr={0}|{1}|{1}", "is one file twice"),
+        ("en-de-fr={0}|{1}|{2}", r"b\.txt has 1|c\.txt has 2"),
+        ("en-de-fr={0}", r"no such file: .*\.en"),
+        ("a-b-c={3}", r"no such file: .*m\.c \(or \.gz\), though other sides are there"),
+        ("en-de-fr={4}", "fewer than 3 columns in nearly every line; name the languages that it has"),
+        ("zh-Hans-en={4}", "is not of the form .*languages have letters, digits and _"),
+    ],
+)
+def test_mistakes_with_several_languages(tmp_path, spec, message):
+    for name, content in (("m.a", "1\n"), ("m.b", "2\n"), ("b.txt", "x\n"), ("a.txt", "x\n"), ("c.txt", "y\nz\n")):
+        write(tmp_path / name, content)
+    write(tmp_path / "two.tsv", "one\teins\n" * 20)
+    paths = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt", "m", "two.tsv")]
+    with pytest.raises(UserError, match=message):
+        read(spec.format(*paths))
 
 
 # The built-in sample

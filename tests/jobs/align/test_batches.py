@@ -1,6 +1,7 @@
 """What is in a batch: the sentences of the plan, in its order of sides, with their positions and token types."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -78,6 +79,32 @@ def test_xlm_tells_the_language_and_counts_positions_anew(make, number_pairs):
                 assert rows.positions[here].tolist() == list(range(first + 2))
     _, metrics = setting.step(setting.state, sharding.put_batch(batch, setting.mesh))
     assert np.isfinite(metrics["tlm"])
+
+
+def test_lines_of_several_languages_are_pairs_of_two_of_them(make, number_pairs):
+    """The texts, XLM's languages, and one hash for all sentences of a line: they are no negatives of each other."""
+    lines = number_pairs(64, seed=2)
+    lines.languages = ("a", "b", "c")
+    lines.texts = [(*pair, pair[0] + " 7") if i % 4 else ("", *pair) for i, pair in enumerate(lines.texts)]
+    lines.lengths = np.array([[len(text.split()) for text in line] for line in lines.texts])
+    setting = make(2, sources=[lines], languages=("b", "c", "a"))
+    found, kinds = {}, set()
+    for step in range(3 * 64 // BATCH):
+        batch, plan = setting.batches.make(step), setting.batches.schedule.batch(step)
+        keys, rows, types = batch.key_rows, batch.rows, batch.types
+        for n in range(BATCH):
+            line, (first, second) = lines.texts[plan.index[n]], plan.sides[n]
+            kinds.add((int(first), int(second)))
+            assert keys.ids[keys.segments == n + 1].tolist() == [1, *map(int, line[second].split()), 2]
+            here = rows.segments == BATCH + n + 1
+            assert rows.ids[here].tolist() == [1, *map(int, line[first].split()), 2, *map(int, line[second].split()), 2]
+            of = [(2, 0, 1)[side] for side in (first, second)]
+            one, other = plan.lengths[n]
+            assert types[here].tolist() == [of[0]] * (one + 2) + [of[1]] * (other + 1)
+            found.setdefault(int(plan.index[n]), set()).add(int(batch.hashes.reshape(-1)[n]))
+    assert kinds == set(itertools.permutations(range(3), 2)), "every language is anchor and partner of every other"
+    assert len(found) == 64 and all(len(hashes) == 1 for hashes in found.values())
+    assert len({*map(min, found.values())}) == len({next(filter(None, line)) for line in lines.texts})
 
 
 def test_masked_lm_control_never_joins_a_pair(make):
