@@ -27,7 +27,7 @@ def get_config(mode: str = "") -> Any:
         seed=0,  # of initialisation, data order, masks and dropout
         dtype="bfloat16",  # of the matmuls; parameters, optimizer, EMA, softmax and losses are float32
         data=dict(
-            pairs="",  # lang1-lang2[-lang3...]=SOURCE,...: file.tsv, x.csv, prefix, a.txt|b.txt, hf:NAME, ... (docs/data.md)
+            pairs="",  # lang1-lang2[-lang3...]=SOURCE,...: file.tsv, x.csv, prefix, a|b, hf:NAME, ... (docs/data.md)
             max_length=128,  # tokens of a sentence, including special tokens; longer ones are truncated (recalled)
             min_pieces=10,  # tokens: a pair is dropped if either side has fewer (recalled)
             max_pair_pieces=128,  # or if both together have more (recalled)

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
