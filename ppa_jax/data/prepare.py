@@ -107,7 +107,7 @@ def columns_of(source: Source) -> tuple[str, ...]:
     return source.languages if len(source.languages) > 2 else ("a", "b")
 
 
-def decode(records: Iterable[bytes], columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+def decode(records: Iterable[bytes], columns: tuple[str, ...] = ("a", "b")) -> list[tuple[str, ...]]:
     """The texts of each record, one for each column. May be called by several threads at once."""
     with _IMPORTING:
         from tensorflow_datasets.proto import tf_example_pb2

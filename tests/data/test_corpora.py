@@ -124,7 +124,6 @@ def test_lines_of_several_languages_lose_sides_and_are_merged(tmp_path, opened):
     wanted = {"empty_b": 1, "no_pieces_b": 1, "too_few_pieces_b": 1, "too_many_pieces_c": 1, "identical_b": 1, "cut": 0}
     assert first["noted"] == wanted and (first["read"], first["kept"]) == (10, 6)
     assert (second["read"], second["kept"], second["skipped"]) == (1, 1, {})
-    assert [line.split()[0] for line in describe([found]).splitlines()] == ["pair", *["a-b-c"] * 3]
 
 
 def test_one_language_in_another_encoding_among_several(tmp_path, opened):
