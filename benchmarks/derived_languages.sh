@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# ALIGN-MLM's experiment on real English at a size that two CPU cores can train: the result in docs/results/align_mlm.md.
+# ALIGN-MLM's experiment on real English, at a size that two CPU cores can train; results: docs/results/align_mlm.md.
 #
 #   benchmarks/derived_languages.sh DATA WORKDIR [PART...]
 #
 # DATA holds ud, wikiann and bible in the forms of docs/pretraining.md. PART is one or more of main (four objectives on
-# trans and trans+inv), seeds (trans+inv with two more of mlm and align_mlm), half (half of the dictionary), syntax
-# (trans+syn, on the text that has trees); all by default. The same command goes on where it stopped. From the
-# environment: STEPS of pretraining (5000), and OBJECTIVES, TRANSFORMATIONS and SEEDS, to share the work out.
+# trans and trans+inv), seeds (trans+inv with two more seeds of mlm and align_mlm), half (half of the dictionary), syntax
+# (trans+syn, on the text that has trees); default: all. Repeating the command resumes it. Environment variables: STEPS of
+# pretraining (5000), and OBJECTIVES, TRANSFORMATIONS and SEEDS, to run only a part of the work.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 D=${1:?give the directory of the data} W=${2:?give a workdir}
@@ -34,7 +34,7 @@ run() { # workdir, objectives, transformations, seeds, settings...
 for part in "${PARTS[@]}"; do
   case $part in
     main) run main mlm,xlm,dict_mlm,align_mlm trans,trans+inv 0 ;;
-    seeds) run main mlm,align_mlm trans+inv 0,1,2 ;; # the report is of both parts then
+    seeds) run main mlm,align_mlm trans+inv 0,1,2 ;; # its report includes the part main
     half) run half dict_mlm,align_mlm trans,trans+inv 0 --config.data.dictionary_share=0.5 ;;
     syntax) run syntax mlm,align_mlm trans+syn 0 --config.data.text="$EWT" --config.data.order_from="$UD/tr_pud-ud-test.conllu" ;;
     *) echo "unknown part: $part" >&2; exit 2 ;;

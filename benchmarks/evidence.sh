@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# What alignment gains on a real encoder, and where transfer lives: bases, trainings and tests in one resumable list.
+# What alignment gains on a real encoder, and which blocks carry transfer: models, trainings and tests, in stages.
 #
 #   benchmarks/evidence.sh MODEL DATA WORKDIR [STAGE...]
 #
-# MODEL is a multilingual sentence encoder (a Hugging Face directory; multilingual-e5-small), base "a"; base "b" is made of
-# it by competent_base.py. DATA is that of competent_base.py, which_part_aligns.sh and transfer.sh. STAGE is one or more of
-# STAGES below, all by default in that order: what says most comes first. The same command goes on where it stopped;
-# stages that are done are skipped, one that fails is told and passed over. SIGTERM to the process group saves and ends.
-# From the environment: PYTHON, SMALLER (a directory of another encoder, for the table of the bases).
+# MODEL is a multilingual sentence encoder (a Hugging Face directory; multilingual-e5-small), base "a"; competent_base.py
+# derives base "b" from it. DATA is that of competent_base.py, which_part_aligns.sh and transfer.sh. STAGE is one or more of
+# STAGES below; default: all, in that order, the most informative first. Repeating the command resumes it: finished stages
+# are skipped; a stage that fails is reported, and the next one starts. SIGTERM to the process group saves and exits.
+# Environment variables: PYTHON, SMALLER (a directory of another encoder, for the table of the bases).
 #
-# The sizes are for some 30 CPU hours (an estimate): seeds and controls are whole, steps and test items are cut.
+# Sized for about 30 CPU hours (an estimate): all seeds and controls, but fewer steps and test items.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir}
@@ -20,14 +20,14 @@ STAGES=(base_b align_b nli_b bases pos_b ner_b measure_b nli_b_again ablation_po
 [[ $# -gt 3 ]] && STAGES=("${@:4}")
 B="$W/base/run/export"
 
-# Trainings of the main job, on base a or b: two seeds each, the mean of layer 8 of 12 where it contrasts. In four passes a
-# step, or PPA takes 15 GB.
+# Trainings of the main job, on base a or b: two seeds each; the contrast is on the mean of layer 8 of 12. With four
+# accumulation steps, because PPA would otherwise take 15 GB.
 align() { # base, its directory, names, settings of which_part_aligns.sh...
   env STEPS=250 NAMES="$3" SETTINGS="--config.contrastive.layer=8 --config.contrastive.pooling=mean
     --config.train.accumulate=4 --config.checkpoint.every=50 --config.checkpoint.keep=1" "${@:4}" benchmarks/which_part_aligns.sh "$2" "$D" "$W/$1/parts" "0 1"
 }
 
-# NAME=DIR,... of a base as it is and of trainings, named NAME-SEED.
+# NAME=DIR,... for a base and for trainings, which are named NAME-SEED.
 models() { # base, its directory, trainings...
   printf "before=%s" "$2"
   for training in "${@:3}"; do printf ",%s=%s" "${training//-/_}" "$W/$1/parts/$training/export"; done
@@ -35,7 +35,7 @@ models() { # base, its directory, trainings...
 
 transfer() { # base, its directory, task, steps, items, trainings...
   STEPS=$4 ITEMS=$5 benchmarks/transfer.sh "$(models "$1" "$2" "${@:6}")" "$D" "$W/$1/transfer" "$3" || return
-  rm -rf "$W/$1/transfer/$3"/*/seed-[1-9]*/export # parameters are kept beside it, and one of each is enough
+  rm -rf "$W/$1/transfer/$3"/*/seed-[1-9]*/export # the parameters are kept elsewhere, and one export of each is enough
 }
 
 ablate() { # base, its directory, task, ablations
@@ -45,7 +45,7 @@ ablate() { # base, its directory, task, ablations
 run() { # stage
   case $1 in
     base_b) $PYTHON -m benchmarks.competent_base --model="$MODEL" --data="$D" --workdir="$W/base" ;;
-    bases) # the part that MEASURE=no leaves out, of models without training: as by which_part_aligns.sh
+    bases) # as in which_part_aligns.sh, but for the bases
       mkdir -p "$W/ntrex"
       for file in "$D"/ntrex/???.txt "$D"/ntrex/zho-CN.txt; do head -n 1000 "$file" > "$W/ntrex/$(basename "$file")"; done
       $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/bases" --config.max_length=64 \
@@ -53,7 +53,7 @@ run() { # stage
         --config.parallel="$W/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" --config.word_alignment_method=argmax ;;
     align_b) align b "$B" "mlm ppa" MEASURE=no ;;
     align_b_cls) align b "$B" "ppa_cls" MEASURE=no ;;
-    align_a) align a "$MODEL" "mlm contrast ppa" MEASURE=no ;; # it has no head: the contrast alone is advised for it
+    align_a) align a "$MODEL" "mlm contrast ppa" MEASURE=no ;; # it has no masked-LM head, so the contrast alone is recommended
     words_b) align b "$B" "ppa_words" MEASURE=no ;;
     measure_b) align b "$B" "mlm ppa" ;;
     measure_a) align a "$MODEL" "mlm contrast ppa" ;;
@@ -70,7 +70,7 @@ run() { # stage
     ner_a) transfer a "$MODEL" ner 200 1000 mlm-0 contrast-0 ppa-0 ;;
     parsing_b) transfer b "$B" parsing 300 500 mlm-0 ppa-0 ;;
     qa_b) transfer b "$B" qa 150 100 mlm-0 ppa-0 ;;
-    code_switching_b) # goes on from the model fine-tuned on English
+    code_switching_b) # starts from the model fine-tuned on English
       STEPS=200 ITEMS=300 benchmarks/transfer.sh "ppa=$W/b/transfer/nli/ppa_0/seed-0/export" "$D" "$W/b/transfer" code_switching ;;
     ablation_pos_b) ablate b "$B" pos pairs ;;
     ablation_pos_b_singles) ablate b "$B" pos singles,pairs ;;
@@ -79,22 +79,22 @@ run() { # stage
   esac
 }
 
-trap : TERM INT # the job saves and ends; then the list ends
-tell() { echo "$(date -u +"%F %T") $*" | tee -a "$W/log.txt"; }
+trap : TERM INT # the job saves and exits; then this script exits
+log() { echo "$(date -u +"%F %T") $*" | tee -a "$W/log.txt"; }
 mkdir -p "$W/done"
 for stage in "${STAGES[@]}"; do
   [[ -e $W/done/$stage ]] && continue
-  tell "$stage: starts"
+  log "$stage: starts"
   began=$SECONDS
   run "$stage" >> "$W/$stage.log" 2>&1
   status=$?
-  while ((status == 137)); do # killed outright, for memory perhaps: on from its last checkpoint
-    tell "$stage: killed"
+  while ((status == 137)); do # killed, perhaps for lack of memory: resume from its last checkpoint
+    log "$stage: killed"
     sleep 60
     run "$stage" >> "$W/$stage.log" 2>&1
     status=$?
   done
-  tell "$stage: status $status after $((SECONDS - began)) s"
+  log "$stage: status $status after $((SECONDS - began)) s"
   case $status in
     0) touch "$W/done/$stage" ;;
     130 | 143) exit $status ;;

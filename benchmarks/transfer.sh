@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Zero-shot transfer before and after alignment: every task, models side by side; and code-switching.
+# Zero-shot transfer before and after alignment: all tasks, models side by side; and code-switching.
 #
 #   benchmarks/transfer.sh MODELS DATA WORKDIR [TASK...]
 #
 # MODELS is "before=DIR,after=DIR,...", DATA holds ud, wikiann, nli_train, xnli, tydiqa_goldp, xquad and mlqa in the forms of
-# docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching code_switching_sample, all by default
-# (the last takes the built-in sample and a model of its own). The same command goes on where it stopped. From the
-# environment: SEEDS (0,1,2), STEPS of training (200) and ITEMS of each test set (1000; 0: all), which are what two CPU cores
-# can do in some hours; XTREME's recipes are far longer.
+# docs/finetuning.md; TASK is one or more of pos ner parsing nli qa code_switching code_switching_sample; default: all
+# (the last uses the built-in sample and a model of its own). Repeating the command resumes it. Environment variables: SEEDS
+# (0,1,2), STEPS of training (200) and ITEMS of each test set (1000; 0: all). The defaults take some hours on two CPU cores;
+# XTREME's recipes are far longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODELS=${1:?give NAME=DIR,...} D=${2:?give the directory of the data} W=${3:?give a workdir}
@@ -35,18 +35,18 @@ for task in "${TASKS[@]}"; do
       QA=(--config.data.train="en=$D/tydiqa_goldp/tydiqa.goldp.en.train.json" --config.data.max_length=256
         --config.train.batch_size=16)
       run qa mlqa "${QA[@]}" --config.data.test="$D/xquad/xquad.{lang}.json"
-      cp "$W/qa/report.md" "$W/qa/xquad.md" # MLQA is tested with the same trainings, and has a report of its own
+      cp "$W/qa/report.md" "$W/qa/xquad.md" # MLQA is tested with the same trained models, in a separate report
       MLQA=$(for lang in de en es zh; do printf ",%s-mlqa=%s" $lang "$D/mlqa/dev-context-$lang-question-$lang.json"; done)
       run qa mlqa "${QA[@]}" --config.data.test="${MLQA#,}" ;;
     code_switching)
-      # XNLI's dev sets are translations of each other, three hypotheses a premise: split by premise.
+      # XNLI's dev sets are translations of each other, with three hypotheses per premise: split by premise.
       mkdir -p "$W/xnli_split"
       for file in "$D"/xnli/dev.??.tsv; do
-        name=$(basename "$file") # lines 1-1650 to train on, as many in every language; the rest to test
+        name=$(basename "$file") # lines 1-1650 of every language for training, the rest for testing
         head -n 1650 "$file" > "$W/xnli_split/train.${name#dev.}"
         tail -n +1651 "$file" > "$W/xnli_split/test.${name#dev.}"
       done
-      # Test sets whose premise and hypothesis differ in language, for a few of them.
+      # Test sets in which premise and hypothesis differ in language, for a few languages.
       TEST="$W/xnli_split/test.{lang}.tsv"
       for lang in de hi ru sw zh; do
         foreign="$W/xnli_split/test.$lang.tsv" english="$W/xnli_split/test.en.tsv"
@@ -54,7 +54,7 @@ for task in "${TASKS[@]}"; do
         paste <(cut -f1 "$english") <(cut -f2,3 "$foreign") > "$W/xnli_split/mixed.en-$lang.tsv"
         TEST+=",$lang/en=$W/xnli_split/mixed.$lang-en.tsv,en/$lang=$W/xnli_split/mixed.en-$lang.tsv"
       done
-      # Half of the text is English in the second and third, and the sides of half of the rows differ in the third alone.
+      # In the second and third, half of the text is English; in the third, the sides of half of the rows also differ.
       SPLIT=(--config.data.train="$W/xnli_split/train.{lang}.tsv" --config.data.test="$TEST")
       run translate_train xnli "${SPLIT[@]}" --config.data.code_switch=
       run translate_train_half_english xnli "${SPLIT[@]}" --config.data.code_switch=pivot=en --config.data.switch_rate=0

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Which blocks carry transfer, before and after alignment: the result in docs/results/layer_ablation.md.
+# Which blocks carry transfer, before and after alignment; results: docs/results/layer_ablation.md.
 #
 #   benchmarks/where_transfer_lives.sh MODELS DATA WORKDIR [TASK...]
 #
-# MODELS is "before=DIR,after=DIR"; DATA holds ud, wikiann and ntrex; TASK is pos, ner or both. The same command goes on
-# where it stopped. From the environment: SEEDS (0,1,2), ABLATIONS (singles,pairs), STEPS of fine-tuning (200) and ITEMS of
-# each test set (300): one to two minutes a training on one CPU core, 30 trainings a model of six blocks and task. Models
-# may run side by side, each with its own command in the same workdir; the command with both then writes the report.
+# MODELS is "before=DIR,after=DIR"; DATA holds ud, wikiann and ntrex; TASK is pos, ner or both. Repeating the command
+# resumes it. Environment variables: SEEDS (0,1,2), ABLATIONS (singles,pairs), STEPS of fine-tuning (200) and ITEMS of each
+# test set (300): one to two minutes per training on one CPU core, 30 trainings per model of six blocks and task. Models
+# may run in parallel, each with its own command in the same workdir; the command with both then writes the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 MODELS=${1:?give NAME=DIR,...} D=${2:?give the directory of the data} W=${3:?give a workdir}

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Which part of the method aligns: five trainings of one model on the same pairs, for as many steps, and all measures.
+# Which part of the method aligns: five trainings of one model on the same pairs and for the same steps, and all measures.
 #
 #   benchmarks/which_part_aligns.sh MODEL DATA WORKDIR [SEEDS]
 #
 # MODEL is a Hugging Face directory, DATA holds multi30k, bible, tldr, tatoeba, word_alignment, dictionaries, bucc, ntrex
-# and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. Some 25 minutes a training on two
-# CPU cores. The same command goes on where it stopped. From the environment:
+# and ud, in the forms of docs/data.md and docs/evaluation.md; SEEDS is "0 1" by default. About 25 minutes per training on
+# two CPU cores. Repeating the command resumes it. Environment variables:
 #
 #   NAMES     the trainings (mlm tlm contrast ppa ppa_unshuffled). ppa_words is PPA with the loss of ALIGN-MLM on MUSE's
-#             dictionaries, ppa_words_small with their words in small letters alone, ppa_cls PPA as in the paper: [CLS] of
-#             the last layer, whatever SETTINGS says
+#             dictionaries, ppa_words_small with lower-case words only, ppa_cls PPA as in the paper: [CLS] of the last
+#             layer, regardless of SETTINGS
 #   STEPS     of each training (400)
 #   SETTINGS  of the main job, for every training
 #   BASELINE  of the evaluation (before,mlm,ppa)
@@ -53,7 +53,7 @@ for name in $NAMES; do
   for seed in $SEEDS; do RUNS+="|$W/$name-$seed"; done
   MODELS+=",$name=${RUNS#|}"
 done
-mkdir -p "$W/ntrex" # half of it: on a CPU, that is what an evening allows
+mkdir -p "$W/ntrex" # half of it, for lack of time on a CPU
 for file in "$D"/ntrex/*.txt; do head -n 1000 "$file" > "$W/ntrex/$(basename "$file")"; done
 $PYTHON -m ppa_jax.main --config=configs/evaluate.py --workdir="$W/measured" --config.models="$MODELS" \
   --config.baseline="${BASELINE:-before,mlm,ppa}" --config.max_length=64 --config.tatoeba="$D/tatoeba" --config.mining="$D/bucc" \

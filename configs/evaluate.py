@@ -22,13 +22,13 @@ def get_config(mode: str = "") -> Any:
         baseline="",  # names of models that the others are compared with, A,B,...; empty: the first model
         # The data of each part; empty: not measured.
         tatoeba="",  # retrieval: a directory of tatoeba.xxx-eng.xxx and .eng
-        sample=0,  # retrieval: the last so many sentences of the built-in sample
+        sample=0,  # retrieval among this many sentences at the end of the built-in sample
         mining="",  # bitext mining: a directory of xx-en.dev.xx, .en and .gold, or their prefix
         word_alignment="",  # a directory of xx-yy/ with test.xx, test.yy and gold links
         dictionaries="",  # lexicon induction: a directory of en-xx.tsv or .txt
         parallel="",  # CKA and retrieval: directories of n-way parallel text, or of PUD as CoNLL-U, A,B,...
         layer=-1,  # of the main scores; -1: two thirds of the depth, 8 of 12 as in XTREME
-        every_layer=True,  # also retrieval, word alignment and CKA at every layer: the curves
+        every_layer=True,  # retrieval, word alignment and CKA at every layer, too, for the curves
         max_length=0,  # tokens of a sentence, the same for all models; 0: the most that all of them accept
         word_alignment_method="softmax",  # as awesome-align; "argmax": as SimAlign, independent of the norms
         word_base=-1,  # whether gold links count words from 0 or 1; -1: detected from the file

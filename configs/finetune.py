@@ -3,7 +3,7 @@
     python -m ppa_jax.main --config=configs/finetune.py --workdir=runs/t --config.task=topics.py --config.init=DIR \\
         --config.data.train=en=train.tsv --config.data.test=test.{lang}.tsv
 
-By itself it is for a task of your own (docs/finetuning.md). Expect its scores by language in report.md.
+As a recipe it is for a task of your own (docs/finetuning.md). Expect scores by language in report.md.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def get_config(mode: str = "") -> Any:
             train="",  # LANGUAGE=FILE,... or a path with {lang}
             dev="",  # likewise; for early stopping
             test="",  # likewise: every language is tested
-            test_examples=0,  # the first so many of each test set; 0: all
+            test_examples=0,  # only the first examples of each test set; 0: all
             max_length=128,  # tokens of a row, including special tokens
             code_switch="",  # languages of the two sides: pivot=en (PPA's), uniform, en=0.5,de=0.5; empty: off
             switch_rate=0.5,  # with code_switch: how often the two sides differ in language (the paper's is unknown)
@@ -50,7 +50,7 @@ def get_config(mode: str = "") -> Any:
         ),
         eval=dict(
             every=0,  # steps between scores of the dev set; 0: none
-            patience=0,  # stop after so many scores without an improvement, use the best; 0: never
+            patience=0,  # stop after this many scores without improvement, and use the best; 0: never
         ),
         test_batch_size=64,  # features, global
         mesh=load("ppa").mesh,

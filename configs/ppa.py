@@ -3,15 +3,15 @@
     python -m ppa_jax.main --config=configs/ppa.py --workdir=runs/x --config.init=bert-base-multilingual-cased \\
         --config.data.pairs="en-fr=europarl/fr-en,en-de=europarl/de-en" --config.eval.tatoeba=tatoeba/v1
 
-Without a mode this is the paper's recipe for mBERT (arXiv 2010.12547). No code was published with it: settings marked
-(recalled) are quoted from memory of the paper; check them against it before citing them. Expect the aligned model in
-runs/x/export, in the Hugging Face format, and retrieval before and after in runs/x/report.md.
+Without a mode this is the paper's recipe for mBERT (arXiv 2010.12547). Its code was not published: settings marked
+(recalled) are quoted from memory of the paper; check them before you cite them. Expect the aligned model in
+runs/x/export, in the Hugging Face format, and retrieval before and after alignment in runs/x/report.md.
 
     python -m ppa_jax.main --config=configs/ppa.py:demo --workdir=runs/demo
 
 briefly trains a small masked LM on the built-in sample and aligns it, in under 4 minutes on two CPU cores. Retrieval
-among 500 unseen sentences rises from chance (0.2%) to 97 to 99% for the mean of the trained layer, depending on the
-seed (96 to 98% at layer 1).
+among 500 unseen sentences rises from chance (0.2%) to 97-99%, depending on the seed, with mean pooling of the trained
+layer (96-98% at layer 1).
 """
 
 from typing import Any
@@ -77,7 +77,7 @@ def get_config(mode: str = "") -> Any:
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
             dictionaries="",  # directory with en-xx.tsv (MUSE), comma-separated files, or sample: the sample's
-            max_words=5000,  # the first so many English words of each; 0: all. Lexicon induction tests later ones
+            max_words=5000,  # English words from the top of each file; 0: all. Lexicon induction tests later ones
             capitalised=True,  # add every word in its capitalised form: MUSE's words are lower-case
         ),
         mesh=dict(
@@ -93,7 +93,7 @@ def get_config(mode: str = "") -> Any:
         eval=dict(
             tatoeba="",  # directory with tatoeba.xxx-eng.{xxx,eng}; empty: no retrieval
             every=0,  # steps; 0: only before and after
-            sample=0,  # retrieval among the last so many sentences of the built-in sample
+            sample=0,  # retrieval among this many sentences at the end of the built-in sample
         ),
         log=dict(
             tensorboard=True,  # write curves into the workdir
@@ -122,17 +122,17 @@ def get_config(mode: str = "") -> Any:
         c.data.update(max_length=32, min_pieces=1, max_pair_pieces=60)
         c.model.update(vocab_size=1500, hidden_size=64, num_layers=2, num_heads=2)
         c.pretrain.update(steps=60, batch_size=64, learning_rate=1e-4)
-        # So small a model, trained so briefly, needs other settings than mBERT: mean pooling, little TLM, fresh
-        # negatives, no dropout, and a lower momentum. But not much lower: with 0.95 the result depends on the seed, and
-        # with 0.8 nothing is learned (docs/results/demo.md).
+        # Such a small model, trained briefly, needs other settings than mBERT: mean pooling, little TLM, in-batch
+        # negatives, no dropout, and a lower momentum. Not much lower, though: with 0.95 the result depends on the seed,
+        # and with 0.8 nothing is learned (docs/results/demo.md).
         c.train.update(steps=400, epochs=0.0, batch_size=128, learning_rate=3e-3, dropout=0.0)
         c.contrastive.update(pooling="mean", queue_size=512, in_batch=True, momentum=0.98, projection_dim=64)
         c.tlm.weight = 0.1
         c.eval.sample = 500
         c.dtype = "float32"
         if mode == "demo_words":
-            # For the demos of fine-tuning, in which single words must be aligned: whole words are tokens, the contrast
-            # is below the last block, and the sample's dictionary is added (docs/results/demo.md).
+            # For the demos of fine-tuning, which need aligned words: whole words as tokens, the contrast below the last
+            # block, and the loss on the sample's dictionary (docs/results/demo.md).
             c.model.vocab_size, c.train.steps = 4000, 350
             c.contrastive.layer = 1
             c.word_alignment.update(weight=10.0, dictionaries="sample")

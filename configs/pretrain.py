@@ -3,10 +3,10 @@
     python -m ppa_jax.main --config=configs/pretrain.py --workdir=runs/p --config.objective=align_mlm \\
         --config.data.pairs=en=english.txt,de=german.txt --config.word_alignment.dictionaries=en-de.tsv
 
-From scratch, with a vocabulary that is trained on the text or given, or from a checkpoint (`init`). The settings are
-those of configs/ppa.py, with their comments there; below is what differs. Model and recipe follow ALIGN-MLM's code: 8
-layers of 512, 500,000 steps of 128 at 1e-4 with 10,000 of warm-up, word alignment x 10. The sequences do not: the paper
-fills 512 tokens with text, here each line is a sequence of at most 128, so a step sees fewer tokens.
+Starts from scratch, with a given vocabulary or one trained on the text, or from a checkpoint (`init`). The settings are
+those of configs/ppa.py, which has their comments; only the differences are below. Model and recipe follow ALIGN-MLM's
+code: 8 layers of width 512, 500,000 steps of 128 at 1e-4 with 10,000 of warm-up, word alignment x 10. The sequences
+differ: the paper fills 512 tokens with text; here each line is a sequence of at most 128, so a step has fewer tokens.
 Expect the model in runs/p/export, in the Hugging Face format, and the losses in runs/p/report.md.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from ppa_jax.config import leave_out, load
 
-# Settings of the alignment that the job does not have: the contrastive loss, and what the objective stands for.
+# Settings of the alignment that this job does not have: the contrastive loss, and what the objective determines.
 WITHOUT = ("contrastive", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on this machine, CPU or GPU, and starts again after a crash.
+# Trains on this machine, on CPU or GPU, and restarts after a crash.
 #
 #   launch/one_machine.sh --config=configs/ppa.py --workdir=runs/x --config.init=DIR --config.data.pairs=en-de=FILE.tsv
 #
 # The arguments are those of `python -m ppa_jax.main`; relative paths start at the root of the repository. A run that
-# was killed or crashed is started again with the same command, which goes on from its newest checkpoint. It is not
-# started again when it is done (0), when the input is wrong (2), or when somebody stopped it (130, 143, or a signal to
-# this script, which is passed on and answered once the run has saved). The exit status is that of the last start.
+# was killed or crashed is restarted with the same command, which resumes from its newest checkpoint. It is not
+# restarted when it is done (0), when the input is wrong (2), or when it was stopped (130, 143, or a signal to this
+# script, which is passed on; the script exits once the run has saved). The exit status is that of the last start.
 #
 # Variables:
 #   PYTHON    the interpreter (.venv/bin/python, which `make .venv/installed` makes)
-#   RESTARTS  how often to start again before giving up (20)
-#   PAUSE     seconds before that (10)
+#   RESTARTS  maximum number of restarts (20)
+#   PAUSE     seconds before a restart (10)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,7 +23,7 @@ command -v "$PYTHON" > /dev/null || { echo "$0: no $PYTHON; run 'make .venv/inst
 
 child=
 stopped=false
-# A job in the background ignores SIGINT from a shell without job control: SIGTERM says the same to the program.
+# Without job control, a background job ignores SIGINT; SIGTERM has the same effect on the program.
 trap 'stopped=true; [[ -z $child ]] || kill -TERM "$child" 2> /dev/null || true' INT TERM
 
 # Leaves the program's exit status in `status`.

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains on GPUs of a SLURM cluster: one process for each GPU, requeued at the time limit and after a crash.
+# Trains on GPUs of a SLURM cluster, with one process per GPU; requeued at the time limit and after a crash.
 #
 #   sbatch launch/slurm.sh --config=configs/ppa.py --workdir=/shared/runs/x --config.init=DIR --config.data.pairs=...
 #   sbatch --nodes=4 --gpus-per-node=8 --ntasks-per-node=8 launch/slurm.sh ...
 #
-# To be submitted from the root of the repository. Options of sbatch before the script's name replace those below. The
-# workdir, and data given as files, must lie where every node sees them.
+# Submit it from the root of the repository. Options of sbatch before the script's name replace those below. All nodes
+# must have access to the workdir and to data given as files.
 #
-# Processes and GPUs. With as many tasks as GPUs, JAX gives task i of a node its GPU i: leave --gpus-per-task out, it
-# would hide the others. With one task for each of several nodes, that task takes all GPUs of its node. With one task in
-# all, nothing has to be connected, and it takes all GPUs of the node.
+# Processes and GPUs. With as many tasks as GPUs, JAX assigns GPU i of a node to its task i: do not set --gpus-per-task,
+# which would hide the other GPUs. With one task per node, each task uses all GPUs of its node. With a single task,
+# no processes are connected, and it uses all GPUs of the node.
 #
-# 120 seconds before the time limit SLURM sends SIGTERM to the tasks; they save and leave with 143, and the job goes
-# back into the queue. After a crash it does so as well, until it has been started RESTARTS + 1 times. It does not when
-# it is done (0), the input is wrong (2), or the job was cancelled.
+# 120 seconds before the time limit SLURM sends SIGTERM to the tasks; they save and exit with 143, and the job is
+# requeued. After a crash it is requeued, too, until it has been started RESTARTS + 1 times. It is not requeued when it
+# is done (0), the input is wrong (2), or the job was cancelled.
 #
 # Variables:
 #   PYTHON    the interpreter (.venv/bin/python)
@@ -49,8 +49,8 @@ if ((SLURM_NTASKS > 1)); then
 fi
 
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch by itself
-# Tasks leave one after the other, and the last may still be saving when the first has left with 143: do not kill it.
-# Where one dies, JAX ends the others once its heartbeat has been missing for 100 seconds.
+# Tasks exit one after the other, and the last may still be saving when the first has exited with 143: do not kill it.
+# If one dies, JAX ends the others when its heartbeat has been missing for 100 seconds.
 status=0
 srun --kill-on-bad-exit=0 "$PYTHON" -m ppa_jax.main "$@" "${connect[@]}" || status=$?
 

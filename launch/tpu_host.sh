@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh does on each host of a TPU. Not to be called by hand.
+# The commands that tpu_vm.sh runs on each host of a TPU. Do not call it by hand.
 #
-#   install   an environment with the pinned requirements, jax[tpu] and gcsfs
-#   run ARGS  starts the program, or finds it running; follows its log and ends with "ppa_jax: exit status N"
+#   install   creates an environment with the pinned requirements, jax[tpu] and gcsfs
+#   run ARGS  starts the program unless it is running; follows its log and ends with "ppa_jax: exit status N"
 #   running   whether the program is running
-#   stop      SIGTERM to the program, which saves; comes back when it is gone
+#   stop      sends SIGTERM to the program, which saves; returns when it has exited
 #
 # The program runs in a process group of its own, so that a broken connection does not end it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# A program that wrote its status has ended, even while its process waits to be collected.
+# A program that has written its status has ended, even if its process still exists as a zombie.
 running() { [[ -f run.pid && ! -f run.status ]] && kill -0 "$(< run.pid)" 2> /dev/null; }
 
 case $1 in

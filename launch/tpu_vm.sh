@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU VM, one host or a slice of many, and asks for new machines after a preemption.
+# Trains on a Cloud TPU VM, one host or a slice of many, and requests new machines after a preemption.
 #
 #   export NAME=ppa ZONE=us-west4-a ACCELERATOR=v5litepod-16
 #   launch/tpu_vm.sh --config=configs/ppa.py --workdir=gs://MY_BUCKET/runs/x \
 #       --config.init=bert-base-multilingual-cased --config.data.pairs=en-de=gs://MY_BUCKET/en-de.tsv
 #
-# Runs on your own machine, with gcloud logged in; to reach several hosts gcloud wants an ssh agent that has its key
-# (`ssh-add ~/.ssh/google_compute_engine`). It asks for the machines as a queued resource, waits for them, copies the
+# Run it on your own machine, with gcloud logged in; for several hosts gcloud needs an ssh agent that has its key
+# (`ssh-add ~/.ssh/google_compute_engine`). It requests the machines as a queued resource, waits for them, copies the
 # files of the repository that git does not ignore to every host, installs the pinned requirements with jax[tpu], and
-# starts the arguments on all hosts with --config.mesh.distributed=true. The program outlives this script and the
-# connection: the same command attaches to it again. Ctrl-C here stops the run, which saves first. The machines stay
-# when the run ends, and cost money until they are deleted:
+# starts ppa_jax.main with the arguments on all hosts, with --config.mesh.distributed=true. The program continues if this
+# script or the connection ends: the same command attaches to it again. Ctrl-C here stops the run, which saves first. The
+# machines remain when the run ends, and cost money until they are deleted:
 #
 #   gcloud compute tpus queued-resources delete "$NAME" --zone="$ZONE" --force
 #
-# The workdir lies in a bucket, in one of the zone's region best, or on a disk that all hosts mount under the same path,
-# such as Filestore. Data and models given as files lie in a bucket, too, or under the same path on every host, where
-# MOUNT copies them or mounts the disk. After a preemption new machines are asked for, and the run goes on from its
+# The workdir must be in a bucket, preferably in the zone's region, or on a disk that all hosts mount under the same path,
+# such as Filestore. Data and models given as files must be in a bucket, too, or under the same path on every host, where
+# MOUNT copies them or mounts the disk. After a preemption new machines are requested, and the run resumes from its
 # newest checkpoint.
 #
 # Variables:
@@ -26,10 +26,10 @@
 #   ACCELERATOR  (v5litepod-8: one host)
 #   RUNTIME      software of the hosts (v2-alpha-tpuv5-lite, for v5e; v6e: v2-alpha-tpuv6e)
 #   SPOT         true: preemptible machines, false: on demand (true)
-#   MOUNT        command for every host that brings in data or a shared disk, run before each start in the program's shell:
-#                it may export variables, too, such as HF_TOKEN or JAX_COMPILATION_CACHE_DIR (none)
-#   RESTARTS     how often to start again before giving up (100)
-#   PAUSE        seconds between two looks at the state of the request, and before a restart (30)
+#   MOUNT        command that copies data or mounts a shared disk; every host runs it before each start, in the program's
+#                shell, so it may also export variables such as HF_TOKEN or JAX_COMPILATION_CACHE_DIR (none)
+#   RESTARTS     maximum number of restarts (100)
+#   PAUSE        seconds between two checks of the request, and before a restart (30)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -51,7 +51,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 tpu() { gcloud compute tpus "$@" --zone="$ZONE" ${PROJECT:+--project="$PROJECT"}; }
-# A host that is gone says nothing: ssh finds out by itself.
+# A lost host does not close the connection: these options make ssh detect it.
 on_all_hosts() {
   tpu tpu-vm ssh "$NAME" --worker=all --command="$1" \
     --ssh-flag=-oServerAliveInterval=30 --ssh-flag=-oServerAliveCountMax=6
@@ -65,7 +65,7 @@ stop() {
   exit 130
 }
 
-# A call about the request did not succeed: it is made again.
+# A failed call about the request is retried.
 failed() {
   if ((++failures > FAILURES)); then
     echo "$0: $failures calls about $NAME failed; see the errors above" >&2
@@ -73,7 +73,7 @@ failed() {
   fi
 }
 
-# Comes back when the machines are there, asking for them where that is needed.
+# Requests the machines if necessary, and returns when they are ready.
 machines() {
   local spot='' state failures=0
   if [[ $SPOT == true ]]; then spot=--spot; fi
@@ -99,7 +99,7 @@ machines() {
   done
 }
 
-# Code and environment on every host; a host whose program is running is left alone.
+# Installs code and environment on every host, except where the program is running.
 install() {
   tpu tpu-vm scp "$scratch/ppa_jax.tar.gz" "$NAME:ppa_jax.tar.gz" --worker=all &&
     on_all_hosts "bash ppa_jax/launch/tpu_host.sh running 2> /dev/null || {

@@ -1,7 +1,7 @@
 """Configurations: `load` runs a recipe's `get_config(mode)` and sets fields; `check` tests fields by a table of limits.
 
-The recipes are ml_collections files, and `ml_collections.config_flags` sets the fields given on the command line. A
-mistake is answered in one line with the field's name and, where there is no such field, the one that was likely meant.
+Recipes are ml_collections files; `ml_collections.config_flags` sets the fields given on the command line. A mistake
+ends in one line that names the field; for an unknown field the line also names the most similar one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from ppa_jax.errors import UserError, reason
 
-Config = Any  # an ml_collections.ConfigDict; its fields are typed by their defaults, which no checker sees
+Config = Any  # an ml_collections.ConfigDict, whose fields have the types of their defaults: unknown to type checkers
 
 _PACKAGE = Path(__file__).parent
 # Installed with the package; in a checkout beside it.
@@ -32,7 +32,7 @@ RECIPES = next(filter(Path.is_dir, (_PACKAGE / "configs", _PACKAGE.parent / "con
 
 
 def load(file: str, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a recipe with fields set.
+    """Loads a recipe and sets fields.
 
     The loaded configuration has one of `train.steps` and `train.epochs`: where `overrides`, or a file that loads a
     recipe, sets one of them, the recipe's other one is unset.
@@ -54,7 +54,7 @@ def load(file: str, overrides: Sequence[str] = ()) -> Config:
         raise
     except (ValueError, TypeError) as error:  # an unknown mode; a get_config that takes none
         raise UserError(f"--config={file}: {error}") from error
-    except Exception as error:  # whatever a file of the user's may raise: a field that does not exist, say
+    except Exception as error:  # a user's file may raise anything, for a field that does not exist, for example
         raise UserError(f"--config={file}: get_config raises {type(error).__name__}: {reason(error)}") from error
     override(config, overrides)
     return config
@@ -81,7 +81,7 @@ def find_recipe(file: str) -> tuple[Path, str]:
 
 
 def load_module(path: str | Path, *, field: str) -> Any:
-    """A Python file of the user's as a module. Raises UserError, which begins with `field`, for whatever it raises."""
+    """Imports a user's Python file. Raises UserError, which begins with `field`, for any exception that it raises."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     if spec is None or spec.loader is None:
         raise UserError(f"{field}: {path} is not a Python file")
@@ -90,7 +90,7 @@ def load_module(path: str | Path, *, field: str) -> Any:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever a file of the user's may raise
+    except Exception as error:  # a user's file may raise anything
         raise UserError(f"{field}: {path} cannot be read ({type(error).__name__}: {error})") from error
     return module
 
@@ -110,7 +110,7 @@ def entries(text: str) -> list[str]:
 
 
 def leave_out(config: Config, names: Iterable[str]) -> None:
-    """Removes fields, by their dotted names, that a job sets itself: what a user gives them would do nothing."""
+    """Removes fields, by their dotted names, that a job sets itself: setting them would have no effect."""
     for name in names:
         group, _, last = name.rpartition(".")
         inner = config[group] if group else config
@@ -119,12 +119,12 @@ def leave_out(config: Config, names: Iterable[str]) -> None:
 
 
 def training_steps(config: Config, examples: int) -> int:
-    """`train.steps`, or those of `train.epochs` over `examples`, the last batch completed from the epoch after.
+    """`train.steps`, or the steps of `train.epochs` over `examples`; the next epoch completes the last batch.
 
-    Raises UserError for more than can be counted.
+    Raises UserError for 2**31 steps or more.
     """
     train = config.train
-    # Fraction: 1.1 epochs of 100 examples are 110, not 110.00000000000001 and one batch more.
+    # Fraction, because 1.1 epochs of 100 examples are 110, not 110.00000000000001 and thus one more batch.
     steps = train.steps or math.ceil(Fraction(str(train.epochs)) * examples / train.batch_size)
     if steps >= 2**31:
         raise UserError(f"config.train.epochs={train.epochs}: {steps:.2g} steps; must be below 2**31 steps")
@@ -208,7 +208,7 @@ def _no_such_field(name: str, config: Config) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The dotted field that was likely meant by `name`: in another group, abbreviated, or misspelled; "" if none."""
+    """The field most similar to `name`: in another group, abbreviated or misspelled; "" if there is none."""
     group, _, leaf = name.rpartition(".")
 
     def likeness(candidate: str) -> tuple[float, int]:
@@ -228,7 +228,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _abbreviates(short: str, words: Sequence[str]) -> bool:
-    """Whether `short` is beginnings of the words, in order: `lr`, `learn_rate` and `rate` of learning, rate."""
+    """Whether `short` consists of prefixes of the words, in order: `lr`, `learn_rate`, `rate` for learning, rate."""
     if not short or not words:
         return not short
     word, *rest = words
@@ -240,14 +240,14 @@ def _abbreviates(short: str, words: Sequence[str]) -> bool:
 
 
 class Limit(NamedTuple):
-    """What a field may be: the test, and the words for "must be ..."."""
+    """A test of a field's value, and the text for "must be ..."."""
 
     holds: Callable[[Any], bool]
     wanted: str
 
 
 def at_least(low: float, why: str = "") -> Limit:
-    """From `low` on."""
+    """`low` or more."""
     return Limit(lambda x: x >= low, f"{low} or more{why and f': {why}'}")
 
 
@@ -266,7 +266,7 @@ def check(config: Config, limits: Mapping[str, Limit]) -> None:
     """Raises UserError, "config.NAME=VALUE: must be WANTED", for a field out of its limits or not finite."""
     values = fields(config)
     for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):  # passes the limits of some
+        if isinstance(value, float) and not math.isfinite(value):  # infinity would pass some limits
             raise UserError(f"config.{name}={value}: must be a number")
     for name, limit in limits.items():
         if not limit.holds(values[name]):

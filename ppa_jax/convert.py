@@ -1,4 +1,4 @@
-"""Checkpoints between Hugging Face and Flax, and a check that both compute the same.
+"""Converts checkpoints between Hugging Face and Flax, and checks that both compute the same.
 
     python -m ppa_jax.convert to-flax --source=HF_DIR     --target=DIR
     python -m ppa_jax.convert to-hf   --source=RUN_OR_DIR --target=HF_DIR
@@ -56,7 +56,7 @@ def to_hf(source: str | Path, target: str | Path) -> None:
 
     Raises UserError if `source` is neither, or `target` exists or cannot be written.
     """
-    directory = epath.Path(source).expanduser()  # checkpoints are read in place, from a bucket, too
+    directory = epath.Path(source).expanduser()  # checkpoints are read in place, also from a bucket
     with storage.one_line(directory):
         if not directory.is_dir():
             raise UserError(f"{source}: no such directory; give the workdir of a run or a directory made by to-flax")

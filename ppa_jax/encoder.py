@@ -1,10 +1,10 @@
-"""Sentence vectors from an aligned encoder, or from any BERT or XLM-R in the Hugging Face format.
+"""Sentence vectors from an aligned encoder, or from any BERT, XLM-R or ModernBERT in the Hugging Face format.
 
     from ppa_jax import Encoder
     encoder = Encoder.from_pretrained("runs/x/export")
     vectors = encoder.encode(["Good morning", "Guten Morgen"])  # float32 [2, D]
 
-From the shell, one sentence a line; `--input=-` reads standard input:
+From the shell, with one sentence per line; `--input=-` reads standard input:
 
     python -m ppa_jax.encoder --model=runs/x/export --input=sentences.txt --output=vectors.npy
 """
@@ -39,7 +39,7 @@ from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic
 
 DTYPES = ("float32", "bfloat16")
-NORMALIZED = 16_384  # vectors normalised at once, to bound the memory
+NORMALIZED = 16_384  # vectors normalised at a time, to bound the memory
 
 
 class Encoder:

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# A path where no directory can be, and a disk that takes no more, or not from this user.
+# A path that cannot be a directory; and a disk that is full or that this user may not write to.
 NO_PLACE = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
 NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -18,14 +18,14 @@ NO_ROOM = (*FULL, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 class UserError(Exception):
     """A mistake in the input: configuration, files, checkpoints.
 
-    The message is one line: the field or file (with its line number), what is wrong, and the way out. The command-line
-    entry points print it after `error: ` and exit with status 2, without a traceback. What may work at the next try (a
-    network that is down) is no UserError: it ends with status 1, and the launchers start the command again.
+    The message is one line: the field or file (with its line number), what is wrong, and what to do. The command-line
+    entry points print it after `error: ` and exit with status 2, without a traceback. Failures that a retry may fix (a
+    network that is down) are not UserErrors: they exit with status 1, and the launchers restart the command.
     """
 
 
 def reason(error: BaseException) -> str:
-    """The message of a library's exception on one line; a long one ends at a word, with "..."."""
+    """The message of a library's exception on one line, truncated at a word if it is long."""
     return textwrap.shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
@@ -33,17 +33,17 @@ def reason(error: BaseException) -> str:
 def disk_errors(
     path: str | os.PathLike, *, size: int = 0, way_out: str = "choose another folder", note: str = ""
 ) -> Iterator[None]:
-    """Turns a failed write in the block into one line that names `path`. Other exceptions pass, FileNotFoundError too.
+    """Turns a failed write into one line that names `path`. Other exceptions pass, including FileNotFoundError.
 
     Args:
       path: the file or directory being written.
       size: in bytes, for the message about a full disk.
-      way_out: what to do instead of writing there.
-      note: ends the message.
+      way_out: what the user can do instead.
+      note: appended to the message.
 
     Raises:
-      UserError: the disk is full or read-only, or `path` cannot be made or written by this user.
-      RuntimeError: another failure of the disk, which may pass.
+      UserError: the disk is full or read-only, or this user cannot create or write `path`.
+      RuntimeError: another disk error, which may be temporary.
     """
     try:
         yield
@@ -62,9 +62,9 @@ def disk_errors(
 
 
 def _disk_error(error: BaseException | None) -> int | None:
-    """The system's error number, looked for along the chain of causes; None if there is none.
+    """The system's error number, from the exception or its causes; None if there is none.
 
-    TensorStore and safetensors give it in the text of their own exceptions, ArrayRecord's writer gives its message.
+    TensorStore and safetensors put it in the text of their own exceptions; ArrayRecord's writer gives only its message.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None:

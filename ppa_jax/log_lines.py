@@ -1,4 +1,4 @@
-"""Logging of the command lines: plain lines on stderr, the last of which names the user's mistake if there is one."""
+"""Logging of the command-line programs: plain lines on stderr; a user's mistake is the last one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ppa_jax.errors import UserError
 
 
 class LogLine(logging.Formatter):
-    """Only the message; its level, too, from warnings on."""
+    """Only the message; from warnings on, with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
         """`text`, or `warning: text`."""

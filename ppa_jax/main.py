@@ -3,8 +3,8 @@
 `--config` names a Python file or one of the recipes that are installed (ppa, pretrain, xnli, mlqa, tagging, parsing,
 evaluate, align_mlm, layer_ablation), and `--config=ppa:demo` one of its modes. `--config=FILE --help` shows its fields.
 `ppa-jax push runs/x --repo=me/model` uploads a result to the Hugging Face Hub.
-The same command, given again, goes on where the run stopped. Exit status: 0 done, 2 a mistake in the input (one line
-says which), 130 or 143 stopped by SIGINT or SIGTERM after saving; after any other the launchers start it again.
+Repeating the command resumes the run. Exit status: 0 done; 2 a mistake in the input (one line says which); 130 or 143
+stopped by SIGINT or SIGTERM after saving; after any other status the launchers restart the command.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ JOBS = {
 def parse(arguments: Sequence[str]) -> tuple[Config, str]:
     """(configuration, workdir) of the command line. `--help` and `--version` print and raise SystemExit.
 
-    The flags are absl's, in a set of their own: `absl.app.run` parses once in a process, and answers a mistake with
-    several lines and status 1.
+    The flags are absl's, in a `FlagValues` of their own: `absl.app.run` parses only once per process, and reports a
+    mistake in several lines with status 1.
 
     Raises:
       UserError: an argument of another form, or `--config` or `--workdir` is missing; as `config.load`.
@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, str]:
 
 
 def as_workdir(path: str | os.PathLike) -> str:
-    """The path spelled in one way, `~` expanded: the shell leaves one after a `=` alone."""
+    """The normalised path, `~` expanded: the shell does not expand it after a `=`."""
     path = os.fspath(path)
     return path if "://" in path else os.path.normpath(os.path.expanduser(path))
 
@@ -82,7 +82,7 @@ def run(config: Config, workdir: str) -> int:
     """Runs the configuration's job in a workdir of `as_workdir`; returns the exit status.
 
     Raises:
-      UserError: a mistake in the input, or a disk that takes no more.
+      UserError: a mistake in the input, or a full disk.
     """
     if config.get("job") not in JOBS:
         raise UserError(f"config.job={config.get('job')}: must be one of {', '.join(JOBS)}")
@@ -92,23 +92,23 @@ def run(config: Config, workdir: str) -> int:
         raise UserError(f"--workdir={workdir}: is a file; give a directory")
     if config.get("plan") == "false":
         config.plan = ""
-    is_plan = bool(config.get("plan"))  # it touches no workdir
-    if not config.get("mesh", {}).get("distributed"):  # several processes are connected first
+    is_plan = bool(config.get("plan"))  # uses no workdir
+    if not config.get("mesh", {}).get("distributed"):  # with several processes, they must connect first
         check_platform()
     try:
         with hosts.exit_on_peer_loss():
             if not is_plan:
-                check_job(workdir, config.job)  # before anything is read
+                check_job(workdir, config.job)  # before any data is read
             status = 0
             try:
                 importlib.import_module(JOBS[config.job]).run(config, workdir)
             except Stopped as stopped:
                 print(stopped, file=sys.stderr)
                 status = stopped.status
-            hosts.barrier("files written")  # JAX has less patience at the exit than a slow disk may want
+            hosts.barrier("files written")  # at exit, JAX waits for less time than a slow disk may need
             return status
     except OSError as error:
-        # Whoever writes files says more where it can; this is for those, of other packages, that do not.
+        # Our own code reports more about a failed write; this is for files that other packages write.
         if error.errno not in NO_ROOM + NO_PLACE:
             raise
         way_out = "free some space or give another --workdir" if error.errno in NO_ROOM else "give another --workdir"
@@ -124,9 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return answer(lambda: run(*parse(arguments)))
     except KeyboardInterrupt:
-        print(
-            "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint", file=sys.stderr
-        )
+        print("stopped by SIGINT; the same command resumes from the last checkpoint, if there is one", file=sys.stderr)
         return 128 + signal.SIGINT
 
 

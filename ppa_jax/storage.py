@@ -1,7 +1,7 @@
-"""Buckets of Google Cloud Storage, `gs://BUCKET/NAME`: inputs that are read there, and directories written there.
+"""Google Cloud Storage, `gs://BUCKET/NAME`: reading inputs from buckets, and writing directories to them.
 
-A path that may be in a bucket is an `etils.epath.Path`. Most libraries know only disks: `local` gives them a copy of an
-input, and `staged` a directory to write, which is then uploaded.
+A path that may be in a bucket is an `etils.epath.Path`. Libraries that can use only local files get a copy of an input
+from `local`, and from `staged` a temporary directory that is uploaded afterwards.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from fsspec.config import conf as filesystems
 from ppa_jax.errors import NO_ROOM, UserError, reason
 
 SCHEME = "gs://"
-AT_ONCE = 8  # files copied at one time
-LAST = "config.json"  # of an uploaded directory: once it is there, all the others are
+AT_ONCE = 8  # files copied in parallel
+LAST = "config.json"  # the last file of a directory to be uploaded: if it exists, the directory is complete
 _CLIENTS = ("gcsfs", "fsspec", "google", "aiohttp", "requests")  # packages whose exceptions are about the connection
-_TRANSIENT = (401, 408, 410, 429)  # of the HTTP statuses 4xx, those that another try may not meet again
-# How TensorStore reports a connection that failed: "UNAVAILABLE: ...".
+_TRANSIENT = (401, 408, 410, 429)  # HTTP statuses 4xx that may pass
+# How TensorStore reports a failed connection: "UNAVAILABLE: ...".
 _TENSORSTORE = "(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|PERMISSION_DENIED): "
 
-# gcsfs's class for hierarchical buckets asks for the bucket's kind at each operation where it is not allowed to know.
+# Without the permission to see a bucket's type, gcsfs's class for hierarchical buckets asks for it at each operation.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-# A cached listing lacks what TensorStore and other processes write.
+# A cached listing would miss what TensorStore and other processes write.
 filesystems.setdefault("gs", {})["use_listings_cache"] = False
-standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # tracebacks of what it raises anyway
+standard_logging.getLogger("gcsfs").setLevel(standard_logging.CRITICAL)  # no tracebacks of errors that are raised
 
 
 def cache_directory() -> str:
-    """The directory of what can be made or downloaded again, unless a setting gives another."""
+    """The default directory for files that can be computed or downloaded again."""
     return os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ppa_jax")
 
 
 def in_bucket(path: str | os.PathLike) -> bool:
-    """Whether it is an address in a bucket. Raises UserError for an address of another kind (`s3://`)."""
+    """Whether a path is an address in a bucket. Raises UserError for other schemes (`s3://`)."""
     scheme = re.match(r"\w+://", os.fspath(path))
     if scheme and scheme[0] != SCHEME:
         raise UserError(f"{os.fspath(path)}: {scheme[0]} is not supported; give a local path or gs://BUCKET/NAME")
@@ -53,7 +53,7 @@ def in_bucket(path: str | os.PathLike) -> bool:
 
 
 def checked(address: str, field: str = "") -> str:
-    """The address without a slash at its end. Raises UserError for a whole bucket, or one with empty parts."""
+    """The address without a trailing slash. Raises UserError for a whole bucket, or empty path components."""
     parts = address.removeprefix(SCHEME).rstrip("/").split("/")
     if len(parts) < 2 or any(part in ("", ".", "..") for part in parts):
         raise UserError(f"{field}{address}: give something in a bucket, as gs://BUCKET/NAME")
@@ -61,7 +61,7 @@ def checked(address: str, field: str = "") -> str:
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """`~` expanded; an address stays as it is, before which epath would put the working directory."""
+    """The absolute path, `~` expanded; an address in a bucket is returned unchanged."""
     return epath.Path(path) if in_bucket(path) else epath.Path(os.path.abspath(os.path.expanduser(path)))
 
 
@@ -76,21 +76,22 @@ def on_disk(path: str | os.PathLike, field: str = "") -> Path:
 
 
 def names(address: str) -> list[str]:
-    """The names of the objects below a directory of a bucket, relative to it. Raises as `local`, but not for none."""
+    """Names of the objects below a directory, relative to it; may be empty. Raises like `local`."""
     address = checked(address)
     with one_line(address):
         return sorted(name.removeprefix(f"{address}/") for name in _objects(address, _form(address)) if name != address)
 
 
 def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """The local path of an input: the path itself, `~` expanded, or a copy in the cache of what is at an address.
+    """The local path of an input: the path itself, `~` expanded, or for an address in a bucket its copy in the cache.
 
-    An address is that of an object or of a directory; `{lang}` in it, or another name in braces, matches anything but a
-    slash. Copies are made again when the objects have changed, and deleted with them.
+    An address names an object or a directory; `{lang}` in it, or another name in braces, matches anything but a slash.
+    Objects that have changed are copied again; the copies of deleted objects are deleted.
 
     Args:
-      beside: take `train.de` and `train.en.gz`, too, for `gs://BUCKET/train`.
-      wanted: which of the objects below a directory to take, by their names in it.
+      path: local, or an address.
+      beside: for `gs://BUCKET/train`, also copy `train.de` and `train.en.gz`.
+      wanted: selects the objects below a directory by their names relative to it.
 
     Raises:
       UserError: nothing is there, or it may not be read; the address names a whole bucket; gcsfs is not installed.
@@ -122,16 +123,16 @@ def local(path: str | os.PathLike, *, beside: bool = False, wanted: Callable[[st
 
 
 def _form(address: str, *, beside: bool = False) -> re.Pattern[str]:
-    """Matches the addresses of the object or of those in the directory; with `beside` also those with a suffix."""
+    """Matches the object itself, or the objects below the directory; with `beside` also those with a suffix."""
     text = re.split(r"\{\w+\}", address)
     return re.compile("[^/]*".join(map(re.escape, text)) + (r"(/.*|\.[^/]*)?" if beside else "(/.*)?"))
 
 
 def _objects(address: str, form: re.Pattern[str]) -> dict[str, dict[str, Any]]:
-    """Address -> size, generation and more, of the object itself, or of those in the directory."""
+    """Address -> size, generation and more: of the object itself, or of the objects below the directory."""
     folder, _, start = address.partition("{")[0].rpartition("/")
     found = fsspec.filesystem("gs").find(folder, prefix=start, detail=True)
-    # Without markers of folders, and names that would lead out of the cache.
+    # Excludes folder markers, and names that would lead out of the cache.
     objects = {SCHEME + key: facts for key, facts in found.items() if not {"", ".", ".."} & {*key.split("/")}}
     if address in objects:
         return {address: objects[address]}
@@ -168,10 +169,10 @@ def _download(facts: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def staged(directory: str | os.PathLike) -> Iterator[Path]:
-    """A local directory to write files to: `directory` itself, or one that is uploaded to it when the block ends.
+    """A local directory to write to: `directory` itself, or one that is uploaded to it at the end of the block.
 
     Raises:
-      UserError, RuntimeError: as `local`.
+      UserError, RuntimeError: like `local`.
     """
     if not in_bucket(directory):
         yield Path(directory)
@@ -182,9 +183,9 @@ def staged(directory: str | os.PathLike) -> Iterator[Path]:
 
 
 def upload(source: Path, target: str | os.PathLike) -> None:
-    """Copies a file, or the files below a directory, to an address, and replaces those that are there.
+    """Copies a file, or the files below a directory, to an address, replacing existing ones.
 
-    Each file appears as a whole, and `config.json` after the others: a directory that has one is complete.
+    Each file appears whole, and `config.json` after all others: a directory that has it is complete.
     """
     files = {path: epath.Path(target, path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
     files = files if source.is_dir() else {source: target}
@@ -195,7 +196,7 @@ def upload(source: Path, target: str | os.PathLike) -> None:
 
 
 def facts(path: str | os.PathLike) -> dict[str, Any]:
-    """Bytes and CRC-32C (base64) of an object, as the storage has them."""
+    """Size in bytes and CRC-32C (base64) of an object, as the storage reports them."""
     info = fsspec.filesystem("gs").info(os.fspath(path))
     return {"bytes": info["size"], "crc32c": info["crc32c"]}
 
@@ -205,7 +206,7 @@ def facts(path: str | os.PathLike) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_line(address: str | os.PathLike) -> Iterator[None]:
-    """Turns what a bucket refuses into a UserError, and a failed connection to it into a RuntimeError."""
+    """Turns a refused request to a bucket into a UserError, and a failed connection into a RuntimeError."""
     try:
         yield
     except Exception as error:
@@ -227,7 +228,7 @@ def one_line(address: str | os.PathLike) -> Iterator[None]:
 
 def _is_connection_error(error: Exception) -> bool:
     if isinstance(error, OSError):
-        # With a local file's name, or of one of these kinds, it is about the local disk; main.py reports a full one.
+        # With one of these numbers, or a local file's name, the error is about the local disk; main.py reports it.
         return error.errno not in NO_ROOM and (error.filename is None or in_bucket(str(error.filename)))
     if isinstance(error, ValueError):
         return re.match(_TENSORSTORE, str(error)) is not None
@@ -235,11 +236,11 @@ def _is_connection_error(error: Exception) -> bool:
 
 
 def _is_refusal(error: Any) -> bool:
-    """Whether another try would be refused again."""
+    """Whether a retry would be refused again."""
     code = getattr(error, "code", None)
     if isinstance(code, int) and 400 <= code < 500 and code not in _TRANSIENT:
         return True
     if isinstance(error, FileNotFoundError | PermissionError) or type(error).__name__ == "DefaultCredentialsError":
         return True
-    # Tokens come from a server: 401 may mean that it did not answer. Anonymous: there are no credentials at all.
+    # 401 may only mean that the token server did not answer. "Anonymous" means that there are no credentials.
     return str(error).startswith(("Forbidden", "PERMISSION_DENIED")) or "Anonymous" in str(error)

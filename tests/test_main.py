@@ -123,7 +123,7 @@ def run_instead(monkeypatch, job):
 
 def test_ctrl_c_before_training_has_begun(monkeypatch, capsys):
     assert run_instead(monkeypatch, lambda *args: signal.raise_signal(signal.SIGINT)) == 130
-    said = "stopped by SIGINT; the same command goes on, or begins again where there is no checkpoint\n"
+    said = "stopped by SIGINT; the same command resumes from the last checkpoint, if there is one\n"
     assert capsys.readouterr().err == said
 
 

@@ -1,6 +1,6 @@
-"""Files that several processes may want at once: one process writes them while the others wait.
+"""Files that several processes need at the same time: one process writes them while the others wait.
 
-Where the file system has no locks, all of them write and the first copy stays.
+If the file system has no locks, all of them write, and the first result is kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WAY_OUT = "choose another cache directory"
 
 
 def publish(directory: Path, fill: Callable[[Path], None]) -> None:
-    """Creates `directory` with what `fill` writes into the empty folder it is given: all of it, or nothing.
+    """Creates `directory` atomically, with what `fill` writes to the empty directory that it is given.
 
     Raises UserError if the disk is full or the directory cannot be written.
     """
@@ -34,9 +34,9 @@ def publish(directory: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_array(path: Path, rows: Iterable[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    """Writes blocks of rows as one .npy file, which appears only when complete. Raises UserError as `publish` does.
+    """Writes blocks of rows as one .npy file, atomically. Raises UserError like `publish`.
 
-    Written in order, not through a memory map: on a full disk a write raises an error, a map kills the process.
+    Written sequentially, not through a memory map: on a full disk a write raises an error, but a map kills the process.
     """
     written = 0
     with locked(path, wait=True):
@@ -53,9 +53,9 @@ def write_array(path: Path, rows: Iterable[np.ndarray], dtype: np.dtype, shape: 
 
 
 def pickled_form(array: np.ndarray) -> Any:
-    """What to pickle of an array for another process: the name of its file if np.load has mapped it, else the array.
+    """What to pickle for another process: the file name of an array that np.load has mapped, else the array.
 
-    A slice of a mapped array counts as any other array.
+    A slice of a mapped array is pickled like any other array.
     """
     if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
         return str(array.filename)

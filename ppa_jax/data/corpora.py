@@ -1,4 +1,4 @@
-"""The corpora of a run: one `LanguagePair` for each set of languages, with random access; skipped pairs are counted."""
+"""The corpora of a run: a `LanguagePair` per set of languages, with random access; what is skipped is counted."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ppa_jax.data.sources import Cleaning
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
-FORMAT = 3  # of a selection of pairs in the cache; a new number selects again
-_FILTER_ROWS = 1 << 20  # pairs filtered at once
+FORMAT = 3  # of a selection of pairs in the cache; a new number invalidates the old ones
+_FILTER_ROWS = 1 << 20  # pairs filtered at a time
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Filters:
     Lengths are word pieces without special tokens, before truncation.
     """
 
-    min_pieces: int  # of a side; one without pieces is always left out
-    max_pair_pieces: int | None  # of any two sides together, the longer being left out; None: no limit
-    drop_identical: bool  # a side that is the same text as one before it: untranslated
-    drop_duplicates: bool  # all but the first of equal lines within a source
+    min_pieces: int  # on each side; empty sides are always left out
+    max_pair_pieces: int | None  # on any two sides together, of which the longer is left out; None: no limit
+    drop_identical: bool  # leave out a side with the same text as an earlier one
+    drop_duplicates: bool  # keep only the first of equal lines within a source
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,20 @@ class Part:
 
 
 class LanguagePair:
-    """The pairs of two languages that passed the filters, from all their sources, concatenated.
+    """The pairs of two languages that passed the filters, from all sources of these languages, concatenated.
 
     Or the lines of more languages, of which each has at least two.
 
     Attributes:
-      name: "en-de", in the order in which the pair was first named.
+      name: "en-de", in the order of the first source.
       languages: ("en", "de"), side 0 and side 1; ("en",) for text of one language.
       lengths: [n, 2] int32, memory-mapped: word pieces of each side without special tokens, at most max_length - 2. A
         column for each language if there are more; 0 where a line lacks it.
       digests: of the prepared text of each source.
-      report: for each source a dict of source, read, kept, skipped {reason: n} and noted {reason: n}, counts of pairs
-        (for one language, of lines), and rows, the number of pairs (for one language, of pairs of lines).
+      report: for each source a dict of source, read, kept, skipped {reason: n} and noted {reason: n}, which count pairs
+        (lines for text of one language), and rows, the number of pairs (pairs of lines for text of one language).
 
-    Several threads may read. A copy in another process, pickled or forked, opens the files again.
+    Threads may share it. A copy in another process, pickled or forked, opens the files again.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class LanguagePair:
         return len(self._rows)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[tuple[str, ...]]:
-        """The texts of pairs `indices`, in that order, repetitions allowed. Raises IndexError outside 0..n-1."""
+        """The texts of pairs `indices`, in that order; indices may repeat. Raises IndexError outside 0..n-1."""
         wanted = np.asarray(indices, np.int64)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < len(self)):
             raise IndexError(f"{self.name}: pairs are numbered 0 to {len(self) - 1}")
@@ -109,7 +109,7 @@ class LanguagePair:
         return self._opened[key]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Files are opened again where they are needed.
+        # Files are not pickled: the copy opens them when it needs them.
         mapped = {name: pickled_form(getattr(self, name)) for name in ("_rows", "lengths")}
         return {**self.__dict__, "_opened": {}, **mapped}
 
@@ -133,7 +133,7 @@ def open_pairs(
 ) -> list[LanguagePair]:
     """Opens the sources of `data.pairs`, and prepares those that are new or have changed.
 
-    Sources of the same languages are merged in any order: en-de and de-en are one pair, named as its first source.
+    Sources of the same languages are merged: en-de and de-en are one pair, named like its first source.
 
     Args:
       spec: the value of `data.pairs`.
@@ -145,8 +145,8 @@ def open_pairs(
       skip_lines: see `Cleaning`; comma-separated.
 
     Raises:
-      UserError: a wrong form; files that are missing, empty, not text or of different length; a source without usable
-        pairs; a full disk. All sources are checked before the first is prepared.
+      UserError: a source of the wrong form; files that are missing, empty, not text or of different lengths; a source
+        without usable pairs; a full disk. All sources are checked before the first one is prepared.
     """
     cleaning = Cleaning(max_characters, tuple(entries(skip_lines)))
     filters = Filters(min_pieces, max_pair_pieces, drop_identical, drop_duplicates)
@@ -177,7 +177,7 @@ def _language_pair(
     max_length: int,
     cache_dir: Path,
 ) -> LanguagePair:
-    """The pairs that pass the filters, selected once and then read from the cache."""
+    """The pairs that pass the filters; the selection is computed once and then read from the cache."""
     is_text = len(languages) == 1
     if is_text:  # the two lines of a pair are unrelated
         if filters.drop_duplicates:
@@ -201,7 +201,7 @@ def _language_pair(
         parts,
         np.load(directory / "rows.npy", mmap_mode="r"),
         np.load(directory / "lengths.npy", mmap_mode="r"),
-        # The same file may have had another path when the pairs were selected.
+        # The report in the cache may have been written for another path of the same file.
         [{"source": part.source, **entry} for part, entry in zip(parts, report, strict=True)],
     )
 
@@ -254,9 +254,9 @@ def _select(
 def _filter(
     prepared: Prepared, tokenizer: Tokenizer, filters: Filters, max_length: int
 ) -> tuple[np.ndarray, dict[str, int], int]:
-    """What passes, [N, sides] bool, no side or two at least; and how many pairs are truncated.
+    """The sides that pass, [N, sides] bool: none, or at least two; and the number of truncated pairs.
 
-    Between them, how many lines each filter dropped (the first that applies), and how many sides of other lines each
+    In between, how many lines each filter dropped (the first one that applies), and how many sides of other lines each
     left out.
     """
     pieces = prepare.piece_lengths(prepared, tokenizer)
@@ -307,9 +307,9 @@ def _filter(
 def _lines(
     prepared: Prepared, tokenizer: Tokenizer, keep: np.ndarray, max_length: int
 ) -> tuple[int, dict[str, int], int]:
-    """For the lines of one language: how many stay, how many are dropped for which reason, how many are truncated.
+    """For text of one language: the number of lines kept, dropped for each reason, and truncated.
 
-    A row is two lines, or the last of an odd number twice. A line without pieces is dropped with its neighbour.
+    A row is two lines, or the last of an odd number twice. A line without pieces is dropped with the other line.
     """
     pieces = prepare.piece_lengths(prepared, tokenizer)
     is_line = np.ones(pieces.shape, np.bool_)

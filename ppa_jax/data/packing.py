@@ -1,4 +1,4 @@
-"""Packing sentences into rows of a few widths, and the few static shapes that batches may have."""
+"""Packs sentences into rows of a few widths, and defines the few static shapes of batches."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 if TYPE_CHECKING:
     from ppa_jax.model.attention import Layout
 
-ATTEMPTS = 8  # at packing: orders that are tried
-SEARCHED = 8192  # sequences of the blocks that a layout is made for
-FEW = 256  # sequences; more of them leave no gaps that another order would fill
-MANY = 16  # blocks, which are then packed all at once: on a pod each host packs those of all
-NARROWEST = 64  # few sentences would fill narrower rows
+ATTEMPTS = 8  # orders tried when packing
+SEARCHED = 8192  # sequences of the blocks for which a layout is searched
+FEW = 256  # sequences; with more, another order rarely helps
+MANY = 16  # blocks; from here on all are packed at once, because on a pod each host packs the blocks of all hosts
+NARROWEST = 64  # tokens; few sentences would fill narrower rows
 
 
 @functools.partial(
@@ -27,7 +27,7 @@ NARROWEST = 64  # few sentences would fill narrower rows
 )
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Packed tokens, [..., N] each. The layout is static: another one is another compiled program."""
+    """Packed tokens, [..., N] each. The layout is static: each layout has a compiled program of its own."""
 
     ids: Any
     positions: Any  # from 0 in every sequence
@@ -36,9 +36,9 @@ class Rows:
 
 
 def widths_for(longest: int) -> list[int]:
-    """Widths of rows, rising: the longest sequence's, and its halves down to NARROWEST.
+    """Widths of rows, ascending: the longest sequence's length, and its halves down to NARROWEST.
 
-    Attention pays for a row's width, whatever the sentences in it; short ones lie in narrow rows.
+    The cost of attention depends on the width of a row, not on the sentences in it, so short ones go into narrow rows.
     """
     widths = [longest]
     while widths[0] % 2 == 0 and widths[0] // 2 >= NARROWEST:
@@ -47,15 +47,15 @@ def widths_for(longest: int) -> list[int]:
 
 
 def capacity(layout: Layout) -> int:
-    """How many tokens a layout has room for."""
+    """The number of tokens that fit a layout."""
     return sum(rows * width for rows, width in layout)
 
 
 def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
-    """The place of every sequence's first token; None if no way was found to fit them all.
+    """The position of every sequence's first token; None if they do not all fit.
 
-    Best-fit decreasing: longest first, each into the row with the least room that still holds it. Where that fails,
-    other orders are tried, near to the first, the same ones each time. Empty sequences start at 0 and take no room.
+    Best-fit decreasing: longest first, each into the fullest row that still has room. If that fails, perturbed orders
+    are tried, the same ones each time. Empty sequences start at 0 and take no room.
     """
     lengths = np.asarray(lengths)
     if lengths.sum() > capacity(layout):
@@ -72,7 +72,7 @@ def pack(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
 
 
 def pack_blocks(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
-    """`pack` of every block, [K, n]: the same places; None if one of them does not fit."""
+    """`pack` for every block, [K, n], with the same result; None if one of the blocks does not fit."""
     if len(lengths) < MANY:
         found = [pack(block, layout) for block in lengths]
         return None if any(starts is None for starts in found) else np.array(found, np.int64)
@@ -88,15 +88,15 @@ def pack_blocks(lengths: np.ndarray, layout: Layout) -> np.ndarray | None:
 
 
 def _best_fit_of_many(lengths: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """(places [K, n], which blocks fit [K]) by best-fit decreasing: the k-th longest of all blocks at once."""
+    """(positions [K, n], which blocks fit [K]) by best-fit decreasing, one sequence of every block at a time."""
     widths = np.repeat([width for _, width in layout], [rows for rows, _ in layout])
     room = np.tile(widths, (len(lengths), 1))
-    place = np.tile(np.cumsum(widths) - widths, (len(lengths), 1))  # of the first free token of each row
+    place = np.tile(np.cumsum(widths) - widths, (len(lengths), 1))  # position of the first free token of each row
     starts, fits, blocks = np.zeros(lengths.shape, np.int64), np.ones(len(lengths), bool), np.arange(len(lengths))
     for sequence in np.argsort(-lengths, axis=1, kind="stable").T:
         n = lengths[blocks, sequence]
         free = np.where(room >= n[:, None], room, np.iinfo(np.int64).max)
-        row = free.argmin(axis=1)  # of equals the first row, as in `_best_fit`
+        row = free.argmin(axis=1)  # the first row among equals, as in `_best_fit`
         held = (n > 0) & (room[blocks, row] >= n)
         fits &= held | (n == 0)
         starts[blocks, sequence] = np.where(held, place[blocks, row], 0)
@@ -106,7 +106,7 @@ def _best_fit_of_many(lengths: np.ndarray, layout: Layout) -> tuple[np.ndarray, 
 
 
 def _best_fit(lengths: np.ndarray, order: np.ndarray, layout: Layout) -> np.ndarray | None:
-    room: list[tuple[int, int]] = []  # (free tokens, place of the first of them), sorted
+    room: list[tuple[int, int]] = []  # (free tokens, position of the first), sorted
     first = 0
     for rows, width in layout:
         room += [(width, first + row * width) for row in range(rows)]
@@ -126,7 +126,7 @@ def _best_fit(lengths: np.ndarray, order: np.ndarray, layout: Layout) -> np.ndar
 
 
 def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, layout: Layout, pad_id: int) -> Rows:
-    """Writes each sequence's tokens at its start; `numbers` become the segments (plus 1)."""
+    """Writes each sequence's tokens at its start; the segments are `numbers` plus 1."""
     ids = np.full(capacity(layout), pad_id, np.int32)
     positions, segments = np.zeros_like(ids), np.zeros_like(ids)
     for start, sequence, number in zip(starts, tokens, numbers, strict=True):
@@ -138,23 +138,23 @@ def fill(starts: np.ndarray, tokens: list[list[int]], numbers: np.ndarray, layou
 
 
 def find_layout(batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float = 0.98) -> Layout:
-    """A layout that holds all blocks of nearly all batches, this share of them, with little padding in narrow rows.
+    """A layout that holds all blocks of a given share of the batches, with little padding and narrow rows.
 
     Args:
-      batches: of each, the lengths of the sequences in its blocks.
-      widths: that rows may have.
-      share: of the batches.
+      batches: for each batch, the lengths of the sequences in each of its blocks.
+      widths: allowed widths of rows.
+      share: of the batches that must fit.
 
     Raises ValueError for a sequence longer than the widest row.
     """
     blocks = [lengths for batch in batches for lengths in batch]
     if (longest := max(int(np.max(lengths, initial=0)) for lengths in blocks)) > max(widths):
         raise ValueError(f"a sequence of {longest} tokens does not fit a row of {max(widths)}")
-    # A few blocks make the layout. Drawn, not every n-th: blocks of one shard hold the same strata of length.
+    # The search uses a random sample of blocks: every n-th block might have similar lengths.
     drawn = np.random.default_rng(0).permutation(len(blocks))
     few = [blocks[i] for i in drawn[: max(4, SEARCHED // max(1, len(blocks[0])))]]
     layout = _tightest(few, widths)
-    for _ in range(3):  # those that do not fit it have their say
+    for _ in range(3):  # add blocks that do not fit, and search again
         failing = [lengths for lengths in blocks if pack(lengths, layout) is None]
         if len(failing) <= (1 - share) * len(batches):
             break
@@ -164,10 +164,10 @@ def find_layout(batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], 
 
 
 def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
-    """A layout that holds these blocks and is cheap.
+    """A cheap layout that holds these blocks.
 
-    Many narrow rows leave gaps that no sequence fills, so ever more of them are joined to wider ones; each time all
-    that can go is left out, until that no longer makes it cheaper.
+    Many narrow rows leave gaps that no sequence fills. So more and more of them are joined to wider rows; after each
+    such change all rows that are not needed are removed, until the layout no longer gets cheaper.
     """
     widths = sorted(widths)
     blocks = sorted(blocks, key=lambda lengths: -int(np.sum(lengths)))
@@ -176,22 +176,22 @@ def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
         layout = as_layout(rows, widths)
         for i, lengths in enumerate(blocks):
             if pack(lengths, layout) is None:
-                blocks.insert(0, blocks.pop(i))  # the hard ones first
+                blocks.insert(0, blocks.pop(i))  # try the blocks that are hard to fit first
                 return False
         return True
 
     def shrink(rows: list[int]) -> list[int]:
-        for i in range(len(widths)):  # the narrow first: they were what the wide ones took over
+        for i in range(len(widths)):  # narrow rows first: the wide ones replace them
             least = bisect.bisect_left(range(rows[i]), True, key=lambda r: holds([*rows[:i], r, *rows[i + 1 :]]))
             rows = [*rows[:i], least, *rows[i + 1 :]]
         return rows
 
     def cost(rows: list[int]) -> float:
-        # Dense layers pay by the place; what attention adds grows with the width. To as much at 1,024 tokens is a guess
-        # for the usual models; by the profile in docs/performance.md one of width 384 is there at some 400 on a CPU.
+        # The cost of dense layers is proportional to the tokens; that of attention also grows with the row's width.
+        # That both are equal at 1,024 tokens is a guess; for a model of width 384 on a CPU they are at about 400.
         return sum(r * w * (1 + w / 1024) for r, w in zip(rows, widths, strict=True))
 
-    # Room enough: a row for every sequence, of the narrowest kind that holds it.
+    # Starts with enough room: one row per sequence, of the smallest width that holds it.
     kinds = [np.bincount(np.searchsorted(widths, lengths), minlength=len(widths)) for lengths in blocks]
     rows = np.max(kinds, axis=0).tolist()
     best = shrink(rows)
@@ -205,7 +205,7 @@ def _tightest(blocks: Sequence[np.ndarray], widths: Sequence[int]) -> Layout:
 
 
 def _extended(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: Sequence[int], share: float) -> Layout:
-    """Rows added, of each width in turn, until all blocks fit in at least this share of the batches."""
+    """Adds rows, of each width in turn, until all blocks of at least this share of the batches fit."""
     rows, turn = dict.fromkeys(sorted(widths), 0) | {w: r for r, w in layout}, itertools.cycle(sorted(widths))
 
     def fails(blocks: Sequence[np.ndarray]) -> bool:
@@ -220,7 +220,7 @@ def _extended(layout: Layout, batches: Sequence[Sequence[np.ndarray]], widths: S
 
 
 def as_layout(rows: Sequence[int], widths: Sequence[int]) -> Layout:
-    """The layout of so many rows of each width; of at least one row."""
+    """The layout with these numbers of rows of each width, and at least one row."""
     return tuple((int(r), int(w)) for r, w in zip(rows, widths, strict=True) if r) or ((1, int(widths[0])),)
 
 
@@ -235,14 +235,14 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Shapes from the usual one upwards: a batch takes the first that holds it.
+    """Shapes of increasing size, of which a batch takes the first that holds it.
 
-    The first step adds a thirty-second of the places, but at least a row, in rows that hold the longest sequence there
-    can be; every further one doubles what is added. So there is a shape for any batch, and whatever the data, a run
-    compiles few: six reach twice the base, and each one more adds as much as all before it.
+    Level 1 adds 1/32 of the tokens, but at least one row, in rows that hold the longest possible sequence; every
+    further level doubles what is added. So there is a shape for any batch, and a run compiles only a few: six levels
+    reach twice the base.
 
     Attributes:
-      base: the shape that is to hold nearly all batches; the step is then compiled once or twice in a run.
+      base: the shape that holds nearly all batches, so that a run compiles the step once or twice.
       query_width: of the widest row of queries and TLM sequences.
       key_width: of the widest row of keys.
     """

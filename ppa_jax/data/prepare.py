@@ -1,11 +1,11 @@
-"""Prepares a source once: a TFDS dataset in ArrayRecord format, and arrays with one row for each pair.
+"""Prepares a source once: as a TFDS dataset in ArrayRecord format, and as arrays with one row per pair.
 
-Anything that reads TFDS datasets can read it. The writer of TFDS (GeneratorBasedBuilder) is not used: it holds up to
-1 GB of examples in memory, needs TensorFlow beyond that, and encodes 20,000 pairs a second. Here shards are written as
-the pairs arrive, as the same `tf.train.Example` messages, and `tfds.folder_dataset.write_metadata`, which TFDS offers
-for data written by other programs, turns them into a dataset.
+The writer of TFDS (GeneratorBasedBuilder) is not used: it holds up to 1 GB of examples in memory, needs TensorFlow
+beyond that, and encodes 20,000 pairs a second. Here shards are written as the pairs arrive, as the same
+`tf.train.Example` messages; `tfds.folder_dataset.write_metadata`, which TFDS provides for data written by other
+programs, makes them a dataset that anything that reads TFDS datasets can read.
 
-A folder in the cache is named after its source and a digest of everything its content depends on.
+A directory in the cache is named after its source and a digest of everything that its content depends on.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from ppa_jax.data.sources import Cleaning, Counts, Source
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 
-MESSAGE_PAIRS = 10_000  # written with one protocol buffer
-FORMAT = 3  # of a folder in the cache; a new number prepares everything again
+MESSAGE_PAIRS = 10_000  # pairs written with one protocol buffer
+FORMAT = 3  # of a directory in the cache; a new number invalidates the old ones
 DATASET = "parallel_text"
-SHARD_PAIRS = 1_000_000  # some 200 MB
-# One record per chunk, for random access. zstd gains little on a single sentence pair: uncompressed files are a tenth
-# larger, written four times and read three times as fast.
+SHARD_PAIRS = 1_000_000  # about 200 MB
+# One record per chunk, for random access. zstd saves little on a single sentence pair: uncompressed files are a tenth
+# larger, but four times as fast to write and three times as fast to read.
 WRITER_OPTIONS = "group_size:1,uncompressed"
-BLOCK_PAIRS = 8192  # read at once in a pass over the corpus
-BATCH_BYTES = 4_000_000  # of text per call of the tokenizer, whose tokens take many times the memory of the text
+BLOCK_PAIRS = 8192  # pairs read at a time in a pass over the corpus
+BATCH_BYTES = 4_000_000  # of text per call of the tokenizer; tokens take many times the memory of the text
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ _IMPORTING = threading.Lock()
 
 
 class RandomReader:
-    """Random access to the records of a prepared source; safe to share between threads, not between processes.
+    """Random access to the records of a prepared source; may be shared between threads, not between processes.
 
-    The dataset's own `as_data_source` reads the same records, but starts threads with memory pools of their own for
-    every call, and passes lists of rows to ArrayRecord, whose reader scans the index of the whole shard once per list:
-    with a million records a shard, 11 ms and 900 MB. Ranges of one row take 40 us.
+    The dataset's own `as_data_source` reads the same records, but starts threads with memory pools of their own in
+    every call, and passes lists of rows to ArrayRecord, which scans the index of the whole shard once per list: 11 ms
+    and 900 MB for a million records per shard. Reading ranges of one row takes 40 us.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self._shards = prepared.shards()
         self._ends = np.cumsum(prepared.counts["shard_lengths"])  # [shards]
-        self._readers: dict[int, Any] = {}  # opened when first used: each holds its shard's index, 8 bytes a record
+        self._readers: dict[int, Any] = {}  # opened on first use: each holds its shard's index, 8 bytes per record
         self._lock = threading.Lock()
 
     def read(self, rows: np.ndarray) -> list[bytes]:
@@ -96,7 +96,7 @@ class RandomReader:
 
 
 def _open_shard(path: Path, buffer: int) -> Any:
-    """A reader of one shard, which reads `buffer` bytes from the file for every record."""
+    """A reader of one shard that reads `buffer` bytes from the file for every record."""
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
     return array_record_module.ArrayRecordReader(str(path), "readahead_buffer_size:0", file_reader_buffer_size=buffer)
@@ -112,14 +112,14 @@ def decode(records: Iterable[bytes], columns: tuple[str, ...] = ("a", "b")) -> l
     with _IMPORTING:
         from tensorflow_datasets.proto import tf_example_pb2
 
-        # The first use of a lazy module imports it: without the lock, two threads would wait for each other.
+        # First use imports the lazy module: without the lock, two threads could deadlock.
         parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
     features = (parse(record).features.feature for record in records)
     return [tuple(one[name].bytes_list.value[0].decode() for name in columns) for one in features]
 
 
 def folder(source: Source, cleaning: Cleaning, cache_dir: Path) -> Path:
-    """The directory in which `source`, in its present state, is or would be prepared."""
+    """The directory in which `source`, with its current content, is or would be prepared."""
     facts = [FORMAT, list(source.languages), sources.identity(source), dataclasses.asdict(cleaning)]
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     shown = source.paths[0].name if source.paths else source.location
@@ -169,8 +169,8 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
 
     def records() -> Iterator[bytes]:
         for number, texts in enumerate(sources.read_pairs(source, cleaning, counts)):
-            # The message is reused: building one for each pair costs five times more. But its old content is freed
-            # only with the message, so it is replaced now and then.
+            # The message is reused, because building one per pair takes five times as long. Its old content is freed
+            # only with the message, so it is replaced from time to time.
             if number % MESSAGE_PAIRS == 0:
                 example, sides = message()
             for side, text in zip(sides, texts, strict=True):
@@ -188,7 +188,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
         is_lines = source.kind == "tsv" and source.paths[0].suffix.strip(".") in source.languages
         way_out = "; of two line-aligned files give the prefix, or a.txt|b.txt" if is_lines else ""
         first = ""
-        if source.kind in ("tsv", "lines"):  # nothing was kept, so the first line has the first reason
+        if source.kind in ("tsv", "lines"):  # nothing was kept, so the first reason is that of the first line
             first = f"; the first is {next(iter(counts.skipped))}: {sources.begins_with(source)}"
         raise UserError(
             f"data.pairs: {source}: no usable pair; {counts.read:,} read, skipped: "
@@ -219,7 +219,7 @@ def _write_dataset(source: Source, cleaning: Cleaning, work: Path) -> None:
 
 
 def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]:
-    """Writes shards of SHARD_PAIRS records and names them as TFDS does. Returns their lengths and the bytes of all."""
+    """Writes shards of SHARD_PAIRS records, named as in TFDS. Returns their lengths and the total number of bytes."""
     from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
     lengths: list[int] = []
@@ -237,7 +237,7 @@ def _write_shards(records: Iterable[bytes], work: Path) -> tuple[list[int], int]
             num_bytes += len(record)
     except BaseException:
         if writer is not None:
-            with contextlib.suppress(RuntimeError):  # after a failed write, closing fails in the same way
+            with contextlib.suppress(RuntimeError):  # after a failed write, closing fails with the same error
                 writer.close()
         raise
     if writer is not None:
@@ -282,9 +282,9 @@ def piece_lengths(prepared: Prepared, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def text_marks(prepared: Prepared) -> np.ndarray:
-    """For the filters of equal texts, memory-mapped: [N] of `hash` (64 bits, all sides) and `identical`.
+    """For the filters of equal text, memory-mapped: [N] of `hash` (64 bits, all sides) and `identical`.
 
-    The latter has a bit for each side but the first: whether the text is that of a side before it.
+    The latter has a bit for each side but the first: whether its text is that of an earlier side.
     """
     dtype = np.dtype([("hash", np.uint64), ("identical", np.bool_, (len(prepared.columns) - 1,))])
 
@@ -301,7 +301,7 @@ def text_marks(prepared: Prepared) -> np.ndarray:
 
 
 def _joined(texts: tuple[str, ...]) -> bytes:
-    return "\t".join(texts).encode()  # texts hold no tabs
+    return "\t".join(texts).encode()  # texts contain no tabs
 
 
 def _array(path: Path, rows: Callable[[], Iterable[np.ndarray]], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,22 +1,22 @@
-"""What is in every batch: a pure function of (seed, step, lengths).
+"""The schedule: which pairs are in each batch, as a pure function of (seed, step, lengths).
 
 Every process computes the same schedule, for any number of devices; the position in the data is one integer, the step.
 
-- Draws form one endless sequence, of which batch t takes draws t * B to (t + 1) * B - 1. An epoch is as many draws as
-  there are pairs. Source s gets the same whole number of them in every epoch: in proportion to n**(1/T), and exactly
-  its n pairs with T = 1.
-- Each source is walked without replacement, in the order of a keyed permutation, new in every pass.
-- A line of n languages is a pair in every pass, of two of its languages: a different two each time, until all n(n-1)/2
-  had their turn. Within a pass all pairs of languages come nearly equally often.
-- The batches of an epoch form windows of up to `WINDOW` batches. Which of a window's pairs come in which of its batches
-  is open; as no window reaches past the batch that completes an epoch, epochs do not mix beyond that batch's surplus.
-- Within a window the pairs are sorted by length. Every block of a batch (16 pairs where that divides it) gets one pair
-  of each length stratum, the longest going to the block that has the fewest tokens so far. Blocks hold all lengths
-  (nothing to learn from length) and yet nearly the same number of tokens, which lets packed rows of one static shape be
-  full. Devices and accumulation steps get contiguous parts of a batch: whole blocks as a rule, or parts of one, whose
-  order spreads the lengths.
-- Which sentence comes first is random and fair for every pair; the sides of a block are sampled together, so that its
-  first sentences have about as many tokens as its second.
+- Draws form one endless sequence; batch t takes draws t * B to (t + 1) * B - 1. An epoch has as many draws as there are
+  pairs. Each source gets the same number of them in every epoch: proportional to n**(1/T), and exactly its n pairs if
+  T = 1.
+- Each source is traversed without replacement, in the order of a keyed permutation that differs between passes.
+- A line of n languages is one pair in every pass: of two other languages each time, until all n(n-1)/2 pairs have been
+  used. Within a pass all pairs of languages occur nearly equally often.
+- The batches of an epoch form windows of up to `WINDOW` batches; pairs are rearranged within a window. No window
+  extends past the batch that completes an epoch, so only that batch mixes two epochs.
+- The pairs of a window are sorted by length. Every block of a batch (16 pairs if that divides it) gets one pair of each
+  length stratum; the longest goes to the block with the fewest tokens so far. So every block has all lengths (length
+  carries no information) but nearly the same number of tokens, and rows of one static shape are nearly full. Devices
+  and accumulation steps get contiguous parts of a batch: usually whole blocks, else parts of a block, whose order
+  spreads the lengths.
+- Which sentence comes first is random, with probability 1/2 for every pair. The sides of a block are sampled jointly,
+  so that its first and second sentences have about the same number of tokens.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ import numpy as np
 
 from ppa_jax.data.cache import pickled_form, unpickled
 
-WINDOW = 256  # batches at most that are balanced together
-VERSION = 5  # of what the batch of a step holds: no run is resumed with another one
+WINDOW = 256  # maximum number of batches that are balanced together
+VERSION = 5  # of the content of batches: a run is resumed only with the same version
 
 
 class BatchPlan(NamedTuple):
     """The pairs of one batch, in the order of the global batch."""
 
-    source: np.ndarray  # [B] which language pair
-    index: np.ndarray  # [B] which of its pairs
-    swap: np.ndarray  # [B] bool: the second language comes first, and feeds the query encoder
+    source: np.ndarray  # [B] index of the language pair
+    index: np.ndarray  # [B] index of the sentence pair in it
+    swap: np.ndarray  # [B] bool: the second language comes first, and goes to the query encoder
     sides: np.ndarray  # [B, 2] which of the source's languages (first, second) are, in the order after the swap
     lengths: np.ndarray  # [B, 2] word pieces of (first, second) in the order after the swap, without special tokens
 
 
 def permute(index: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """A keyed permutation of range(size), applied to `index`, in constant memory.
+    """Applies a keyed permutation of range(size) to `index`, in constant memory.
 
-    A Feistel network of four rounds on the next even power of two; values that fall outside walk on until they fall
-    inside (cycle walking), which takes fewer than four turns on average.
+    A Feistel network of four rounds on the next even power of two. Values outside the range are permuted again until
+    they are inside (cycle walking), fewer than four times on average.
     """
     half = np.uint64(max(1, (max(size - 1, 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -86,9 +86,9 @@ def two_sides(lengths: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 def draws_per_epoch(sizes: Sequence[int], temperature: float) -> list[int]:
-    """How many of an epoch's sum(sizes) draws each source gets: in proportion to n**(1/T), by largest remainders.
+    """The number of draws of each source in an epoch of sum(sizes): proportional to n**(1/T), by largest remainders.
 
-    With T = 1 these are the sizes themselves. No source gets none: the one that has most gives a draw away.
+    With T = 1 these are the sizes themselves. Every source gets at least one draw, taken from the source with the most.
     """
     total, largest = sum(sizes), max(sizes)
     weights = [round(2**64 * (n / largest) ** (1 / temperature)) for n in sizes]
@@ -105,10 +105,10 @@ def draws_per_epoch(sizes: Sequence[int], temperature: float) -> list[int]:
 
 
 def draws_before(position: int, per_epoch: Sequence[int]) -> list[int]:
-    """How many of the first `position` draws of an epoch come from each source, evenly spread over the epoch.
+    """The number of each source's draws among the first `position` of an epoch, spread evenly over the epoch.
 
-    Each source in turn takes its rounded share of what those before it have left. So the counts add up to `position`;
-    from one position to the next a single one of them rises, by one; and a whole epoch has `per_epoch`.
+    Each source in turn takes its rounded share of what the sources before it left. So the counts sum to `position`;
+    from one position to the next exactly one of them rises, by one; and at the end of the epoch they are `per_epoch`.
     """
     drawn = []
     left, total = position, sum(per_epoch)
@@ -119,7 +119,7 @@ def draws_before(position: int, per_epoch: Sequence[int]) -> list[int]:
 
 
 def bit_reversal_order(n: int) -> np.ndarray:
-    """Ranks 0..n-1 in the order of their reversed bits: every contiguous part holds ranks from the whole range."""
+    """Ranks 0..n-1 in the order of their reversed bits: every contiguous part has ranks from the whole range."""
     bits = max(1, (n - 1).bit_length())
     ranks = np.arange(1 << bits)
     reversed_bits = np.zeros_like(ranks)
@@ -129,10 +129,10 @@ def bit_reversal_order(n: int) -> np.ndarray:
 
 
 def block_size(batch_size: int) -> int:
-    """Pairs of a block: the divisor of the batch next to 16, from 16 to 32 or else from 8; failing that, all of them.
+    """Pairs per block: the smallest divisor of the batch from 16 to 32, else the largest from 15 to 8, else all.
 
-    A batch of up to 32 pairs is one block. Devices get whole blocks where they can, so small blocks keep many devices
-    equally full; below 16 pairs, blocks differ more in their number of tokens.
+    A batch of up to 32 pairs is one block. Devices get whole blocks where possible, so small blocks fill many devices
+    equally; blocks of fewer than 16 pairs differ more in their number of tokens.
     """
     if batch_size > 32:
         for n in (*range(16, 33), *range(15, 7, -1)):
@@ -142,10 +142,10 @@ def block_size(batch_size: int) -> int:
 
 
 def balance_blocks(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Assigns one item of every stratum to each block, [blocks, strata], so that blocks have nearly equal total sizes.
+    """Assigns one item of every stratum to each block, [blocks, strata], so that the blocks' total sizes are balanced.
 
     Args:
-      strata: [strata, blocks] of indices into `sizes`, by rising size.
+      strata: [strata, blocks] of indices into `sizes`, in ascending order of size.
       sizes: of every item.
     """
     blocks = np.empty(strata.shape, strata.dtype)
@@ -160,8 +160,8 @@ def balance_blocks(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def sample_sides(difference: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Random signs, [blocks, n] bool, such that in each block sum(where(sign, difference, -difference)) is near zero.
 
-    The largest difference of a block gets a random sign. Each of the rest, by falling size, gets the sign opposite to
-    the sum so far, or a random one where the sum or the difference is zero. By symmetry every sign alone is fair.
+    The largest difference of a block gets a random sign. The others, in descending order of size, get the sign opposite
+    to the sum so far, or a random one if the sum or the difference is zero. By symmetry each single sign is fair.
     """
     order = np.argsort(-np.abs(difference), axis=1, kind="stable")
     signs = np.empty(difference.shape, bool)
@@ -180,11 +180,11 @@ class Schedule:
     """Which pairs make up each batch of a run.
 
     Attributes:
-      lengths: for every source, [n, 2] word pieces of its n > 0 pairs (memory-mapped arrays serve); more columns for
-        text in several languages, 0 where a line lacks one.
+      lengths: for every source, [n, 2] word pieces of its n > 0 pairs; may be memory-mapped. More columns for text in
+        several languages; 0 if a line does not have a language.
       batch_size: pairs in a global batch.
       seed: of the order, the balancing and the sides.
-      temperature: T of n**(1/T); 1 keeps the proportions of the sources, larger values raise the small ones.
+      temperature: T of n**(1/T); 1 keeps the proportions of the sources, larger values raise the shares of small ones.
       shuffle_sides: random input shuffling; otherwise the first language always comes first.
     """
 
@@ -200,26 +200,26 @@ class Schedule:
         self._lock, self._thread = threading.Lock(), ThreadPoolExecutor(1, thread_name_prefix="schedule")
 
     def __reduce__(self) -> tuple:
-        # A worker process computes windows of its own: those here are not pickled.
+        # Windows are not pickled: a worker process computes its own.
         settings = self.batch_size, self.seed, self.temperature, self.shuffle_sides
         return _unpickle, ([*map(pickled_form, self.lengths)], *settings)
 
     @property
     def pairs(self) -> int:
-        """Number of pairs in all sources: the draws of an epoch."""
+        """Number of pairs in all sources, which is the number of draws in an epoch."""
         return sum(len(x) for x in self.lengths)
 
     def drawn_before(self, step: int) -> np.ndarray:
-        """[S] how many pairs of each source the draws before the batch of `step` take, repetitions included.
+        """[S] the number of each source's draws before the batch of `step`, including repetitions.
 
-        Exact where `step` begins a window; within one, its pairs come in any order.
+        Exact if `step` begins a window; within a window, its pairs are rearranged.
         """
         epoch, position = divmod(step * self.batch_size, self.pairs)
         within = draws_before(position, self.draws_per_epoch)
         return np.array([epoch * n + k for n, k in zip(self.draws_per_epoch, within, strict=True)])
 
     def window_of(self, step: int) -> range:
-        """The batches that are balanced together with that of `step`: one of the nearly equal parts of its epoch.
+        """The batches that are balanced together with the batch of `step`: one of the nearly equal parts of its epoch.
 
         A batch belongs to the epoch of its first draw.
         """
@@ -238,9 +238,9 @@ class Schedule:
         return BatchPlan(*(x[place] for x in batches))
 
     def _batches(self, window: range, *, ahead: bool) -> Future[BatchPlan]:
-        """The batches of a window, computed once however many threads ask; `ahead`: and then those of the next one.
+        """The batches of a window, computed once for all threads; with `ahead`, the next window is computed afterwards.
 
-        A window of large batches takes a second, which its first step would otherwise wait for.
+        A window of large batches takes a second, which otherwise delays its first step.
         """
         with self._lock:
             for w in (window, self.window_of(window.stop))[: 1 + ahead]:
@@ -251,7 +251,7 @@ class Schedule:
             return self._windows[window]
 
     def _compute(self, window: range) -> BatchPlan:
-        """All batches of a window: fields as in BatchPlan, with an axis of batches before them."""
+        """All batches of a window: the fields of BatchPlan, with a leading axis of batches."""
         source, index, sides = self._draw(window)
         lengths = np.empty((len(index), 2), np.int64)
         for s, table in enumerate(self.lengths):
@@ -259,7 +259,7 @@ class Schedule:
             lengths[own] = np.take_along_axis(table[index[own]], sides[own], axis=1)
 
         random = np.random.default_rng(np.random.SeedSequence((self.seed, 1 << 20, window.start)))
-        # Ties in length are broken at random: otherwise a window of equal lengths would be sorted by source.
+        # Random tie-breaking: otherwise pairs of equal length would be sorted by source.
         by_length = np.lexsort((random.random(len(index)), lengths.sum(axis=1)))
         size = block_size(self.batch_size)
         blocks = balance_blocks(by_length.reshape(size, -1), lengths.sum(axis=1))
@@ -278,7 +278,7 @@ class Schedule:
         )
 
     def _draw(self, window: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The draws of a window: source and index of each, [draws], ordered by source, and its two sides [draws, 2]."""
+        """Source and index of each draw of a window, [draws], ordered by source, and its two sides [draws, 2]."""
         source, index, sides = [], [], []
         drawn = np.stack([self.drawn_before(window.start), self.drawn_before(window.stop)], axis=1)
         for s, (first, last) in enumerate(drawn):

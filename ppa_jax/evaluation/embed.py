@@ -1,9 +1,8 @@
-"""Sentences to vectors: any number of them, several layers and poolings in one forward pass, few compiled programs.
+"""Embeds any number of sentences, at several layers and poolings in one forward pass, with few compiled programs.
 
 Sentences are sorted by length and packed into blocks of a few static shapes, [R, W] tokens with at most W / 8 sentences
-a row: full blocks, a shorter one for what is left, and one row when that is all. A program is compiled once for a shape
-and a set of requests, whatever the sentences and the parameters: these are arguments. Memory is that of one block, one
-chunk of text, and the vectors asked for.
+per row: full blocks, then a shorter one for the rest. A program is compiled once per shape and set of requests;
+sentences and parameters are arguments. Memory: one block, one chunk of text, and the requested vectors.
 
 Axes: N sentences, R rows of a block, W row width, k sentences of a row, D width.
 """
@@ -34,13 +33,13 @@ Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output
 Vectors = dict[Request, np.ndarray]
 Program = Callable[..., tuple[jax.Array, ...]]
 
-CHUNK = 16_384  # sentences tokenised and packed together, and
-CHUNK_CHARACTERS = 1 << 22  # characters of these
-SHORTEST = 8  # tokens that a sentence takes of a row at least: it bounds the sentences of a row to W / 8
-WIDTH = 128  # of a row; sentences longer than that have rows of their own width
-SINGLE_ROWS = (16, 32, 64)  # widths when one row is all there is: a lone sentence does not pay for 128 tokens
-TOKENS_PER_CORE = 512  # of a block on CPUs: the activations of more do not stay in a core's caches, nor
-WIDEST_FULL = 256  # do the scores of as many tokens in wider rows
+CHUNK = 16_384  # maximum number of sentences tokenised and packed together
+CHUNK_CHARACTERS = 1 << 22  # maximum number of their characters
+SHORTEST = 8  # tokens; a shorter sentence takes as much of a row, which bounds the sentences per row to W / 8
+WIDTH = 128  # tokens of a row; longer sentences have wider rows
+SINGLE_ROWS = (16, 32, 64)  # widths for input that fits one row: a single short sentence need not cost 128 tokens
+TOKENS_PER_CORE = 512  # of a block on CPUs; the activations of more would not fit a core's caches
+WIDEST_FULL = 256  # tokens; in wider rows the attention scores of as many tokens would not fit, so blocks are smaller
 
 
 class Block(NamedTuple):
@@ -54,7 +53,7 @@ class Block(NamedTuple):
 
 
 def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """(begin, end) of what is tokenised at once: bounded in number and in characters, at least one sentence."""
+    """(begin, end) of the sentences tokenised together: bounded in number and characters, at least one sentence."""
     begin, characters = 0, 0
     for i, sentence in enumerate(sentences):
         characters += len(sentence)
@@ -66,13 +65,13 @@ def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
 
 
 def cpu_rows(width: int, devices: int) -> int:
-    """Rows of a block for each device, such that a core of this machine's CPU keeps most of its share in its caches."""
+    """Rows of a block per device, such that most of a core's share fits its caches."""
     tokens = TOKENS_PER_CORE * (os.cpu_count() or 1) // devices
     return max(1, tokens * min(width, WIDEST_FULL) // width**2)
 
 
 def whole_number(name: str, value: Any) -> int:
-    """`value` as an int. Raises UserError, naming it, for text, fractions and all else that is no whole number."""
+    """`value` as an int. Raises UserError, with `name`, unless it is a whole number."""
     try:
         return operator.index(value)
     except TypeError:
@@ -80,9 +79,9 @@ def whole_number(name: str, value: Any) -> int:
 
 
 class Embedder:
-    """Embeds sentences with an encoder whose parameters come with every call.
+    """Embeds sentences with an encoder whose parameters are passed with every call.
 
-    One instance serves before, during and after training: its programs are compiled once for each set of requests.
+    So one instance serves before, during and after training; it compiles its programs once per set of requests.
     """
 
     def __init__(
@@ -99,14 +98,14 @@ class Embedder:
         Args:
           config: of the encoder.
           tokenizer: of the same model.
-          max_length: word pieces of a sentence with its special tokens; longer ones are cut.
-          mesh: splits the rows over its axis `data`; None computes where the parameters are.
-          dtype: of the matrix products; float32 is that on every device, where JAX's own default may be less.
-          rows: of 128 tokens in a full block, for each device along `data`; wider rows are as many fewer. On CPUs an
-            upper bound (`cpu_rows`).
+          max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
+          mesh: the rows are split over its devices; None: computes on the default device.
+          dtype: of the matrix products; float32 is full precision on every device, unlike JAX's default.
+          rows: of 128 tokens in a full block, per device; of wider rows there are accordingly fewer. On CPUs an upper
+            bound (`cpu_rows`).
 
         Raises:
-          UserError: a max_length that the encoder cannot number, or without room for a word piece.
+          UserError: max_length is larger than the encoder's, or leaves no room for a word piece.
         """
         max_length = whole_number("max_length", max_length)
         if not 3 <= max_length <= config.max_length:
@@ -117,7 +116,7 @@ class Embedder:
         self.mesh = mesh
         self.rows = rows
         devices = jax.devices()[:1] if mesh is None else mesh.local_devices
-        # Several processes must agree on the shapes of blocks, and may have different numbers of cores.
+        # Several processes may have different numbers of cores, but must agree on the shapes of blocks.
         self._cpus = len(devices) if devices[0].platform == "cpu" and jax.process_count() == 1 else 0
         self._shards = mesh.size if mesh is not None else 1
         widest = -(-max_length // SHORTEST) * SHORTEST
@@ -136,16 +135,16 @@ class Embedder:
         *,
         progress: Callable[[int], Any] = lambda count: None,
     ) -> Vectors:
-        """The vectors [N, D], float32, of every (layer, pooling) asked for, in the order of the sentences.
+        """The vectors [N, D], float32, for every requested (layer, pooling), in the order of the sentences.
 
         Args:
           params: the encoder's parameters (`params["encoder"]`), on the host or on devices, sharded or not.
-          sentences: any number; an empty one is [CLS] [SEP]. Equal sentences of a chunk are embedded once.
+          sentences: any number; an empty one becomes [CLS] [SEP]. Equal sentences of a chunk are embedded once.
           requests: for example [(6, "cls"), (4, "mean")].
           progress: called with the number of sentences just finished.
 
         Raises:
-          UserError: a layer that the encoder lacks, an unknown pooling, or states that are not finite.
+          UserError: a layer that the encoder does not have, an unknown pooling, or states that are not finite.
         """
         requests = self._checked(requests)
         D = self.config.hidden_size
@@ -173,17 +172,17 @@ class Embedder:
     def token_states(
         self, params: Any, sequences: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
-        """The states of every word piece, without those of [CLS] and [SEP]: (number of the sequence, {layer: [n, D]}).
+        """The states of every word piece, without [CLS] and [SEP]: (number of the sequence, {layer: [n, D]}).
 
         Args:
           params: the encoder's parameters.
-          sequences: word piece ids without special tokens, which are put around them; cut at max_length - 2 pieces.
+          sequences: word piece ids without special tokens, which are added; truncated at max_length - 2 pieces.
           layers: from 0, the embeddings' output.
 
         Yields every sequence once, in no particular order.
 
         Raises:
-          UserError: a layer that the encoder lacks, or states that are not finite.
+          UserError: a layer that the encoder does not have, or states that are not finite.
         """
         layers = tuple(layer for layer, _ in self._checked([(layer, "mean") for layer in layers]))
         program = self._states(layers)
@@ -203,7 +202,7 @@ class Embedder:
                     )
 
     def _checked(self, requests: Iterable[tuple[Any, Any]]) -> tuple[Request, ...]:
-        """The requests, each once, or UserError for one that cannot be served."""
+        """The requests without repetitions. Raises UserError for an unknown layer or pooling."""
         checked = []
         for given, pooling in requests:
             layer = whole_number("layer", given)
@@ -218,11 +217,11 @@ class Embedder:
         if not np.isfinite(found).all():
             raise UserError(
                 f"layer {layer}: the model's weights, or dtype={self._dtype}, give values that are not numbers; "
-                "check the weights, or take another dtype"
+                "check the weights, or use another dtype"
             )
 
     def _run(self, program: Program, params: Any, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any, Any]]:
-        """Results of block t - 1 are handed out while block t is being computed."""
+        """Yields the results of block t - 1 while block t is computed."""
         waiting = None
         for numbers, slots, block in self._blocks(pieces):
             dispatched = numbers, slots, program(params, *(self._put(array) for array in block))
@@ -233,7 +232,7 @@ class Embedder:
             yield waiting
 
     def _blocks(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, Block]]:
-        """(numbers [n] of the sequences in the block, their places [n] in its R * k, the block)."""
+        """(numbers [n] of the sequences in the block, their indices [n] in its R * k slots, the block)."""
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         tokens = [[cls, *ids[: self.max_length - 2], sep] for ids in pieces]
         lengths = np.maximum([len(sequence) for sequence in tokens], SHORTEST)
@@ -244,7 +243,7 @@ class Embedder:
         for W in (width, *(w for w in self._widths if w > width)):
             numbers = np.flatnonzero((lengths > longer_than) & (lengths <= W))
             longer_than = W
-            # All but one of the rows that are used are more than half full.
+            # All used rows but one are more than half full.
             starts = packing.pack(lengths[numbers], ((2 * int(lengths[numbers].sum()) // W + 1, W),))
             assert starts is not None
             used = int(starts.max(initial=-1)) // W + 1
@@ -257,7 +256,7 @@ class Embedder:
                 row += R
 
     def _row_counts(self, used: int, width: int) -> list[int]:
-        """How many rows each block has: full blocks, then the smallest of four sizes that holds the rest."""
+        """The number of rows of each block: full blocks, then the smallest of four sizes that holds the rest."""
         rows = max(1, self.rows * WIDTH // max(width, WIDTH))
         if self._cpus:
             rows = min(rows, cpu_rows(max(width, WIDTH), self._cpus))
@@ -299,7 +298,7 @@ class Embedder:
 
     def _program(self, key: Any, function: Program) -> Program:
         if key not in self._programs:
-            # Replicated: with several processes, each can then read all of it.
+            # Replicated, so that each of several processes can read the whole result.
             out = None if self.mesh is None else NamedSharding(self.mesh, P())
             self._programs[key] = jax.jit(function, out_shardings=out)
         return self._programs[key]
@@ -310,7 +309,7 @@ class Embedder:
         return put_whole(array, self.mesh, P(BATCH_AXES))
 
     def _place(self, params: Any) -> Any:
-        """Parameters on the devices: left where they are if that is the mesh, else copied there once."""
+        """Parameters on the mesh's devices; copied only if they are not there already."""
 
         def place(leaf: Any) -> Any:
             if self.mesh is None:
@@ -323,14 +322,14 @@ class Embedder:
 
 
 class Remembered:
-    """Vectors of some sentences, computed once for several measures; stands for the embedder that computed them."""
+    """Vectors of some sentences, computed once for several measures; used in place of the embedder."""
 
     def __init__(self, embedder: Embedder, params: Any, sentences: Iterable[str], requests: Sequence[Request]) -> None:
-        """Embeds all `sentences` at all `requests`. Memory: distinct sentences x requests x width x 4 bytes."""
+        """Embeds all `sentences` for all `requests`. Memory: distinct sentences x requests x width x 4 bytes."""
         self._row = {text: i for i, text in enumerate(dict.fromkeys(sentences))}
         self._vectors = embedder.embed(params, list(self._row), requests)
 
     def embed(self, params: Any, sentences: Sequence[str], requests: Sequence[Request]) -> Vectors:
-        """As `Embedder.embed`, with the parameters of the beginning, whatever `params` are."""
+        """Like `Embedder.embed`, but `params` are ignored: the vectors have been computed."""
         rows = [self._row[text] for text in sentences]
         return {request: self._vectors[request][rows] for request in requests}

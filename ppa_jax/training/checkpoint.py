@@ -1,20 +1,20 @@
-"""Checkpoints: written while training goes on, verified before they are used, restored onto any number of devices.
+"""Checkpoints: written asynchronously, verified before use, restored onto any number of devices.
 
 Layout: `<directory>/<step>/` is one checkpoint as Orbax writes it, plus `checksums.json`, which is added last.
 
-What holds, and why:
+Guarantees:
 
 - *Asynchronous, and safe with donated buffers.* `save` returns once every device buffer is on the host; Orbax's threads
   write the files. (On CPU the host view is the buffer itself: JAX then copies instead of donating it.)
-- *Atomic.* A checkpoint counts only once it has its `checksums.json`, which appears after Orbax has committed all else.
-  Killed at any moment, a run leaves at most an unfinished directory, which is never restored.
-- *Damage is found.* Orbax notices missing and truncated files and flipped bits in its indexes, but restores flipped
-  bits inside an array silently. So each file's size and CRC are checked before anything is restored.
-- *The older ones stay.* Old checkpoints are deleted once a newer one is complete: there must be room for keep + 1.
-- *Any devices.* Arrays are stored whole, in global coordinates; only the shardings asked for at restore count.
+- *Atomic.* A checkpoint counts only with its `checksums.json`, which is written after Orbax has committed the rest. A
+  run that is killed leaves at most an unfinished directory, which is never restored.
+- *Damage is detected.* Orbax detects missing and truncated files and flipped bits in its indexes, but silently restores
+  flipped bits inside an array. So each file's size and CRC are checked before anything is restored.
+- *Older checkpoints* are deleted only once a newer one is complete: there must be space for keep + 1.
+- *Any devices.* Arrays are stored in global coordinates; the shardings are those requested at restore.
 
-Directories may be local or in a bucket (`gs://...`), where the storage computes the checksums. With several processes
-every function must be called by all of them, and the directory must be shared.
+Directories may be local or in a bucket (`gs://...`), where the storage computes the checksums. With several processes,
+all of them must call every function, and the directory must be shared.
 """
 
 import contextlib
@@ -44,19 +44,19 @@ CHECKSUMS = "checksums.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run: `save` as training goes, `restore` when it starts."""
+    """The checkpoints of one run: `restore` at the start, `save` during training."""
 
     def __init__(self, directory: str | os.PathLike, *, every: int, keep: int) -> None:
         """Args:
         directory: created if absent.
-        every: steps between two checkpoints; 0 means that only forced ones are written.
-        keep: how many of the newest stay, at least 1.
+        every: steps between two checkpoints; 0: only forced ones are written.
+        keep: how many of the newest are kept, at least 1.
         """
         self.directory = storage.absolute(directory)
         self.every, self.keep = every, keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
-        self._current: int | None = None  # the step last saved or restored here: it needs no second save
+        self._current: int | None = None  # the step last saved or restored, which need not be saved again
         self._damaged: set[int] = set()
         self._lock = contextlib.ExitStack()
         with _disk_errors(self.directory):
@@ -71,18 +71,18 @@ class Checkpoints:
                     ) from None
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one of those that `every` asks to keep."""
+        """Whether `step` is a multiple of `every`."""
         return self.every > 0 and step > 0 and step % self.every == 0
 
     def save(self, step: int, state: Any, *, force: bool = False) -> bool:
-        """Starts writing `state` as checkpoint `step` if it is due or forced; True if it did.
+        """Starts writing `state` as checkpoint `step` if it is due or forced; returns whether it did.
 
-        `state` is a tree of jax.Arrays (typed random keys included), possibly sharded over devices and processes.
-        It may be donated as soon as this returns. A save still under way is waited for first. A checkpoint of the
-        same step that an earlier run left behind is replaced.
+        `state` is a tree of jax.Arrays (typed random keys included), possibly sharded over devices and processes. It
+        may be donated as soon as this returns. If an earlier save is still running, this waits for it. An existing
+        checkpoint of the same step is replaced.
 
         Raises:
-          UserError: the disk is full or not writable. For an earlier save this comes out here or in `wait`.
+          UserError: the disk is full or not writable. Errors of an earlier save are raised here or in `wait`.
         """
         if not (force or self.due(step)) or step == self._current:
             return False
@@ -91,8 +91,8 @@ class Checkpoints:
         with _disk_errors(self.directory):
             if jax.process_index() == 0:
                 _remove_unfinished(self.directory)
-                # Not by Orbax's `overwrite`, for which every process looks whether there is something to replace while
-                # the first one removes it: those that find nothing any more wait at another barrier for ever.
+                # Not by Orbax's `overwrite`: there every process checks for an old checkpoint while the first one
+                # removes it, and those that no longer find it wait at a different barrier for ever.
                 path.rmtree(missing_ok=True)
             with _context():
                 response = ocp.save_async(path, state)
@@ -101,11 +101,11 @@ class Checkpoints:
         return True
 
     def _finish(self, step: int, path: epath.Path, response: ocp.AsyncResponse) -> None:
-        """In the background: waits for the files, adds the checksums, deletes the checkpoints that are not kept."""
+        """In the background: waits for the files, adds the checksums, deletes old checkpoints."""
         response.result()
         if jax.process_index() == 0:
             _write_checksums(path)
-            # Damaged ones are deleted now that there is something better, and are not among those to keep.
+            # Damaged checkpoints do not count as kept, and are deleted now that there is a newer one.
             self._damaged.discard(step)
             good = [other for other in self.steps() if other not in self._damaged]
             for old in {*good[: -self.keep], *self._damaged}:
@@ -113,14 +113,14 @@ class Checkpoints:
             self._damaged.clear()
 
     def restore(self, abstract_state: Any) -> tuple[int, Any] | None:
-        """The newest checkpoint that is not damaged: its step and the state; None if there is no checkpoint yet.
+        """The step and the state of the newest undamaged checkpoint; None if there is no checkpoint yet.
 
-        `abstract_state` is a tree of jax.ShapeDtypeStruct with shardings (a state of arrays will do): it decides
-        the tree's types and on which devices every array lands. A damaged checkpoint is reported by a warning that
-        names it and what is wrong, and the one before it is used; it is deleted once another has been saved.
+        `abstract_state` is a tree of arrays or of jax.ShapeDtypeStruct with shardings, which determine the devices of
+        each array. A damaged checkpoint is reported in a warning and the previous one is used; it is deleted once
+        another has been saved.
 
         Raises:
-          UserError: all checkpoints are damaged, or the newest good one holds arrays of other names, shapes or types.
+          UserError: all checkpoints are damaged, or the newest good one has arrays of other names, shapes or types.
           RuntimeError: this process does not see the checkpoint that process 0 sees.
         """
         self.wait()
@@ -139,22 +139,22 @@ class Checkpoints:
         return step, state
 
     def steps(self) -> list[int]:
-        """The finished checkpoints there are now, ascending (a save under way does not count; none is verified)."""
+        """The steps of the finished checkpoints, ascending; they are not verified."""
         return _finished_steps(self.directory)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it (UserError for a full disk)."""
+        """Waits until the last save is on disk; raises its error (UserError for a full disk)."""
         pending, self._pending = self._pending, None
         if pending is not None:
             try:
                 with _disk_errors(self.directory):
                     pending.result()
             except Exception:
-                self._current = None  # it was not saved after all
+                self._current = None  # it was not saved
                 raise
 
     def close(self) -> None:
-        """Waits like `wait`, ends the thread and lets others in. To be called before the program ends."""
+        """Waits like `wait`, ends the thread and releases the lock. Call it before the program ends."""
         with self._lock:
             try:
                 self.wait()
@@ -178,19 +178,19 @@ def restore_or_init(
     restored = checkpoints.restore(abstract)
     if restored is None:
         return 0, jax.jit(init, out_shardings=shardings)(*arguments)
-    logging.info("going on from the checkpoint of step %d", restored[0])
+    logging.info("resuming from the checkpoint of step %d", restored[0])
     return restored
 
 
 def save_params(directory: str | os.PathLike, tree: Any) -> None:
-    """Writes a tree of arrays (nested dicts) as one checkpoint, replacing an earlier one; returns when it is complete.
+    """Writes a tree of arrays (nested dicts) as one checkpoint, replacing an earlier one; waits until it is complete.
 
     Raises:
       UserError: the directory holds something else, or cannot be written.
     """
     path = storage.absolute(directory)
     with _disk_errors(path):
-        # Without checksums a save was cut short, if Orbax's own file is there; else it is something else's directory.
+        # Orbax's file without checksums: an interrupted save. Neither of them: a directory of something else.
         ours = any((path / name).exists() for name in (CHECKSUMS, "_CHECKPOINT_METADATA"))
         if path.exists() and not ours and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: exists and holds something other than parameters; give another directory")
@@ -198,7 +198,7 @@ def save_params(directory: str | os.PathLike, tree: Any) -> None:
             ocp.save(path, tree, overwrite=True)
         if jax.process_index() == 0:
             _write_checksums(path)
-        hosts.barrier(f"parameters in {path}")  # else those that read it at once would find it without checksums
+        hosts.barrier(f"parameters in {path}")  # so that no process reads it before its checksums are there
 
 
 def holds_params(directory: str | os.PathLike) -> bool:
@@ -229,7 +229,7 @@ def load_params(directory: str | os.PathLike) -> dict[str, Any]:
 def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any]]:
     """The step and the entry `params` of the newest good checkpoint, as nested dicts of numpy arrays.
 
-    The rest of the state (optimizer, key encoder, queue) is checked for damage but never held in memory.
+    The rest of the state (optimizer, key encoder, queue) is verified but not loaded.
 
     Raises:
       UserError: no checkpoint in the directory, all of them damaged, or none with an entry `params`.
@@ -246,7 +246,7 @@ def load_latest_params(directory: str | os.PathLike) -> tuple[int, dict[str, Any
 
 
 def _entries(directory: epath.Path) -> list[epath.Path]:
-    """What is in a directory; nothing where there is none, as a bucket has no empty ones."""
+    """The entries of a directory; none if it does not exist, because a bucket has no empty directories."""
     try:
         return list(directory.iterdir())
     except FileNotFoundError:
@@ -259,7 +259,7 @@ def _finished_steps(directory: epath.Path) -> list[int]:
 
 
 def _remove_unfinished(directory: epath.Path) -> None:
-    """Removes what a killed or failed save left behind; never a finished checkpoint."""
+    """Removes the leftovers of killed or failed saves; never a finished checkpoint."""
     for path in _entries(directory):
         leftover = re.fullmatch(r"\d+(\.orbax-checkpoint-tmp.*)?", path.name)
         if leftover and path.is_dir() and not (path / CHECKSUMS).exists():
@@ -278,7 +278,7 @@ def _checksums(directory: epath.Path) -> dict[str, dict[str, Any]]:
 
     def checksum(path: epath.Path) -> dict[str, Any]:
         if storage.in_bucket(path):
-            return storage.facts(path)  # its CRC-32C, which the storage has computed
+            return storage.facts(path)  # the CRC-32C that the storage has computed
         crc = 0
         with path.open("rb") as file:
             while block := file.read(1 << 22):
@@ -306,7 +306,7 @@ def _damage(path: epath.Path) -> str | None:
         for name, sums in expected.items():
             if name not in found:
                 return f"{name} is missing"
-            # Of a copy of a bucket on a disk the CRCs are of another kind: the sizes must do.
+            # A bucket's CRCs are of another kind than ours: in a local copy of one, only the sizes are compared.
             for kind in sorted(sums.keys() & found[name].keys()):
                 if sums[kind] != found[name][kind]:
                     return f"{name} does not match its checksum ({kind} {found[name][kind]} instead of {sums[kind]})"
@@ -318,10 +318,10 @@ def _damage(path: epath.Path) -> str | None:
 
 
 def _newest_good(directory: epath.Path, damaged: set[int]) -> int | None:
-    """The newest step that passes its checksums; damaged ones met on the way are reported and added to `damaged`.
+    """The newest step whose checksums match; newer damaged ones are reported and added to `damaged`.
 
-    Process 0 looks, and all take its answer. Raises UserError if all are damaged, RuntimeError where one does not see
-    the checkpoint of the answer.
+    Process 0 decides for all. Raises UserError if all are damaged, RuntimeError if this process does not see the
+    checkpoint chosen.
     """
     step, steps = None, []
     if jax.process_index() == 0:
@@ -355,9 +355,9 @@ def _newest_good(directory: epath.Path, damaged: set[int]) -> int | None:
 
 def _context(*, partial: bool = False) -> ocp.Context:
     context = ocp.Context()
-    context.array.saving.use_compression = False  # float32 weights shrink by a tenth, for five times the CPU time
-    context.array.saving.enable_write_sharding_file = False  # every restore brings its own shardings
-    # Made in a thread, a directory that cannot be made would only be noticed by a timeout after 20 minutes.
+    context.array.saving.use_compression = False  # saves a tenth of the space for five times the CPU time
+    context.array.saving.enable_write_sharding_file = False  # each restore specifies its own shardings
+    # If a thread fails to create a directory, only a timeout after 20 minutes reports it.
     context.asynchronous.create_directories_asynchronously = False
     context.pytree.loading.partial_load = partial
     return context
@@ -377,7 +377,7 @@ def _load_numpy(path: epath.Path, entry: str | None) -> dict[str, Any]:
 
 
 def _check_leaves(path: epath.Path, abstract_state: Any) -> None:
-    """Raises UserError naming the first leaf that the checkpoint holds otherwise than `abstract_state` wants it."""
+    """Raises UserError naming the first leaf that differs between the checkpoint and `abstract_state`."""
 
     def leaves(tree: Any) -> dict[str, str]:  # by name: dataclasses and named tuples are the dicts that Orbax stores
         found = jax.tree_util.tree_leaves_with_path(tree)
@@ -410,7 +410,7 @@ def _disk_errors(directory: epath.Path) -> contextlib.AbstractContextManager[Non
 
 
 def _orbax_is_worth_hearing(record: LogRecord) -> bool:
-    """Drops Orbax's play-by-play, and the traceback its writing thread logs of an error that `wait` raises anyway."""
+    """Drops Orbax's progress messages, and its traceback of an error that `wait` raises anyway."""
     if f"{os.sep}orbax{os.sep}checkpoint{os.sep}" not in record.pathname:
         return True
     return record.levelno >= WARNING and record.exc_info is None

@@ -1,4 +1,4 @@
-"""The processes of a run, one a host: connected, in step with each other, stopped together."""
+"""The processes of a run, one per host: connecting, synchronising and stopping them together."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from jax.experimental import multihost_utils
 from ppa_jax.errors import UserError
 
 GRACE = 15  # seconds between the first and the last process to exit with the same error
-PATIENCE = 3600  # seconds for all hosts to come, some of which may prepare their corpora first
+PATIENCE = 3600  # seconds for all hosts to connect; some may have to prepare their corpora first
 
-_asked = itertools.count()  # how often this process has asked whether to stop, in all its loops
+_asked = itertools.count()  # how often this process has asked whether to stop, over all its loops
 
 
 def initialize() -> None:
-    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables say who is who.
+    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables number them.
 
-    A job that is part of another one finds them connected. From here on SIGTERM is handled by JAX, which is asked about
-    it only between steps (StopSignal). Where some never come, or the first one is lost, JAX aborts.
+    Does nothing if they are connected, as in a job that is part of another. Afterwards JAX handles SIGTERM, and is
+    asked about it only between steps (StopSignal). If a process never connects, or the first one is lost, JAX aborts.
 
-    They meet in a first collective before any of them goes to work: the first one sets up the connections of all (gloo
-    allows it 30 s), and the later ones are waited for.
+    Ends with a first collective, so that no process starts work early: that collective sets up the connections, and
+    gloo allows 30 s for it.
 
     Raises:
-      UserError: it is not known who is who.
-      RuntimeError: not all have come.
+      UserError: the processes are not numbered.
+      RuntimeError: not all have connected.
     """
     if jax.distributed.is_initialized():
         return
@@ -53,13 +53,13 @@ def initialize() -> None:
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come to the barrier of this name."""
+    """Waits until every process has reached the barrier of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_process_0(value: Any) -> Any:
-    """The value (JSON) that process 0 has, on all: for what is read from a disk that may not show it to all yet."""
+    """Process 0's value (JSON), on all processes: for files on a shared disk that others may not see yet."""
     if jax.process_count() == 1:
         return value
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -72,15 +72,15 @@ def broadcast_from_process_0(value: Any) -> Any:
 def exit_on_peer_loss() -> Iterator[None]:
     """Exits at once, with one line and status 1, when another process of the run is lost.
 
-    An error of this process is raised. But at the exit JAX would wait five minutes for the others, which may know
-    nothing of it: after `GRACE` seconds, enough for all of them to meet the same error, the process exits all the same.
+    An error of this process is raised. At exit, however, JAX would wait five minutes for the others, which may not have
+    the error: after `GRACE` seconds, enough for all of them to meet the same error, the process exits anyway.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        # A collective of small arrays, which runs where it is called, fails with a ValueError: "UNKNOWN: Gloo ...".
+        # A collective of small arrays runs synchronously and fails with a ValueError: "UNKNOWN: Gloo ...".
         is_gloo = isinstance(error, ValueError) and re.match("[A-Z_]+: .*(?i:gloo|nccl)", str(error))
         if not (is_gloo or isinstance(error, jax.errors.JaxRuntimeError)):
             end = threading.Timer(GRACE, os._exit, [2 if isinstance(error, UserError) else 1])
@@ -90,8 +90,8 @@ def exit_on_peer_loss() -> Iterator[None]:
         logging.flush()
         reason = " ".join(str(error).split())[:200]
         print(
-            f"error: another process of the run was lost, or this one cannot go on ({reason}); start all of them "
-            "again: the same command goes on from the last checkpoint",
+            f"error: another process of the run was lost, or this one cannot continue ({reason}); restart all of them: "
+            "the same command resumes from the last checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -99,10 +99,10 @@ def exit_on_peer_loss() -> Iterator[None]:
 
 
 class StopSignal:
-    """Catches SIGTERM and SIGINT: the loop asks after each step. A second one has its usual effect.
+    """Catches SIGTERM and SIGINT: the loop asks after each step. A second signal has its usual effect.
 
-    Where processes are connected, be it only one, SIGTERM belongs to JAX's coordination service: it tells all of them
-    of a signal to one, and a step after which all stop. SIGINT is passed on as SIGTERM then.
+    If processes are connected, even a single one, JAX's coordination service handles SIGTERM: after a signal to one
+    process it announces the step after which all stop. SIGINT is then passed on as SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -127,8 +127,8 @@ class StopSignal:
             self.signum = signum
 
     def wanted(self) -> int | None:
-        """The signal that any process has caught, the same answer on all of them. All must ask equally often."""
+        """The signal caught by any process, the same on all of them. All must ask equally often."""
         if not self._connected:
             return self.signum
-        # The service expects a counter that only grows, which the steps of several trainings in one process are not.
+        # The service expects a counter that only grows; the steps of several trainings in one process do not.
         return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(next(_asked)) else None

@@ -1,4 +1,4 @@
-"""The settings that every training has: `train`, `checkpoint`, `mesh`, `log`, `eval.every` and `dtype`."""
+"""Checks the settings that every training has: `train`, `checkpoint`, `mesh`, `log`, `eval.every` and `dtype`."""
 
 from jax.sharding import Mesh
 
@@ -28,7 +28,7 @@ LIMITS = {
 
 
 def check_training(config: Config) -> None:
-    """Raises UserError, naming the field, for what is out of its limits, and for a package that is not there."""
+    """Raises UserError, naming the field, for a value out of its limits or a package that is not installed."""
     check(config, LIMITS)
     if not (config.train.steps or config.train.epochs):
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")

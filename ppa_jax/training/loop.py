@@ -1,8 +1,8 @@
-"""Runs a step over and over: dispatches step t, then reads the metrics of t-1; logs, checkpoints, evaluates, stops.
+"""The training loop: dispatches step t, then reads the metrics of step t-1; logs, saves, evaluates, stops.
 
-The device never waits for the host: a batch is copied while the step before it runs, and nothing of the step just
-dispatched is read. Only a checkpoint or an evaluation waits for the metrics of its own step, so that no state is saved
-whose loss was not finite.
+The device never waits for the host: a batch is copied while the previous step runs, and nothing of the step just
+dispatched is read. Only a checkpoint or an evaluation waits for the metrics of its own step, so that no state whose
+loss is not finite is saved.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, step: int) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} at step {step}; the same command goes on from there")
+        super().__init__(f"stopped by {name} at step {step}; the same command resumes there")
         self.status = 128 + signum
 
 
@@ -47,11 +47,11 @@ class Loop:
       step: (state, device batch) -> (state, metrics); its state is donated.
       batches: (start, stop) -> iterator of host batches.
       put: host batch -> device batch, without waiting.
-      count: host batch -> (real tokens, positions for tokens) of the whole batch, about.
+      count: host batch -> (real tokens, positions with padding) of the global batch, approximately.
       schedule: step -> learning rate.
-      evaluate: (state, step) -> whether to end here; called every `evaluate_every` steps, not at the end. Once more
-        where a run goes on from such a step: the evaluation may have been cut short.
-      metrics: names that every record has, null where the step does not compute them.
+      evaluate: (state, step) -> whether to stop; called every `evaluate_every` steps, except at the end. A run that
+        resumes at such a step calls it again, because the evaluation may have been interrupted.
+      metrics: names in every record; null if the step does not compute them.
       profile_to: a directory for a trace of a few steps.
     """
 
@@ -68,11 +68,11 @@ class Loop:
     profile_to: epath.Path | None = None
 
     def run(self, state: Any, start: int, stop: int) -> Any:
-        """Trains from step `start` to `stop`, or until `evaluate` has enough, and returns the last state, saved.
+        """Trains from step `start` to `stop`, or until `evaluate` says stop; saves and returns the last state.
 
         Raises:
-          UserError: the loss is not finite; says at which step, and which checkpoint is good.
-          Stopped: after a signal, when the state is saved.
+          UserError: the loss is not finite; the message has the step, and the last good checkpoint.
+          Stopped: after a signal, with the state saved.
         """
         self.writer.truncate_after(start - 1)
         if self._evaluates(start, stop) and self.evaluate(state, start):
@@ -91,7 +91,7 @@ class Loop:
                 assert upcoming is not None
                 batch, size = upcoming
                 state, metrics = self.step(state, batch)
-                upcoming = self._next(batches) if t + 1 < stop else None  # its copy overlaps with the step
+                upcoming = self._next(batches) if t + 1 < stop else None  # the copy overlaps with the step
                 log.read_pending()
                 log.pending = t, metrics, size
                 done = t + 1
@@ -123,32 +123,32 @@ class Loop:
 
 
 class _StepLog:
-    """Reads the metrics of the step before, checks and writes them, and shows the progress."""
+    """Reads the metrics of the previous step, checks and writes them, and shows the progress."""
 
     def __init__(self, loop: Loop, start: int, stop: int) -> None:
         self.pending: tuple[int, dict[str, jax.Array], tuple[int, int]] | None = None  # step, metrics, token counts
         self._loop, self._progress = loop, Progress(stop)
-        # All at once: computed in its turn, a step's would wait on the device behind the step just dispatched.
+        # All in advance: otherwise a step's rate would wait on the device for the step just dispatched.
         steps: Any = np.arange(start, stop)
         rates = np.asarray(jax.vmap(loop.schedule)(steps), np.float64)
         self._rates = dict(zip(range(start, stop), rates.tolist(), strict=True))
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves what was done since the last step out of the tokens a second."""
+        """Excludes the time since the last step from tokens per second."""
         self._read_at = time.perf_counter()
 
     def close(self) -> None:
-        """Ends the line of progress."""
+        """Ends the progress line."""
         self._progress.close()
 
     def read_pending(self) -> None:
-        """Waits for the metrics of the pending step, if there is one. Raises UserError for a loss not finite."""
+        """Waits for the metrics of the pending step, if any. Raises UserError if the loss is not finite."""
         if self.pending is None:
             return
         (step, metrics, (real, positions)), self.pending = self.pending, None
         values = {name: float(value) + 0.0 for name, value in jax.device_get(metrics).items()}  # no -0.0
-        # A gradient that is not finite has spoilt the parameters already, one step before the loss shows it.
+        # A gradient that is not finite has already corrupted the parameters; the loss shows it one step later.
         if bad := [name for name in ("loss", "gradient_norm") if not math.isfinite(values.get(name, 0.0))]:
             raise UserError(
                 f"step {step}: the {bad[0].replace('_', ' ')} is {values[bad[0]]}; {self._last_good(step)}. "
@@ -164,7 +164,7 @@ class _StepLog:
         self._progress(step + 1, shown)
 
     def _last_good(self, step: int) -> str:
-        """The newest checkpoint from which a step went well; one of `step` itself gave the bad loss."""
+        """Names the newest checkpoint before `step`; the one of `step` itself gives the bad loss."""
         self._loop.checkpoints.wait()
         saved = self._loop.checkpoints.steps()
         good = max((s for s in saved if s < step), default=None)
@@ -173,7 +173,7 @@ class _StepLog:
 
 
 class Profile:
-    """Traces a few steps into a directory (None: does nothing), once compilation is over if the run lasts that long."""
+    """Traces a few steps into a directory (None: none), after compilation if the run is long enough."""
 
     def __init__(self, directory: epath.Path | None, start: int, stop: int) -> None:
         first = start + max(0, min(PROFILED_FROM, stop - start - PROFILED))
@@ -184,7 +184,7 @@ class Profile:
         return self
 
     def before(self, step: int) -> None:
-        """To be called before `step` is dispatched."""
+        """Call before `step` is dispatched."""
         if self._directory is None:
             return
         if step == self._steps.start:

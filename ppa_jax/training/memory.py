@@ -1,8 +1,8 @@
 """The host's memory, reused from step to step, and a clear error when a device's memory is exhausted.
 
-On a CPU, XLA allocates the temporary memory of a step anew in every step. glibc serves such large blocks by mmap and
-returns them to the system when they are freed, so each step begins with the kernel clearing gigabytes page by page: a
-fifth of the step of a small BERT on two cores. After `keep_freed_memory` the pages stay with the process.
+On a CPU, XLA allocates a step's temporary memory again in every step. glibc allocates such large blocks with mmap and
+returns them to the system when they are freed, so in each step the kernel clears gigabytes page by page: a fifth of the
+step of a small BERT on two cores. After `keep_freed_memory` the process keeps the pages.
 """
 
 import contextlib
@@ -18,9 +18,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Makes glibc keep freed memory in the process; to be called before the first computation.
+    """Makes glibc keep freed memory in the process; call it before the first computation.
 
-    Returns whether it did: not without glibc.
+    Returns whether it succeeded, which requires glibc.
     """
     if sys.platform != "linux":
         return False
@@ -28,7 +28,7 @@ def keep_freed_memory() -> bool:
         library = ctypes.CDLL("libc.so.6")
     except OSError:  # another C library
         return False
-    # One arena: the arenas of threads cannot hold large blocks and use mmap whatever the limit.
+    # One arena, because those of threads cannot hold large blocks and use mmap regardless of the limit.
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}  # -1: never
     return sum(library.mallopt(name, value) for name, value in settings.items()) == len(settings)
 

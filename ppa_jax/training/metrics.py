@@ -1,4 +1,4 @@
-"""Metrics: one JSON object per step in metrics.jsonl, TensorBoard beside it, and a progress line."""
+"""Metrics: one JSON object per step in metrics.jsonl, also to TensorBoard, and a progress line."""
 
 import contextlib
 import errno
@@ -26,12 +26,12 @@ METRICS = "metrics.jsonl"
 
 
 class MetricWriter:
-    """Appends to workdir/metrics.jsonl (and workdir/tensorboard/); does nothing on processes other than 0.
+    """Appends to workdir/metrics.jsonl (and workdir/tensorboard/); only process 0 writes.
 
     Each line is one unbuffered write: once `write` returns, killing the process cannot lose it. A kill during a write
     can only leave the last line incomplete; readers skip such a line and `truncate_after` removes it.
 
-    A bucket cannot append: there the files are made in a temporary directory, and uploaded whole by `sync` and `close`.
+    A bucket cannot append: its files are written to a temporary directory, and uploaded whole by `sync` and `close`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MetricWriter:
         """Args:
         workdir: created if absent.
         tensorboard: also write TensorBoard events.
-        wandb: a Weights & Biases project to log to as well; empty: none. Needs `pip install wandb`.
+        wandb: a Weights & Biases project to log to as well; "": none. Requires `pip install wandb`.
         config: shown in Weights & Biases.
         """
         self._active = jax.process_index() == 0
@@ -58,7 +58,7 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
-        package = import_wandb() if wandb else None  # on all processes: if one lacks it, all must fail
+        package = import_wandb() if wandb else None  # on all processes, so that all fail if one lacks it
         self._wandb: Any = None
         if package and self._active:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -66,10 +66,10 @@ class MetricWriter:
             self._wandb = package.init(project=wandb, name=self._workdir.name, dir=str(self._folder), config=given)
 
     def truncate_after(self, step: int) -> None:
-        """Drops the lines of steps after `step` (the one a run resumes from; -1: all), and incomplete lines.
+        """Drops the lines of steps after `step` (after which a run resumes; -1: all), and incomplete lines.
 
-        To be called once before the first `write`: the dropped steps are about to be computed again, so every step
-        appears exactly once. TensorBoard hides its earlier events of those steps (`purge_step`).
+        Call once, before the first `write`: the dropped steps are computed again, so every step appears exactly once.
+        TensorBoard hides its earlier events of those steps (`purge_step`).
         """
         if not self._active:
             return
@@ -86,7 +86,7 @@ class MetricWriter:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **values}`; numbers that are not finite become null, which is valid JSON.
 
-        Steps must increase: all values of a step go into one call.
+        Steps must increase: pass all values of a step in one call.
 
         Raises:
           UserError: the file cannot be written (a full disk).
@@ -103,12 +103,12 @@ class MetricWriter:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = self._path.open("ab", buffering=0)  # unbuffered: a kill loses nothing
             line = (json.dumps(record) + "\n").encode()
-            if self._file.write(line) != len(line):  # a disk that fills up accepts a part before it fails
+            if self._file.write(line) != len(line):  # a disk that fills up accepts part of a line first
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._log_elsewhere(step, numbers)
 
     def sync(self) -> None:
-        """Flushes everything written so far to the disk or the bucket, before a checkpoint counts."""
+        """Flushes everything written so far to the disk or the bucket. Call before a checkpoint is saved."""
         if self._file is not None:
             os.fsync(self._file.fileno())
         if self._board is not None:
@@ -130,7 +130,7 @@ class MetricWriter:
             self._wandb.log(numbers, step=step)
 
     def close(self) -> None:
-        """Syncs and closes the files. Without it TensorBoard lacks the last half minute, but metrics.jsonl nothing."""
+        """Syncs and closes the files. Without it, TensorBoard may lack the last 30 s; metrics.jsonl is complete."""
         if self._wandb is not None:
             self._wandb.finish()
         self.sync()
@@ -167,16 +167,15 @@ class Progress:
 
         120/400 steps, 02:05 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.901, contrastive 1.312, padding 8.3%
 
-    On a terminal or in a notebook this is one line that updates, and log messages appear above it. Elsewhere it is
-    logged for the first step, for the last, and every `interval` seconds. Process 0 alone reports. `progress_line`
-    names the values shown.
+    On a terminal or in a notebook this is one line that updates, with log messages above it. Elsewhere it is logged for
+    the first and the last step, and every `interval` seconds. Only process 0 reports. `progress_line` lists the values.
     """
 
     def __init__(self, total: int, *, stream: TextIO | None = None, interval: float = 20.0) -> None:
         """Args:
         total: number of the last step.
-        stream: where a terminal may be; None: stderr.
-        interval: seconds between log lines where there is none.
+        stream: of the terminal, if it is one; None: stderr.
+        interval: seconds between log lines without a terminal.
         """
         self._total, self._interval = total, interval
         self._stream = stream or sys.stderr
@@ -191,8 +190,8 @@ class Progress:
             return
         now = time.monotonic()
         if self._first is None:
-            self._first = step, now  # the clock starts after the first step, which includes compilation
-            # A pseudo-terminal without a size, as some schedulers give, is a log file: tqdm would show nothing there.
+            self._first = step, now  # timed from the end of the first step, which includes compilation
+            # Some schedulers provide a pseudo-terminal without a size, for a log file: tqdm would show nothing there.
             is_terminal = self._stream.isatty() and os.get_terminal_size(self._stream.fileno()).lines
             if is_terminal or in_notebook():
                 self._bar = tqdm(
@@ -209,7 +208,7 @@ class Progress:
             self._logged = now
 
     def close(self) -> None:
-        """Ends the line, so that later output starts on a line of its own."""
+        """Ends the line, so that later output starts on a new one."""
         if self._bar is not None:
             self._bar.close()
         self._redirected.close()
@@ -234,10 +233,10 @@ _FORMATS = {  # in this order: a narrow terminal truncates the line
 
 
 def progress_line(step: int, total: int, values: Mapping[str, Any], *, first: int, elapsed: float) -> str:
-    """One line of text, with the time left, from the `elapsed` seconds since step `first` of this run.
+    """One line of text; the time left is estimated from the `elapsed` seconds since step `first` of this run.
 
     `values`, each optional: loss, tlm, contrastive, word_alignment, accuracy (against the queue, 0 to 1),
-    tokens_per_second (real tokens, without padding), padding (share, 0 to 1). NaN is unknown and not shown.
+    tokens_per_second (real tokens, without padding), padding (share, 0 to 1). NaN means unknown and is not shown.
     """
     return tqdm.format_meter(step, total, elapsed, initial=first, bar_format=LINE, postfix=_shown(values))
 

@@ -1,4 +1,4 @@
-"""AdamW with linear warm-up and decay, as BERT is trained."""
+"""AdamW with linear warm-up and decay, as in BERT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ppa_jax.training.sharding import path_name
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """`warmup` below 1 is a share of the steps, from 1 on a number of steps."""
+    """`warmup` is a share of the steps if below 1, else a number of steps."""
     return min(steps, round(warmup * steps) if warmup < 1 else int(warmup))
 
 
@@ -20,7 +20,7 @@ def schedule(peak: float, warmup: float, steps: int) -> optax.Schedule:
     """Linear from peak/(n+1) up to `peak` over the n warm-up steps, then linear to 0 after the last step."""
     n = warmup_steps(warmup, steps)
     if n >= steps > 1:
-        logging.warning("the learning rate rises in all of the %d steps: train.warmup=%g is no fewer", steps, warmup)
+        logging.warning("train.warmup=%g covers all %d steps: the learning rate never decays", warmup, steps)
     return optax.join_schedules(
         [
             optax.linear_schedule(peak / (n + 1), peak, max(1, n)),
@@ -36,6 +36,6 @@ def decayed(params: Any) -> Any:
 
 
 def adamw(rate: optax.Schedule, *, weight_decay: float, clip: float) -> optax.GradientTransformation:
-    """AdamW behind a clip of the gradient's global norm (0: no clip)."""
+    """AdamW after clipping the gradient's global norm (0: no clipping)."""
     optimizer = optax.adamw(rate, weight_decay=weight_decay, mask=decayed)
     return optax.chain(optax.clip_by_global_norm(clip), optimizer) if clip else optimizer

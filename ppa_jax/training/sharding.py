@@ -1,11 +1,11 @@
-"""The mesh of devices, where parameters live on it, and what a shard of the batch gathers and sums.
+"""The mesh of devices, how parameters are placed on it, and what a shard of the batch gathers and sums.
 
-The mesh has two axes, `data` and `fsdp`, which split the batch and the queue together. Parameters they may treat
-differently: by the rules "fsdp", devices along `fsdp` hold a part of each matrix, and devices along `data` repeat it. A
-rule is (pattern, PartitionSpec); the first pattern found in a parameter's path decides. The optimizer's moments carry
-their parameter's path, so they follow it.
+The mesh has two axes, `data` and `fsdp`. Both split the batch and the queue. With the rules "fsdp", devices along
+`fsdp` also hold a part of each matrix, and devices along `data` hold copies. A rule is (pattern, PartitionSpec); the
+first pattern found in a parameter's path applies. The optimizer's moments contain their parameter's path, so the same
+rule applies to them.
 
-A step runs in `jax.shard_map`: `own_copy` gives a shard all parameters, `sum_over_shards` takes its gradients back.
+A step runs in `jax.shard_map`: `own_copy` gathers all parameters for a shard, `sum_over_shards` sums the gradients.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from jax.sharding import PartitionSpec as P
 
 from ppa_jax.errors import UserError, reason
 
-BATCH_AXES = ("data", "fsdp")  # what splits the batch: mesh.data devices in all
+BATCH_AXES = ("data", "fsdp")  # they split the batch over mesh.data devices in all
 
 Rules = tuple[tuple[str, P], ...]
 
 RULES: dict[str, Rules] = {
-    # Every device holds everything; gradients are summed over all. Right for mBERT on any current accelerator.
+    # Every device holds all parameters; gradients are summed over all devices.
     "replicated": ((r".*", P()),),
     # Parameters, moments and key parameters are split over `fsdp` and gathered for the step (ZeRO 3).
     "fsdp": (
@@ -38,15 +38,15 @@ RULES: dict[str, Rules] = {
     ),
 }
 
-KERNELS = r"(encoder|mlm_head)/.*kernel$"  # matrices that are only ever multiplied, in the type of products
+KERNELS = r"(encoder|mlm_head)/.*kernel$"  # used only in matrix products, in the type of these
 WORD_EMBEDDINGS = r"word_embeddings/embedding$"
 
 
 def check_platform() -> None:
-    """Raises UserError where JAX finds no device of the platform in JAX_PLATFORMS."""
+    """Raises UserError if JAX finds no device of the platform in JAX_PLATFORMS."""
     try:
         jax.devices()
-    except Exception as error:  # of several kinds, by the platform and by what of it is installed
+    except Exception as error:  # its type depends on the platform and on what is installed
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise UserError(
             f"JAX_PLATFORMS={asked}: JAX finds no such device ({reason(error)}); install jax[cuda12], say, or unset it"
@@ -100,11 +100,11 @@ def specs_of(shardings: Any) -> Any:
 
 
 def own_copy(params: Any, specs: Any, dtype: Any) -> Any:
-    """All parameters for one shard, inside `shard_map`; what is split along `fsdp` is gathered.
+    """All parameters for one shard, inside `shard_map`; those split along `fsdp` are gathered.
 
-    Kernels become `dtype`, the type of the products. Word embeddings are sent in it and stay float32, as look-ups and
-    predictions add their gradients up. Differentiating with respect to the copy gives the shard's own gradient: JAX
-    adds nothing up over the shards, `sum_over_shards` does, once a step.
+    Kernels are converted to `dtype`, the type of the products. Word embeddings are sent in `dtype` but stay float32,
+    because the gradients of look-ups and predictions are summed in them. The gradient with respect to the copy is the
+    shard's own: JAX sums nothing over the shards; `sum_over_shards` does, once per step.
     """
 
     def one(path: Any, x: jax.Array, spec: P) -> jax.Array:
@@ -122,8 +122,8 @@ def own_copy(params: Any, specs: Any, dtype: Any) -> Any:
 def sum_over_shards(gradients: Any, specs: Any, dtype: Any) -> Any:
     """The gradients of all shards, summed, in float32 and split as `specs` say; inside `shard_map`.
 
-    The gradients of kernels and word embeddings, which are nearly all of them, are sent and added in `dtype`: half the
-    bytes in bfloat16. (The projection head computes in float32 and stays so.)
+    The gradients of kernels and word embeddings, which are nearly all, are sent and added in `dtype`: half the bytes in
+    bfloat16. (The projection head stays in float32.)
     """
     rounded = jax.lax.axis_size(BATCH_AXES) > 1
 
@@ -141,13 +141,13 @@ def sum_over_shards(gradients: Any, specs: Any, dtype: Any) -> Any:
 
 
 def as_varying(x: jax.Array) -> jax.Array:
-    """`x`, typed inside `shard_map` as an array that may differ from shard to shard."""
+    """`x`, marked inside `shard_map` as an array that may differ between shards."""
     missing = tuple(axis for axis in BATCH_AXES if axis not in jax.typeof(x).mat.varying)
     return jax.lax.pcast(x, missing, to="varying") if missing else x
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Puts a host batch [A, own shards, ...] on the mesh, its second axis split; does not wait."""
+    """Puts a host batch [A, own shards, ...] on the mesh, split over its second axis; does not wait."""
     sharding = NamedSharding(mesh, P(None, BATCH_AXES))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
@@ -155,7 +155,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
 
 def put_whole(tree: Any, mesh: Mesh, spec: P = P()) -> Any:  # noqa: B008 - it is immutable
-    """Puts host arrays, of which every process has the whole, on the mesh, split as `spec` says; does not wait."""
+    """Puts host arrays, whole on every process, on the mesh, split as in `spec`; does not wait."""
     sharding = NamedSharding(mesh, spec)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -163,9 +163,9 @@ def put_whole(tree: Any, mesh: Mesh, spec: P = P()) -> Any:  # noqa: B008 - it i
 
 
 def own_shards(mesh: Mesh) -> list[int]:
-    """The parts of the batch for which this process has a device.
+    """The shards of the batch for which this process has a device.
 
-    They need not be neighbours: on a torus the mesh follows the wires, not the hosts.
+    They need not be adjacent: on a torus the mesh follows the links, not the hosts.
 
     Raises UserError for a process without any device in the mesh.
     """

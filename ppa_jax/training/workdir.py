@@ -1,6 +1,6 @@
-"""The files of a run: written atomically, locked, and claimed by `config.json` for one run alone.
+"""The files of a run: atomic writes, locks, and `config.json`, which ties a workdir to one run.
 
-A workdir may be in a bucket, which has neither locks nor renames: two runs in one workdir are not noticed there.
+A workdir may be in a bucket, which has neither locks nor renames: two runs in one workdir are not detected there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ppa_jax.config import fields as flatten
 from ppa_jax.errors import UserError, disk_errors
 
 CONFIG = "config.json"
-_LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # by every run, and after its config.json
+_LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # what runs write, after config.json
 _ABSENT = "(absent)"
 _SHOWN = 8
 
@@ -40,11 +40,11 @@ _SHOWN = 8
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
-    """Gives a local path to write a file or a directory to, which takes the place of `path` when the block ends.
+    """Gives a local path for writing a file or directory, which is moved to `path` at the end of the block.
 
-    Nothing appears when the block raises, and what a killed process of this machine left behind is removed. A file that
-    is already there is replaced. A directory that is already there stays: another process was faster. In a bucket the
-    files of a directory appear one by one, config.json as the last one.
+    If the block raises, nothing appears. Leftovers of killed processes of this machine are removed. An existing file is
+    replaced; an existing directory stays, because another process was faster. In a bucket the files of a directory
+    appear one by one, config.json last.
 
     Args:
       path: its parents are created.
@@ -69,7 +69,7 @@ def atomic(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
                 _rename_directory(unfinished, path)
             else:
                 with unfinished.open("rb") as file:
-                    os.fsync(file.fileno())  # or a crash of the machine could leave an empty file under the final name
+                    os.fsync(file.fileno())  # else a crash of the machine could leave an empty file at `path`
                 unfinished.replace(path)
         finally:
             _remove(unfinished)
@@ -85,7 +85,7 @@ def _rename_directory(unfinished: Path, path: Path) -> None:
 
 
 def _unfinished(path: Path) -> Path:
-    """A new name beside `path`, with host and process in it; removes those of processes that were killed."""
+    """A new name beside `path`, with host and process id; removes the files of killed processes."""
     prefix = f".{path.name}.{socket.gethostname()}"
     for left in path.parent.glob(f"{glob.escape(prefix)}-*-*.unfinished"):
         try:
@@ -106,10 +106,10 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[None]:
-    """Holds the lock file of `path`, `.NAME.lock` beside it, against other threads and processes; a kill releases it.
+    """Holds the lock file of `path`, `.NAME.lock` beside it; the system releases it when the process is killed.
 
-    A thread may hold it several times. Where the file system has no locks, or the lock file belongs to another user,
-    the block runs without one.
+    A thread may hold it several times. If the file system has no locks, or the lock file belongs to another user, the
+    block runs without one.
 
     Raises:
       filelock.Timeout: it is held elsewhere, and `wait` is False.
@@ -138,9 +138,9 @@ def claim(
     may_change: tuple[str, ...] = (),
     advice: Mapping[str, str] | None = None,
 ) -> None:
-    """Claims a free workdir for the run that `config` describes; raises as `check_identity` if it holds another.
+    """Claims a free workdir for the run that `config` describes; raises like `check_identity` if it holds another.
 
-    To be called once all other checks have passed: settings that a user corrects later describe a different run.
+    Call it when all other checks have passed: once corrected, the settings describe a different run.
     """
     if not check_identity(workdir, config, may_change=may_change, advice=advice):
         write_identity(workdir, config)
@@ -161,9 +161,9 @@ def check_identity(
     may_change: tuple[str, ...] = (),
     advice: Mapping[str, str] | None = None,
 ) -> bool:
-    """Whether workdir holds a run already; it must then be the run that `config` describes.
+    """Whether workdir already holds a run, which must be the one that `config` describes.
 
-    `may_change` names fields, or groups of them, by their dotted prefix (`eval`, `checkpoint.every`): these may differ.
+    `may_change` names fields, or groups by their dotted prefix (`eval`, `checkpoint.every`), that may differ.
     `advice` has, for some fields, what to do instead of changing them.
 
     Raises:
@@ -192,15 +192,15 @@ def check_identity(
 
 
 def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | None:
-    """What config.json in workdir says, which must be of this job; None where there is none, and nothing of a run.
+    """The content of workdir/config.json, which must be of this job; None if the workdir is free.
 
     Raises:
-      UserError: it is of another job, of no run, or cannot be read; or it is gone from what a run has left.
+      UserError: it is of another job, not of a run, or cannot be read; or a run's files are there without it.
     """
     directory = epath.Path(workdir)
     path = directory / CONFIG
     with storage.one_line(path):
-        # Before config.json is looked for: another process may be writing that now, and the others after it.
+        # Checked before config.json, because another process may be writing that now and the other files after it.
         left = [name for name in _LEFT_BEHIND if (directory / name).exists()]
         is_there = path.exists()
     if not is_there:
@@ -220,7 +220,7 @@ def check_job(workdir: str | os.PathLike, job: str | None) -> dict[str, Any] | N
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, which a process reads once as long as size and time of change stay the same."""
+    """SHA-256 of a file's bytes; cached in the process until its size or modification time changes."""
     facts = path.stat()
     return _file_digest(path.resolve(), facts.st_size, facts.st_mtime_ns)
 

@@ -201,12 +201,12 @@ def test_sigterm_to_one_saves_on_both_and_one_goes_on(start, command, alone, tmp
     processes[1].send_signal(signal.SIGTERM)
     for process in processes:
         status, said = wait(process)
-        assert status == 143 and "the same command goes on from there" in said, said
+        assert status == 143 and "the same command resumes there" in said, said
     done = len(read_metrics(tmp_path))
     assert 3 < done < STEPS
     for process in start(tmp_path, "signalled"):  # one that comes before the first step counts, too
         status, said = wait(process)
-        assert status == 143 and "the same command goes on from there" in said, said
+        assert status == 143 and "the same command resumes there" in said, said
     assert done <= len(read_metrics(tmp_path)) < STEPS
     assert main(command(tmp_path, FIELDS)) == 0  # one process of eight devices
     assert_same(tmp_path, alone)

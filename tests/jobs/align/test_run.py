@@ -187,10 +187,10 @@ def test_epochs_say_how_many_steps(command, tmp_path, monkeypatch):
 def test_sigterm_saves_and_the_same_command_goes_on(whole, command, tmp_path, capsys):
     with signal_at(5):
         assert main(command(tmp_path, whole.fields)) == 143
-    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 5; the same command goes on from there\n")
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 5; the same command resumes there\n")
     assert steps_of(tmp_path) == list(range(5))
     assert main(command(tmp_path, whole.fields)) == 0
-    assert "going on from the checkpoint of step 5" in capsys.readouterr().err
+    assert "resuming from the checkpoint of step 5" in capsys.readouterr().err
     assert steps_of(tmp_path) == list(range(STEPS))
     assert moments(tmp_path) == ["before", "step 4", "step 8", "after"]
     assert_same_params(tmp_path, whole.workdir)
@@ -211,7 +211,7 @@ def test_moments_are_compared_on_the_same_sentences(command, tmp_path):
 def test_ctrl_c_saves(command, tmp_path, capsys):
     with signal_at(2, signal.SIGINT):
         assert main(command(tmp_path)) == 130
-    assert capsys.readouterr().err.endswith("\nstopped by SIGINT at step 2; the same command goes on from there\n")
+    assert capsys.readouterr().err.endswith("\nstopped by SIGINT at step 2; the same command resumes there\n")
     assert (tmp_path / "checkpoints/2/checksums.json").exists()
 
 
@@ -273,7 +273,7 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(
     monkeypatch.setenv("HOME", str(tmp_path / "two"))
     assert main(command(address, whole.fields)) == 0
     said = capsys.readouterr()
-    assert "going on from the checkpoint of step 3" in said.err and f"report: {address}/report.md" in said.out
+    assert "resuming from the checkpoint of step 3" in said.err and f"report: {address}/report.md" in said.out
     storage.copy_to("run/", tmp_path / "run")
     assert steps_of(tmp_path / "run") == list(range(STEPS))
     assert_same_params(tmp_path / "run", whole.workdir)
@@ -351,7 +351,7 @@ def test_a_damaged_newest_checkpoint_falls_back(whole, halfway, command, tmp_pat
     assert main(command(workdir)) == 0
     err = capsys.readouterr().err
     assert f"warning: checkpoint {workdir / 'checkpoints/6'}: damaged" in err
-    assert "going on from the checkpoint of step 3" in err
+    assert "resuming from the checkpoint of step 3" in err
     assert steps_of(workdir) == list(range(STEPS))
     assert_same_params(workdir, whole.workdir)
 
@@ -361,11 +361,11 @@ def test_a_new_model_is_pretrained_first_and_stops_in_either_phase(command, tmp_
     pretraining = tmp_path / "new_model/run"
     with signal_at(2):
         assert main(command(tmp_path, fields)) == 143
-    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 2; the same command goes on from there\n")
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 2; the same command resumes there\n")
     assert steps_of(pretraining) == [0, 1] and not (tmp_path / "metrics.jsonl").exists()
     with signal_at(2):  # one step is left of the pretraining: its batch is the first, the alignment's are the next
         assert main(command(tmp_path, fields)) == 143
-    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 1; the same command goes on from there\n")
+    assert capsys.readouterr().err.endswith("\nstopped by SIGTERM at step 1; the same command resumes there\n")
     assert steps_of(pretraining) == [0, 1, 2] and steps_of(tmp_path) == [0]
     written = ("config.json", "checkpoints")
     (tmp_path / "kept").mkdir()
