@@ -53,11 +53,11 @@ class Encoder:
       pooling: default pooling: "cls", "mean" or "mean_without_special".
       max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
       normalize: whether vectors are scaled to length 1 by default.
-      dense: parameters and activation of a SentenceTransformer's Dense module, or None. It applies to the vectors of
-        this `layer` and `pooling`; those of others have the encoder's width.
-      prompts: name -> text before a sentence, as "query: " of E5; of a SentenceTransformer.
-      default_prompt_name: the prompt of `encode` without one; None: none.
-      directory: that it was loaded from; None for parameters in memory.
+      dense: parameters and activation of a SentenceTransformer's Dense module, or None. It applies to vectors of this
+        `layer` and `pooling`; other vectors have the encoder's width.
+      prompts: name -> text that precedes a sentence, such as E5's "query: "; of a SentenceTransformer.
+      default_prompt_name: the prompt that `encode` uses by default; None: none.
+      directory: where it was loaded from; None for parameters in memory.
       batch_size: rows of 128 tokens computed at once on each device; an upper bound on CPUs.
     """
 
@@ -196,8 +196,8 @@ class Encoder:
     ) -> np.ndarray:
         """The vectors of sentences, float32 [N, D], in order; [D] for one string.
 
-        Special tokens in a sentence are text, as in training: "[MASK]" becomes the word pieces of its letters and
-        brackets. sentence-transformers takes it for the token, so vectors of such sentences differ.
+        Special tokens in a sentence are treated as text, as in training: "[MASK]" becomes the word pieces of its
+        letters and brackets. sentence-transformers reads the special token, so vectors of such sentences differ.
 
         Args:
           sentences: any number; longer ones than `max_length` word pieces are truncated.
@@ -213,12 +213,8 @@ class Encoder:
           UserError: an unknown layer, pooling or prompt, a batch size below 1, a sentence that is not a string or not
             valid Unicode, weights that produce NaN or infinity.
         """
-        if isinstance(sentences, str):
-            return self.encode(
-                [sentences], layer=layer, pooling=pooling, normalize=normalize, batch_size=batch_size,
-                prompt_name=prompt_name, prompt=prompt,
-            )[0]  # fmt: skip
-        sentences = list(sentences)
+        is_single = isinstance(sentences, str)
+        sentences = [sentences] if isinstance(sentences, str) else list(sentences)
         for i, sentence in enumerate(sentences):
             if not isinstance(sentence, str):
                 raise UserError(f"sentence {i} is {type(sentence).__name__}, not str; give a list of strings")
@@ -240,7 +236,7 @@ class Encoder:
         if self.normalize if normalize is None else normalize:
             for i in range(0, len(vectors), NORMALIZED):
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])
-        return vectors
+        return vectors[0] if is_single else vectors
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         """The text before each sentence. Raises UserError for an unknown name, or if its tokens must not be pooled."""

@@ -1,8 +1,8 @@
-"""The main job from files to files: trains, measures before and after, exports, reports.
+"""The main job: trains, measures before and after, exports and reports.
 
-What it leaves in the workdir: config.json, base/ (what the export needs besides the weights), metrics.jsonl,
-tensorboard/, checkpoints/, scores.json and differences.json (with scores-*.npz, the single hits behind them), report.md
-with its pictures, export/. A new model (`init=""`) is pretrained in new_model/.
+It writes to the workdir: config.json, base/ (what the export needs besides the weights), metrics.jsonl, tensorboard/,
+checkpoints/, scores.json and differences.json (with the per-sentence results in scores-*.npz), report.md with its
+plots, and export/. A new model (`init=""`) is pretrained in new_model/.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(config: Config, workdir: str) -> None:
 
 
 def run_recipe(recipe: str, workdir: epath.Path) -> dict[str, epath.Path]:
-    """Runs `FILE[:MODE]`, which must pretrain a new model, once: its exports before and after the alignment."""
+    """Runs `FILE[:MODE]`, which must pretrain a new model, unless it is done; returns the exports before and after."""
     if not hosts.broadcast_from_process_0((workdir / "report.md").exists()):  # written last
         run(configs.load(recipe), str(workdir))
         hosts.barrier("aligned model exported")
@@ -61,9 +61,9 @@ def run_recipe(recipe: str, workdir: epath.Path) -> dict[str, epath.Path]:
 
 
 def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
-    """Pretrains a new model by masked LM, once; returns its export.
+    """Pretrains a new model with masked LM, unless it is done; returns its export.
 
-    It sees the sentences of data.pairs one by one, never as translations: what an aligned model is compared with.
+    It is trained on the single sentences of data.pairs, never on pairs: the baseline for the aligned model.
     """
     random, trained = directory / "random", directory / "run"
     if hosts.broadcast_from_process_0((trained / "report.md").exists()):  # written last
@@ -76,7 +76,7 @@ def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
     first.init = str(random)
     first.train.update(config.pretrain.to_dict(), epochs=0.0, freeze="")
     first.eval.update(tatoeba="", sample=0)
-    logging.info("pretraining a new model by masked LM, %d steps", first.train.steps)
+    logging.info("pretraining a new model with masked LM, %d steps", first.train.steps)
     train_model(first, Losses(tlm=1.0), trained)
     hosts.barrier("new model exported")
     return trained / "export"
@@ -90,7 +90,7 @@ def train_model(config: Config, losses: Losses, workdir: epath.Path) -> None:
     """One training run in its workdir, from a pretrained model to the export and the report.
 
     Raises:
-      UserError: something does not fit, including the devices' memory; the loss is not finite.
+      UserError: settings, model and data do not fit together; a device is out of memory; the loss is not finite.
       Stopped: by a signal, with the state saved.
     """
     run = align_setup.open_run(config, losses, workdir)
@@ -99,7 +99,7 @@ def train_model(config: Config, losses: Losses, workdir: epath.Path) -> None:
 
 
 def train(run: Run) -> None:
-    """Trains to the last step, measures, exports and reports; resumes a workdir where it stopped."""
+    """Trains to the last step, measures, exports and reports; resumes from the newest checkpoint."""
     config, workdir, method = run.config, run.workdir, run.method
 
     # ---- state and step ----
@@ -124,14 +124,14 @@ def train(run: Run) -> None:
         return
 
     # ---- before the first step ----
-    hosts.barrier("workdir claimed")  # what another process writes there first would look like another run's
+    hosts.barrier("workdir claimed")  # else files that another process writes there could look like a different run
     checkpoints = Checkpoints(workdir / "checkpoints", every=config.checkpoint.every, keep=config.checkpoint.keep)
     evaluate(run, run.pretrained.params, 0)
     start, state = restore_or_init(checkpoints, init, (run.pretrained.params,), shapes, shardings)
     log_facts(run, state)
 
     # ---- training ----
-    shards = run.mesh.size / len(run.batches.own_shards)  # all shards for each of this process
+    shards = run.mesh.size / len(run.batches.own_shards)  # global shards per shard of this process
 
     def count(batch: Batch) -> tuple[int, int]:
         real, positions = count_tokens(batch)
@@ -166,13 +166,13 @@ def train(run: Run) -> None:
 
 
 def count_tokens(batch: Batch) -> tuple[int, int]:
-    """(real tokens, positions with padding) of a host batch, which has this process's shards."""
+    """(real tokens, positions with padding) of a host batch: of this process's shards."""
     rows = [rows for rows in (batch.rows, batch.key_rows) if rows is not None]
     return sum(int(np.count_nonzero(r.segments)) for r in rows), sum(r.segments.size for r in rows)
 
 
 def log_facts(run: Run, state: align.State) -> None:
-    """Logs what a user wants to see before the first step."""
+    """Logs the size of the run before the first step."""
     base = run.batches.ladder.base
 
     def as_text(layout: Any) -> str:
@@ -203,7 +203,7 @@ def log_facts(run: Run, state: align.State) -> None:
 
 
 def evaluate(run: Run, params: Any, step: int) -> None:
-    """Measures retrieval at `step`, once, and adds the scores to the workdir."""
+    """Measures retrieval at `step`, unless it is done, and adds the scores to the workdir."""
     if not run.test_sets:
         return
     task = "tatoeba" if run.config.eval.tatoeba else "sample"
@@ -228,12 +228,12 @@ def evaluate(run: Run, params: Any, step: int) -> None:
 
 
 def scores_file(run: Run) -> epath.Path:
-    """The file of the single hits: one for each choice of test sentences, so that moments are compared on the same."""
+    """The file of per-sentence results; one per set of test sentences, so that moments are compared on the same set."""
     return run.workdir / f"scores-{zlib.crc32(repr(run.test_sets).encode()):08x}.npz"
 
 
 def by_moment(run: Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
-    """The model before, during and after training, as the models that the report compares."""
+    """The model before, during and after training, as the models compared in the report."""
     depth = run.pretrained.config.num_layers
     own = (run.vectors.layer, run.vectors.pooling) if run.vectors else None
     return {

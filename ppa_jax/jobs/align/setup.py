@@ -76,7 +76,7 @@ CLEANING = (
 
 
 class Losses(NamedTuple):
-    """What is trained: the weight of each loss, and the form of TLM. `config.contrastive` is read where it has one."""
+    """The weight of each loss, and the form of TLM. `config.contrastive` is read only if its loss has a weight."""
 
     tlm: float = 0.0
     contrastive: float = 0.0
@@ -88,7 +88,7 @@ class Losses(NamedTuple):
 
 @dataclasses.dataclass
 class Run:
-    """Everything that is open while the job runs."""
+    """What is open while the job runs."""
 
     config: Config
     losses: Losses
@@ -99,10 +99,10 @@ class Run:
     batches: PairBatches
     mesh: Mesh
     method: align.Method
-    vectors: sentence_transformers.Settings | None  # of the exported sentence vectors; None: it has none
+    vectors: sentence_transformers.Settings | None  # of the exported sentence vectors; None: none
     steps: int
     test_sets: retrieval.Sets
-    embedder: Embedder  # of any parameters of this shape; compiled once
+    embedder: Embedder  # compiled once, for any parameters of these shapes
     dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
     words: WordPairs | None  # the dictionaries' entries as token ids, for word alignment
     translations: np.ndarray | None  # the translation of every token id, for DICT-MLM
@@ -154,7 +154,7 @@ def check_shared(config: Config) -> None:
 def check_new_model(config: Config, losses: Losses) -> None:
     """Checks what can be checked before a new model is written. Raises UserError.
 
-    To be called once the processes are connected.
+    Call it when the processes are connected.
     """
     if config.plan:
         raise UserError("config.plan: needs config.init; a new model has to be trained first")
@@ -176,8 +176,8 @@ def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> Non
     longest = longest_sequence(config, losses)
     if longest > encoder.max_length:
         raise UserError(
-            f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, the model's "
-            f"positions end at {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
+            f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, but the "
+            f"model's maximum is {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
         )
     if 0 < (row := config.data.row_length) < longest:
         raise UserError(
@@ -203,7 +203,7 @@ def frozen_modules(config: Config, losses: Losses, num_layers: int, layer: int) 
 
 
 def longest_sequence(config: Config, losses: Losses) -> int:
-    """Tokens of the longest sequence there can be: a TLM pair with three special tokens, or a sentence with two."""
+    """Length of the longest possible sequence: a TLM pair with three special tokens, or a sentence with two."""
     sentence = config.data.max_length
     if not losses.tlm or not losses.joint:
         return sentence
@@ -239,7 +239,7 @@ def read_test_sets(config: Config) -> retrieval.Sets:
 
 
 def read_word_alignment(config: Config, losses: Losses) -> list[Dictionary]:
-    """The dictionaries; none where no loss uses them. Raises UserError as `read_dictionaries` does."""
+    """The dictionaries; empty if no loss uses them. Raises UserError like `read_dictionaries`."""
     given, field = config.word_alignment, "config.word_alignment.dictionaries"
     if not losses.word_alignment and not losses.dict_mlm:
         return []
@@ -254,7 +254,7 @@ def read_word_alignment(config: Config, losses: Losses) -> list[Dictionary]:
 
 
 def open_pairs(config: Config, tokenizer: Tokenizer) -> list[corpora.LanguagePair]:
-    """The corpora of `data`; prepares those that are not in the cache yet, which may take long."""
+    """The corpora of `data`; those that are not in the cache are prepared first, which may take long."""
     cache = config.data.cache or storage.cache_directory()
     cleaning = {name: config.data[name] for name in CLEANING}
     return corpora.open_pairs(config.data.pairs, tokenizer, cache_dir=cache, **cleaning)
@@ -345,7 +345,7 @@ def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     if len(languages) > encoder.type_vocab_size:
         raise UserError(
             f"config.data.pairs: {len(languages)} languages ({', '.join(languages)}), and the model has "
-            f"{encoder.type_vocab_size} token types for {needed_by}; give fewer, or take a new model"
+            f"{encoder.type_vocab_size} token types for {needed_by}; give fewer, or train a new model"
         )
     return languages
 
@@ -353,10 +353,10 @@ def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
 def sentence_vectors(
     config: Config, losses: Losses, base: Path, encoder: EncoderConfig
 ) -> sentence_transformers.Settings | None:
-    """How sentence vectors are computed, in training and in the export; None if the base has none and none are trained.
+    """How sentence vectors are computed, in training and in the export; None without such vectors.
 
-    The settings of the base if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
-    contrastive.pooling override both.
+    Uses the settings of the base if it is a SentenceTransformer, else [CLS] of the last layer; contrastive.layer and
+    contrastive.pooling override them. None if the base has none and none are trained.
 
     Raises:
       UserError: vectors are to be trained, and the base has modules that the export cannot keep, or a shorter
@@ -385,7 +385,7 @@ def sentence_vectors(
 
 
 def warn_of_random_head(config: Config, losses: Losses, pretrained: Pretrained) -> None:
-    """Warns where TLM trains a head from random weights; docs/results/random_head.md has what that costs."""
+    """Warns if TLM trains a randomly initialised head; docs/results/random_head.md shows the cost."""
     if losses.tlm and "mlm_head" in pretrained.initialised:
         advice = "with the contrastive loss this does no harm; config.tlm.weight=0 is faster and retrieves as well"
         if not losses.contrastive:
@@ -401,7 +401,7 @@ def make_method(
     tokenizer: Tokenizer,
     vectors: sentence_transformers.Settings | None,
 ) -> align.Method:
-    """The settings of the step, with what they need of the model and the tokenizer."""
+    """The settings of the step, including those that depend on the model and the tokenizer."""
     contrast = config.contrastive.to_dict() if losses.contrastive else {}
     for name in ("weight", "layer", "pooling"):  # in `losses` and `vectors`
         contrast.pop(name, None)
