@@ -2,13 +2,13 @@
 
     python -m benchmarks.align_step --layers=6 --hidden=384 --heads=12 --batch=32 --lengths=lengths.npy
 
-Prints one JSON line: s_per_step (median), real_tokens_per_s, pairs_per_s, nce, tlm, and besides: padding (share of the
-places for tokens), mfu (operations of real tokens a second over the matmul rate measured in the same run),
-matmul_gflops, memory_gbs, compile_s, peak_memory_mib, input_s (to make a batch on one thread of the host: the job does
-so beside the step, and s_per_step leaves it out); and the floor of a step: floor_operations_s, those of real tokens at
-the matmul rate, and floor_bytes_s, the state read and written once at the memory's rate. Where the time before that
-goes is told on stderr. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens. Needs jax,
-flax (with what it brings), optax and jaxtyping alone.
+Prints one JSON line: s_per_step (median), real_tokens_per_s, pairs_per_s, nce, tlm; padding (share of the token
+positions), mfu (operations of real tokens per second, relative to the matmul rate measured in the same run),
+matmul_gflops, memory_gbs, compile_s, peak_memory_mib, input_s (to make a batch on one thread of the host, which the job
+does during the step; not in s_per_step); and lower bounds of a step: floor_operations_s, the operations of real tokens
+at the matmul rate, and floor_bytes_s, reading and writing the state once at the memory's rate. Progress is on stderr.
+`lengths.npy` is int [n, 2], word pieces of both sides without special tokens. Requires only jax, flax, optax and
+jaxtyping.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def parse() -> argparse.Namespace:
 def matmul_rate(dtype: jnp.dtype) -> float:
     """Operations a second of the best of ten matrix products: of a feed-forward layer's size on a CPU.
 
-    On an accelerator, of 8192 x 8192 x 8192: a small product is over before the host has asked for the next one. Normal
+    On an accelerator 8192 x 8192 x 8192, because a small product ends before the host dispatches the next one. Normal
     numbers, as zeros and ones take less power and run faster.
     """
     m, k, n = (4096, 768, 3072) if jax.default_backend() == "cpu" else (8192, 8192, 8192)

@@ -1,10 +1,9 @@
-"""Runs two commands in turn and prints how many times as fast the second is, with the spread.
+"""Runs two commands alternately and prints the ratio of their speeds, with the spread.
 
     python -m benchmarks.compare --rounds=3 "python peer.py --batch 32" "python -m benchmarks.align_step --batch 32"
 
-Each command prints, as its last line, a JSON object with a rate under `--key` (or a time, if the key is none of
-something per second). Only ratios within a round are compared, so that a machine that is slower for a while is so for
-both.
+Each command prints, as its last line, a JSON object with a rate under `--key` (or a time, if the key does not end in
+per_s). Ratios are computed within a round, so that a temporary slowdown of the machine affects both.
 """
 
 from __future__ import annotations

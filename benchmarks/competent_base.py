@@ -1,16 +1,15 @@
-"""Makes a multilingual encoder that knows its languages and is not aligned, out of a sentence encoder that is.
+"""Makes a multilingual encoder that knows its languages but is not aligned from an aligned sentence encoder.
 
     python -m benchmarks.competent_base --model=MODEL --data=DATA --workdir=WORKDIR [--config.train.steps=1000 ...]
 
-The top blocks of MODEL (a Hugging Face directory), where its contrastive training shows most, are re-initialised, their
-LayerNorms with them: scales fitted to the old blocks would keep part of what is to go, and First Align, then Predict
-re-initialises whole blocks too. Masked LM then trains all of it, each line a sequence of its own, never as pairs. The
-same command goes on where it stopped; settings of configs/pretrain.py may follow. Expect the base in
-WORKDIR/run/export.
+The top blocks of MODEL (a Hugging Face directory), which contrastive training has changed most, are re-initialised,
+including their LayerNorms, as in First Align, then Predict. Masked LM then trains the whole model, with each line as a
+sequence of its own, never as pairs. Repeating the command resumes it; settings of configs/pretrain.py may follow.
+Expect the base in WORKDIR/run/export.
 
-The text is what DATA has in the forms of docs/data.md, without the test sets: bible, multi30k, tldr, the train sets of
-wikiann and English EWT, and the last 997 lines of ntrex, the only text of some of XNLI's languages (retrieval is
-measured on its first 1,000). Lines that occur twice are taken once.
+The text is that of DATA, in the forms of docs/data.md, without the test sets: bible, multi30k, tldr, the training sets
+of wikiann and English EWT, and the last 997 lines of ntrex, the only text in some of XNLI's languages (retrieval is
+measured on its first 1,000). Repeated lines are used once.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ NTREX = dict(
     arb="ar", bul="bg", deu="de", ell="el", eng="en", fra="fr", hin="hi", rus="ru", spa="es", swa="sw", tha="th",
     tur="tr", urd="ur", vie="vi", zho_CN="zh",
 )  # fmt: skip
-NTREX_TEST = 1000  # lines from the top, which are left to evaluation
+NTREX_TEST = 1000  # lines from the top, reserved for evaluation
 
 
 def texts(data: Path) -> Iterator[tuple[str, list[str]]]:

@@ -1,11 +1,11 @@
-"""Sentences per second of Encoder.encode beside SentenceTransformer.encode, on the same model, in turn.
+"""Sentences per second of Encoder.encode and of SentenceTransformer.encode, on the same model, alternately.
 
     python -m benchmarks.encode --model=runs/x/export --input=sentences.txt --rounds=3
 
-Each framework has a process of its own, as for its users, and waits while the other computes. Both encode the same
-sentences in float32, once before the rounds, which compiles and warms. Prints a JSON line: sentences_per_s of both, the
-ratio (ours over theirs; median, least, greatest), the greatest difference of the vectors relative to the greatest
-value, and the seconds that our first call took more than the others.
+Each framework runs in a process of its own and waits while the other computes. Both encode the same sentences in
+float32, once before the rounds to compile and warm up. Prints a JSON line: sentences_per_s of both, the ratio (ours
+over theirs; median, minimum, maximum), the largest difference of the vectors relative to the largest value, and the
+extra seconds of our first call.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
         "python -m benchmarks.finetune --framework=torch --model=MODEL --data=taxinli10k.tsv --steps=12" \\
         "python -m benchmarks.finetune --framework=jax --model=MODEL --data=taxinli10k.tsv"
 
-Both train the same features in float32 with the model's dropout, AdamW and clipping. The PyTorch loop takes shuffled
-batches, padded to their longest pair, through transformers' AutoModelForSequenceClassification. Here a window of 32
-batches is sorted by length, so whole windows are timed. Prints a JSON line: pairs_per_s, s_per_step, the share of
-real tokens. Loading, compiling and the first steps are left out.
+Both train on the same features in float32 with the model's dropout, AdamW and clipping. The PyTorch loop uses shuffled
+batches, padded to their longest pair, and transformers' AutoModelForSequenceClassification. This package sorts windows
+of 32 batches by length, so whole windows are timed. Prints a JSON line: pairs_per_s, s_per_step, the share of real
+tokens. Loading, compilation and the first steps are not timed.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How fast the input of a run is, with a step that does nothing: what the devices may use up before they wait for text.
+"""The speed of a run's input pipeline, with a step that does nothing: the fastest step that does not wait for data.
 
     python -m benchmarks.input --steps=300 --config=configs/ppa.py --config.init=DIR --config.data.pairs=en-de=train
 
-Opens a run as the main job does, with the same arguments, takes batches from its pipeline (reading, tokenising,
-packing, prefetching) and copies them to the device. Prints one JSON line: pairs and real tokens a second from the tenth
-batch on, and the milliseconds of a batch, median and longest. `--own_shards=N` makes N shards of each batch, as one
-host of many does; give the pod with `--config.plan=v5e:16x16`.
+Opens a run like the main job, with the same arguments, takes batches from its pipeline (reading, tokenising, packing,
+prefetching) and copies them to the device. Prints one JSON line: pairs and real tokens per second from the tenth batch
+on, and milliseconds per batch, median and maximum. `--own_shards=N` makes only N shards of each batch, like one host of
+several; specify the pod with `--config.plan=v5e:16x16`.
 """
 
 from __future__ import annotations

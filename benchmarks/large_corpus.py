@@ -2,9 +2,9 @@
 
     python benchmarks/large_corpus.py --pairs=20000000 --tokenizer=HF_DIR
 
-Needs about 0.5 KB of disk a pair in --workdir, which is removed at the end unless --keep. Prints one JSON object. Each
-phase runs in a process of its own, so that its peak memory (resident, in MB) is its own; `file_mb` of it is pages of
-memory-mapped files, which the system takes back when it needs them.
+Needs about 0.5 KB of disk space per pair in --workdir, which is removed at the end unless --keep is given. Prints one
+JSON object. Each phase runs in a process of its own, for its peak memory (resident, in MB); of that, `file_mb` is pages
+of memory-mapped files, which the system can reclaim.
 """
 
 import argparse
@@ -33,7 +33,7 @@ GERMAN = "Ein {} mit Nummer {} {} das alte {}, und {} {} {}."
 
 
 def generate(path: Path, pairs: int) -> None:
-    """English and German of the shape and length of ordinary sentences (some 20 word pieces); each pair differs."""
+    """English and German sentences of ordinary length (about 20 word pieces); all pairs differ."""
     draw = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for i in range(pairs):

@@ -1,10 +1,10 @@
-"""ModernBERT beside transformers' in PyTorch, random weights in float32: differences, and the time of a step.
+"""ModernBERT here and in transformers (PyTorch), with random weights in float32: differences, and the time of a step.
 
     python -m benchmarks.modernbert --size=base --lengths=48,200            # parity, sentences longer than the window
     python -m benchmarks.modernbert --size=mmbert-small --layers=4 --lengths=512,2048 --time
 
-The vocabulary is cut to --vocab, which changes neither of the two. Differences are |torch - jax| / max |torch|: of the
-logits and the states after every layer, and of each parameter's gradient, the largest.
+The vocabulary is reduced to --vocab, which affects neither. Prints the maximum of |torch - jax| / max |torch| for the
+logits, the states after every layer, and each parameter's gradient.
 """
 
 from __future__ import annotations

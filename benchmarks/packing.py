@@ -1,11 +1,11 @@
-"""How full the packed rows are, and how many shapes a run compiles: from lengths alone, nothing is computed.
+"""The padding of packed rows and the number of shapes that a run compiles, from the lengths only: nothing is computed.
 
     python -m benchmarks.packing --lengths=lengths.npy --batch=32 --shards=1
 
-Walks through `--windows` windows of batches, every `--stride`-th, and prints one JSON line: the share of real tokens in
-the rows of queries, TLM sequences and keys, the number of shapes, the share of batches in the first of them, its rows,
-and the seconds to find it. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens; few of them
-stand for a corpus with their lengths that fills a window.
+Packs every `--stride`-th batch of `--windows` windows and prints one JSON line: the share of real tokens in the rows
+of queries, TLM sequences and keys, the number of shapes, the share of batches in the first shape, its rows, and the
+seconds to find it. `lengths.npy` is int [n, 2], word pieces of both sides without special tokens; if they are too few
+for a window, they are repeated.
 """
 
 from __future__ import annotations

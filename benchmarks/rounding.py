@@ -1,11 +1,11 @@
-"""What it costs to round the word embeddings' gradient at each addition on its way round the devices, in bfloat16.
+"""The effect of rounding the word embeddings' gradient to bfloat16 at each addition of a ring all-reduce.
 
     python -m benchmarks.rounding --init=runs/demo/new_model/run/export --workdir=runs/rounding --seeds=0,1
 
-The demo's alignment in bfloat16 on 16 simulated devices, of the model that `make demo` has pretrained: once with that
-gradient summed over the devices in float32, once in bfloat16. XLA for CPUs adds bfloat16 in float32 and rounds the sum
-alone, so the additions of a TPU's ring, each of which rounds, are made one by one here. Prints retrieval after each
-alignment, as the run's report has it.
+Aligns the model that `make demo` has pretrained in bfloat16 on 16 simulated devices: once with that gradient summed
+over the devices in float32, once in bfloat16. XLA for CPUs adds bfloat16 in float32 and rounds only the sum, so the
+additions of a TPU's ring, each of which rounds, are simulated one by one. Prints retrieval after each alignment, as in
+the run's report.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""An hour of training with kill -9 every few minutes, against the same training left alone.
+"""An hour of training with kill -9 every few minutes, compared with the same training undisturbed.
 
     python -m benchmarks.soak --workdir=runs/soak --steps=12000 --between=90,240
 
-Two trainings of the main job's demo, side by side, each on its own share of the cores. One is never disturbed. The
-other is killed after a random time and started again with the same command, until it ends by itself. Prints the kills,
-the resident memory of the undisturbed process over time and of each start of the other, and whether the exported
-parameters are the same to the bit; exits with 1 where they are not, or where memory grew by more than a tenth between
-the second quarter and the last. With --bucket=gs://... the other has its workdir there. A bucket's stand-in:
+Runs two trainings of the main job's demo in parallel, each on its own share of the cores. One is never disturbed. The
+other is killed after a random time and restarted with the same command, until it finishes. Prints the kills, the
+resident memory of the undisturbed process over time and of each start of the other, and whether the exported parameters
+are identical bit for bit; exits with 1 if they are not, or if memory grew by more than a tenth between the second
+quarter and the last. With --bucket=gs://... the other training has its workdir there. For a simulated bucket:
 
-    python tests/fake_storage.py        # says which variables make it the one that is used
+    python tests/fake_storage.py        # prints the environment variables that select it
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Compiles the real alignment step with the TPU compiler for v5e slices, on a machine without a TPU.
+"""Compiles the alignment step for v5e slices with the TPU compiler, on a machine without a TPU.
 
     make tpu-compile        # or: python -m benchmarks.tpu_compile --slices=2x4,16x16 --rules=replicated,fsdp
 
-Prints for each slice and rule the memory of one chip, what a step moves between chips, and how long a v5e would take at
-best, or that the compiler finds that it does not fit; fails if a quarter of the queue or more crosses the network in
-anything but a sum. Batch 4,096, queue 65,536, bfloat16, packed rows of 256 tokens. With two numbers of layers, it is
-compiled at both depths, and the whole model is told by a straight line through them: what each layer wants, where the
-compiler itself computes again what would not fit. Needs libtpu: installed, or its libtpu.so in TPU_LIBRARY_PATH
-(`make tpu-compile` sees to it).
+Prints for each slice and rule the memory of one chip, the bytes that a step sends between chips, and a lower bound of
+its time on a v5e, or that it does not fit; fails if a quarter of the queue or more is sent in anything but a sum. Batch
+4,096, queue 65,536, bfloat16, packed rows of 256 tokens. With two numbers of layers it compiles at both depths and
+extrapolates linearly to the whole model, which shows the memory per layer without the compiler's own rematerialisation.
+Requires libtpu: installed, or libtpu.so in TPU_LIBRARY_PATH (`make tpu-compile` installs it).
 """
 
 from __future__ import annotations
@@ -20,7 +19,9 @@ import sys
 import time
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened: another program may compile as well
+os.environ.setdefault(
+    "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+)  # no chip is opened, so another program may compile at the same time
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

@@ -1,8 +1,8 @@
-"""Carries the plan out: reads, tokenises, packs and prefetches the batches of parallel sentences.
+"""Makes the batches of the schedule: reads, tokenises, packs and prefetches parallel sentences.
 
 A batch is laid out for A accumulation steps and S data shards. Every array starts with [A, S, ...]; pair number
 (s * A + a) * b + i of the global batch is pair i of block (a, s), so a device holds the same share of the batch, and of
-the queue, whatever A is. Nothing in a block refers to another block: finding its tokens needs no communication.
+the queue, for any A. Blocks do not refer to each other: gathering tokens needs no communication.
 
 Axes: A accumulation steps, S data shards, b pairs of a block, T maskable sequences, M masked slots, N tokens.
 """
@@ -25,7 +25,7 @@ from ppa_jax.data.schedule import BatchPlan, Schedule
 from ppa_jax.errors import UserError
 from ppa_jax.objectives.masking import Sequences, Slots, masked_count
 
-TRIED = 65_536  # pairs of the batches that the base of the ladder is made for
+TRIED = 65_536  # pairs of the batches from which the base of the ladder is computed
 
 
 class SentenceSpans(NamedTuple):
@@ -36,7 +36,7 @@ class SentenceSpans(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One global batch. The parts of a loss whose weight is zero are None: nothing is read or computed for them."""
+    """One global batch. Parts that only a loss of weight 0 needs are None, and not computed."""
 
     rows: Rows  # [A, S, N]: for the query encoder, query sentences and TLM sequences together
     query: Any  # SentenceSpans
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """What the K = A * S blocks of a batch ask for, known before any text is read."""
+    """The sizes of the K = A * S blocks of a batch, known before any text is read."""
 
     query: np.ndarray  # [K, b] tokens
     tlm: np.ndarray  # [K, T] tokens
@@ -63,12 +63,12 @@ class Needs(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Masked positions of the block that has most."""
+        """Maximum number of masked positions in a block."""
         return int(self.counts.sum(axis=1).max(initial=0))
 
 
 class Block(NamedTuple):
-    """Where the sequences of one block lie."""
+    """The positions of the sequences of one block."""
 
     query: np.ndarray  # [b] starts
     tlm: np.ndarray  # [T] starts
@@ -77,7 +77,7 @@ class Block(NamedTuple):
 
 
 def sentence_hash(text: str) -> int:
-    """32 bits of a sentence. Two different ones collide once in 4e9: then one negative too many is left out."""
+    """A 32-bit hash. If two different sentences collide (1 in 4e9), one negative too many is excluded."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
 
@@ -88,18 +88,18 @@ class PairBatches:
     Attributes:
       sources: the language pairs, each with `languages`, `lengths` and `read(indices) -> [(text, text)]`, or of more
         languages.
-      schedule: says which pairs make up a step.
+      schedule: determines the pairs of each step.
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
-      max_length: word pieces of one sentence with its special tokens; longer ones are cut.
-      row_length: of the widest rows, at least the longest sequence.
-      contrast, tlm: which losses are on.
-      joint: TLM's two sentences in one sequence; otherwise each is masked alone, which is plain masked LM. Text of one
-        language is masked alone whatever this says.
+      max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
+      row_length: width of the widest rows, at least the longest sequence.
+      contrast, tlm: which losses have a weight.
+      joint: TLM has both sentences in one sequence; otherwise each is a sequence of its own, which is plain masked LM.
+        Text of one language always is.
       mask_rate: share of the tokens that are masked.
       shards, accumulate: S and A.
       own_shards: the shards of this process, all by default; only their texts are read.
-      languages: XLM's form of TLM: every token has its language (its place in this list) as token type, and positions
-        begin again in the second sentence of a pair. None: no languages, positions run on.
+      languages: XLM's form of TLM: the token type of every token is its language (an index into this tuple), and
+        positions restart in the second sentence of a pair. None: no languages, positions continue.
     """
 
     sources: list[Any]
@@ -126,13 +126,13 @@ class PairBatches:
         base = Shape(
             query=packing.find_layout([list(needs.encoded) for needs in tried], widths),
             key=packing.find_layout([list(needs.key) for needs in tried], key_widths),
-            # A shard without any slot still needs arrays of at least one.
+            # Arrays need at least one slot, even if nothing is masked.
             slots=max(1, *(needs.slots for needs in tried)),
         )
         self.ladder = Ladder(base, widths[-1], key_widths[-1])
 
     def packed(self, plan: BatchPlan) -> tuple[Shape, list[list[Block]]]:
-        """The first shape of the ladder that holds all blocks of a batch, and where their sequences lie in it."""
+        """The first shape of the ladder that holds all blocks of a batch, and the positions of their sequences."""
         needs = self._needs(plan)
         level, shape = 0, self.ladder.base
         while (blocks := _pack(needs, shape)) is None:
@@ -146,16 +146,16 @@ class PairBatches:
 
     @property
     def _sequences(self) -> int:
-        """Maskable sequences of a pair: two, of which a TLM pair leaves the second empty, where any is masked alone."""
+        """Maskable sequences per pair: 1, or 2 (with an empty second for TLM pairs) if any are masked separately."""
         return 1 if self.joint and all(len(source.languages) > 1 for source in self.sources) else 2
 
     def order(self) -> np.ndarray:
-        """[A, S, b]: the number in the global batch of every block's pairs."""
+        """[A, S, b]: the numbers of each block's pairs in the global batch."""
         numbers = np.arange(self.schedule.batch_size)
         return numbers.reshape(self.shards, self.accumulate, -1).transpose(1, 0, 2)
 
     def _needs(self, plan: BatchPlan) -> Needs:
-        """Of every block, from the lengths alone."""
+        """The needs of every block, computed from the lengths only."""
         order = self.order().reshape(-1, plan.index.size // (self.accumulate * self.shards))
         lengths, joint = plan.lengths[order], self._joint(plan)[order, None]  # [K, b, 2], [K, b, 1]
         first, second = lengths[:, :, 0], lengths[:, :, 1]
@@ -172,9 +172,9 @@ class PairBatches:
         )
 
     def make(self, step: int) -> Batch:
-        """The batch of `step`: this process's shards, in arrays of the ladder's shape."""
+        """The batch of `step`: this process's shards, in a shape of the ladder."""
         plan = self.schedule.batch(step)
-        # Every process takes the shape that holds all blocks, not only its own, or they would compile different steps.
+        # The shape holds the blocks of all processes, which would otherwise compile different steps.
         shape, blocks = self.packed(plan)
         own = self.order()[:, self.own_shards]  # [A, own shards, b]
         texts, lines = self._texts(plan, own.reshape(-1))
@@ -213,7 +213,7 @@ class PairBatches:
         expected = plan.lengths[numbers].reshape(-1)
         if [len(ids) for ids in cut] != expected.tolist():
             raise UserError(
-                "config.data.cache: the tokenizer gives other lengths than those in the cache; empty it or give another"
+                "config.data.cache: the tokenizer's lengths differ from those in the cache; empty it or give another"
             )
         return {int(n): (cut[2 * i], cut[2 * i + 1]) for i, n in enumerate(numbers)}
 
@@ -267,7 +267,7 @@ class PairBatches:
     def _with_languages(
         self, batch: Batch, starts: np.ndarray, tlm: list[list[int]], middle: np.ndarray, languages: np.ndarray
     ) -> Batch:
-        """Writes token types, and positions anew, for sequences whose sides are `languages` [2 b]."""
+        """Writes token types and restarted positions for sequences whose sides are `languages` [2 b]."""
         types, positions = np.zeros(batch.rows.ids.size, np.int32), batch.rows.positions.copy()
         n = self._sequences
         for i, (start, tokens, inner) in enumerate(zip(starts, tlm, middle, strict=True)):
@@ -281,7 +281,7 @@ class PairBatches:
         return batch._replace(rows=dataclasses.replace(batch.rows, positions=positions), types=types)
 
     def iterate(self, start: int, stop: int, *, workers: int = 0, prefetch: int = 4) -> Iterator[Batch]:
-        """Batches of steps start..stop-1, in order, made ahead by threads (or `workers` processes) of grain."""
+        """Batches of steps start..stop-1, in order, prefetched by threads (or `workers` processes) of grain."""
         import grain
         from absl import flags
 
@@ -298,13 +298,13 @@ class PairBatches:
 
 
 def _leave_signals(number: int, of: int) -> None:
-    """A terminal's Ctrl-C goes to the workers, too, and the main process wants batches until it has saved."""
+    """Ignores signals: Ctrl-C reaches the workers, too, but the main process needs batches until it has saved."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
 
 
 def _pack(needs: Needs, shape: Shape) -> list[Block] | None:
-    """Where the sequences of each block lie in a shape; None if it does not hold one of them."""
+    """The positions of the sequences of each block in a shape; None if one of the blocks does not fit."""
     if needs.slots > shape.slots:
         return None
     starts = packing.pack_blocks(needs.encoded, shape.query)
@@ -320,5 +320,5 @@ def _int32(*arrays: Any) -> list[np.ndarray]:
 
 
 def stacked(trees: list[Any]) -> Any:
-    """Stacks trees of arrays along a new first axis; what is None stays None."""
+    """Stacks trees of arrays along a new first axis; None stays None."""
     return jax.tree.map(lambda *arrays: np.stack(arrays), *trees)

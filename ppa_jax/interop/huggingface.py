@@ -1,9 +1,9 @@
 """Reads and writes Hugging Face checkpoints of the families in `interop/names.py`.
 
 Published checkpoints differ: LayerNorm as weight/bias or gamma/beta, names with or without a prefix (`bert.`), a tied
-decoder saved or left out, buffers of position ids. `read` accepts all of them. `write` produces what transformers
-saves from a ...ForMaskedLM model, and the checkpoint's other tensors unchanged. Tensors that transformers derives when
-it loads a model (a tied decoder, position ids) are not written.
+decoder saved or omitted, buffers of position ids. `read` accepts all of them. `write` writes what transformers saves
+for a ...ForMaskedLM model, and the checkpoint's other tensors unchanged. Tensors that transformers derives when it
+loads a model (a tied decoder, position ids) are not written.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ DENSE_MODULE = "2_Dense"  # SentenceTransformer's layer after the pooling
 
 @dataclasses.dataclass
 class Pretrained:
-    """A pretrained model and what came with it.
+    """A pretrained model and the rest of its checkpoint.
 
     Attributes:
         config: sizes and constants of the encoder.
         params: "encoder", "mlm_head", and "pooler" and "projection" where the checkpoint has them; float32.
-        untouched: tensors that the model does not have, by their name in transformers (with prefix); written back.
+        untouched: tensors that the model does not use, by their names in transformers (with prefix); written back.
         hf_config: config.json as read.
-        initialised: heads, or parts of one ("mlm_head/bias"), that the checkpoint lacks.
-        unused: the names in `untouched`, as the checkpoint spells them.
+        initialised: heads, or parts of one ("mlm_head/bias"), that the checkpoint does not have.
+        unused: the names of `untouched` in the checkpoint.
     """
 
     config: EncoderConfig
@@ -58,12 +58,12 @@ def read(source: str | Path, *, seed: int = 0) -> Pretrained:
     """Reads a checkpoint.
 
     Args:
-        source: what `hub.resolve` takes: a directory, a workdir, a name on the Hub.
-        seed: for the parameters of heads that the checkpoint lacks.
+        source: as for `hub.resolve`: a directory, a workdir, a name on the Hub.
+        seed: for the parameters of heads that the checkpoint does not have.
 
     Raises:
-        UserError: no config.json or weights, damaged files, an unsupported kind of model, tensors missing or of another
-            shape than config.json says, a decoder that is not tied to the word embeddings.
+        UserError: no config.json or weights, damaged files, an unsupported model type, tensors that are missing or do
+            not have the shape in config.json, a decoder that is not tied to the word embeddings.
     """
     directory = hub.resolve(source)
     if not (directory / "config.json").is_file():
@@ -107,7 +107,7 @@ def read_sizes(directory: Path) -> EncoderConfig:
 
 
 def digest(directory: Path) -> str:
-    """Identifies a model by the bytes of all files that `read` reads: every tensor counts. 16 hexadecimal digits."""
+    """A digest of the bytes of all files that `read` reads; 16 hexadecimal digits."""
     files = [directory / "config.json", *weights.weight_paths(directory)]
     if (directory / PROJECTION).is_file():
         files.append(directory / PROJECTION)
@@ -136,8 +136,8 @@ def _canonical_names(files: WeightFiles, config: EncoderConfig) -> dict[str, str
 def _drop_copies(files: WeightFiles, spelled: dict[str, str], config: EncoderConfig) -> None:
     """Removes from `spelled` what transformers derives when it loads a model: buffers, and copies of tied tensors.
 
-    Raises UserError for a decoder with weights of its own. The head here is tied to the word embeddings, as in every
-    published checkpoint of these models, and would give other logits.
+    Raises UserError for a decoder with its own weights, because the head is tied to the word embeddings here, as in all
+    published checkpoints of these models, and would compute other logits.
     """
     family = FAMILIES[config.model_type]
     for buffer in family.buffers:
@@ -146,7 +146,7 @@ def _drop_copies(files: WeightFiles, spelled: dict[str, str], config: EncoderCon
         repeated = spelled.pop(copy, None)
         if repeated is None:
             continue
-        if source not in spelled:  # of tied tensors, either one may have been saved
+        if source not in spelled:  # either of two tied tensors may have been saved
             spelled[source] = repeated
         elif not np.array_equal(files.read(repeated), files.read(spelled[source])):
             raise UserError(
@@ -159,7 +159,7 @@ def _drop_copies(files: WeightFiles, spelled: dict[str, str], config: EncoderCon
 def _check(
     files: WeightFiles, spelled: dict[str, str], table: Mapping[str, TreePath], config: EncoderConfig, directory: Path
 ) -> None:
-    """Raises UserError if a tensor of the encoder is missing, or any has another shape than config.json says."""
+    """Raises UserError if a tensor of the encoder is missing, or a shape differs from config.json."""
     missing = [name for name, path in table.items() if path[0] == "encoder" and name not in spelled]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -200,7 +200,7 @@ def _to_torch(path: TreePath, value: Any) -> np.ndarray:
 
 
 def _initialise_head(flat: dict[TreePath, np.ndarray], config: EncoderConfig, seed: int) -> list[str]:
-    """Initialises what the masked-LM head lacks as its family does; returns the names."""
+    """Initialises missing parameters of the masked-LM head; returns their names."""
     paths = [path for path in tensor_names(config).values() if path[0] == "mlm_head"]
     absent = [path for path in paths if path not in flat]
     if absent:
@@ -220,7 +220,7 @@ def write(directory: str | Path, pretrained: Pretrained, *, files_from: str | Pa
         files_from: a directory whose tokenizer files are copied.
 
     Raises:
-        UserError: a file cannot be written (a full disk, say), or the tree lacks a tensor.
+        UserError: a file cannot be written (for example on a full disk), or a tensor is missing.
     """
     directory = Path(directory)
     _write_weights(directory, pretrained, tensor_names(pretrained.config), pretrained.untouched)
@@ -250,19 +250,19 @@ def write_task(
     labels: Sequence[str],
     files_from: str | Path,
 ) -> None:
-    """Writes a fine-tuned model that transformers loads (AutoModelForSequenceClassification and its like).
+    """Writes a fine-tuned model that transformers loads (AutoModelForSequenceClassification and similar classes).
 
     Args:
         directory: created if absent.
-        pretrained: `params` has the encoder; other parameters are not written.
-        head: the task's parameters: modules of {"kernel", "scale", "bias"}, as many of these as they have.
-        architecture: the class after the model's name, "ForTokenClassification" for example.
-        modules: the path of a module in `head` -> its name in transformers, "bert." and the like included.
+        pretrained: only the encoder in `params` is written.
+        head: the task's parameters: modules with some of "kernel", "scale" and "bias".
+        architecture: the class without the model's name, for example "ForTokenClassification".
+        modules: the path of a module in `head` -> its name in transformers, including a prefix such as "bert.".
         labels: their names in the order of the outputs; empty for a task without labels.
         files_from: a directory whose tokenizer files are copied.
 
     Raises:
-        UserError: a file cannot be written (a full disk, say).
+        UserError: a file cannot be written (for example on a full disk).
     """
     directory = Path(directory)
     tensors: dict[str, np.ndarray] = {}
@@ -311,7 +311,7 @@ def write_dense(directory: Path, dense: dict[str, Any]) -> None:
 
 
 def read_dense(directory: Path) -> dict[str, Any]:
-    """What `write_dense` or sentence-transformers wrote, in float32; a bias that is missing is 0. Raises UserError."""
+    """Reads a Dense module of sentence-transformers in float32; a missing bias is 0. Raises UserError."""
     files = weights.open_weights(directory)
     if "linear.weight" not in files.shapes:
         raise UserError(f"{directory}: no tensor linear.weight; save the model again with sentence-transformers")
@@ -324,7 +324,7 @@ def read_dense(directory: Path) -> dict[str, Any]:
 def save_base(directory: str | Path, pretrained: Pretrained, files_from: str | Path | None) -> None:
     """Saves what an export needs besides trained parameters: config.json, tokenizer files, and untouched.safetensors.
 
-    The last holds `untouched` and the heads, which a run may leave untrained.
+    The latter has `untouched` and the heads, which a run may not train.
     """
     directory = Path(directory)
     arrays, flat = dict(pretrained.untouched), flatten_dict(pretrained.params)

@@ -81,7 +81,7 @@ def write_modules(directory: str | Path, pretrained: Pretrained, settings: Setti
 
     transformer: dict[str, Any] = {"max_seq_length": settings.max_length, "do_lower_case": False}
     has_pooler = "pooler" in pretrained.params and layer == config.num_layers
-    # Without this transformers makes a pooler up, with a warning, for sentence-transformers to ignore.
+    # Without this, transformers initialises a pooler, with a warning, which sentence-transformers ignores.
     if FAMILIES[config.model_type].pooler and not has_pooler:
         transformer["model_args"] = {"add_pooling_layer": False}
     paths = {"Transformer": TRUNCATED if layer < config.num_layers else "", "Pooling": POOLING}
@@ -100,7 +100,7 @@ def write_modules(directory: str | Path, pretrained: Pretrained, settings: Setti
         weights.write_json(directory / paths["Dense"] / "config.json", dense)
     if settings.normalize:
         paths["Normalize"] = NORMALIZE
-    # modules.json comes last: with it the directory is a SentenceTransformer, and all it points to is there.
+    # modules.json is written last: it makes the directory a SentenceTransformer.
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(paths.items())

@@ -1,4 +1,4 @@
-"""PyTorch and Flax side by side: the same checkpoint, the same sentences, the difference at every layer."""
+"""Compares PyTorch and Flax: the same checkpoint and sentences, the difference at every layer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ppa_jax.model.bert import rows_from_mask
 from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.model.heads import decode
 
-TOLERANCE = 1e-4  # another order of summation in float32 differs a hundred times less, a wrong weight far more
+TOLERANCE = 1e-4  # reordered float32 sums differ a hundred times less, a wrong weight far more
 LOGITS = "masked-LM logits"
-BATCH = 5  # sentences; their logits over a large vocabulary take under 100 MB
+BATCH = 5  # sentences, whose logits over a large vocabulary take under 100 MB
 
 SENTENCES = (  # of different lengths, so that every batch has padding
     "The ferry to the island leaves at half past six, unless the wind has turned by then.",
@@ -42,8 +42,9 @@ SENTENCES = (  # of different lengths, so that every batch has padding
 def compare(source: str | Path) -> list[tuple[str, float]]:
     """The largest relative difference at the embeddings, after every layer, and in the masked-LM logits.
 
-    That of a real token is |torch - flax| / |torch|, with the Euclidean norm over the width (or the vocabulary); the
-    result is the maximum over all tokens of SENTENCES. A checkpoint without a masked-LM head has no logits.
+    The relative difference of a token is |torch - flax| / |torch|, with the Euclidean norm over the width (or the
+    vocabulary); the result is the maximum over all real tokens of SENTENCES. Without a masked-LM head, logits are not
+    compared.
 
     Raises:
         UserError: the checkpoint or its tokenizer cannot be read, or PyTorch or transformers is missing.
@@ -112,7 +113,7 @@ def _torch_model(directory: Path, has_head: bool) -> Any:
         if bar:
             transformers.logging.enable_progress_bar()
 
-    # Ours are what the encoder that ends at a layer gives; theirs lack its final norm, except the last.
+    # Our states after each layer include the final norm; theirs do only after the last layer.
     final_norm = getattr(model.base_model, "final_norm", lambda states: states)
 
     def forward(ids: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
 """Files of named tensors: safetensors (whole or sharded) and PyTorch's `.bin`, and the JSON files beside them.
 
-Reading never runs code from a file: `.bin` is unpickled by `torch.load(weights_only=True)` alone, and tensors are read
-one at a time. Every write is atomic.
+Reading never runs code from a file: `.bin` is only unpickled by `torch.load(weights_only=True)`. Tensors are read one
+at a time. Every write is atomic.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
     except ImportError:
         raise UserError(f"{path}: reading it needs PyTorch: `pip install torch`, or save it as safetensors") from None
     try:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):  # files from before PyTorch 1.6 cannot be memory-mapped
-                raise
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        # Files from before PyTorch 1.6 are not zip files and cannot be memory-mapped.
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         raise UserError(f"{path}: not a plain weights file: it holds more than tensors, which could run code") from None
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
@@ -137,14 +134,14 @@ def _load_torch(path: Path) -> dict[str, Any]:
 def _torch_to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
-    if tensor.dtype == torch.bfloat16:  # numpy itself has no bfloat16
+    if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16
         return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     return tensor.numpy()
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes one safetensors file. Raises UserError for errors of the operating system."""
-    # save_file writes the memory of an array whatever its strides: a transposed one has to be copied first.
+    # save_file ignores strides, so a transposed array has to be copied first.
     contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     with atomic(path, size=sum(array.nbytes for array in contiguous.values())) as unfinished:
         save_file(contiguous, unfinished, metadata={"format": "pt"})
@@ -173,7 +170,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def copy_matching(source: Path, target: Path, names: tuple[str, ...]) -> list[str]:
-    """Copies those of the files `names` that exist in `source` to `target`, and returns their names."""
+    """Copies the files `names`, if they exist in `source`, to `target`; returns their names."""
     found = [name for name in names if (source / name).is_file()]
     if source.resolve() != target.resolve():
         for name in found:

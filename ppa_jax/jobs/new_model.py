@@ -25,8 +25,8 @@ from ppa_jax.model.families import FAMILIES, EncoderConfig, make_encoder, make_m
 from ppa_jax.training.workdir import check_identity, write_identity
 
 FAMILY_NAMES = ("bert", "modernbert")
-SPEC = "made_of"  # the settings from which a model was made; written last
-VOCABULARY_SENTENCES = 400_000  # to train the vocabulary on, at most; the same number from each source
+SPEC = "made_of"  # the settings of the model; written last
+VOCABULARY_SENTENCES = 400_000  # maximum for training the vocabulary; the same number from each source
 
 
 def validate(config: Config) -> None:
@@ -60,7 +60,7 @@ def matches_spec(config: Config, directory: epath.Path, token_types: int = 2) ->
 
 
 def _spec(config: Config, token_types: int) -> dict[str, Any]:
-    """The settings of a new model, including those of its pretraining where the job pretrains it."""
+    """The settings of a new model, including its pretraining if the job pretrains it."""
     spec = {"model": config.model.to_dict(), "seed": config.seed, "token_types": token_types}
     spec["data"] = {name: config.data[name] for name in ("pairs", "max_characters", "skip_lines")}
     return spec | ({"pretrain": config.pretrain.to_dict()} if "pretrain" in config else {})

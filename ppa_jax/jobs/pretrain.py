@@ -1,14 +1,14 @@
 """Pretraining with masked LM and its relatives, from scratch or from a checkpoint: mlm, xlm, dict_mlm, align_mlm.
 
-The training is that of jobs/align/ without its contrastive loss. The four objectives are those that ALIGN-MLM (Tang et
-al. 2022) compares, on text of each language (`en=FILE`) and, for xlm, on translations (`en-xx=...`):
+It trains like jobs/align/, without the contrastive loss. The four objectives are those compared in ALIGN-MLM (Tang et
+al. 2022), on text of each language (`en=FILE`) and, for xlm, on translations (`en-xx=...`):
 
-- `mlm`: masked LM; each line of text is one sequence. Both sides of a translation count as lines of text.
-- `xlm`: masked LM on text, TLM on translations: both sentences in one sequence, the language of every token as an
-  embedding, and positions that start again in the second sentence.
-- `dict_mlm`: mlm, in which half of the masked tokens that have a translation are paired with it: as input (the form of
-  ALIGN-MLM's authors) or as the label (the published form). Only words of a single token have one.
-- `align_mlm`: mlm, and a loss that pulls the embeddings of dictionary translations together.
+- `mlm`: masked LM; each line of text is one sequence. Both sides of a translation are lines of text.
+- `xlm`: masked LM on text, TLM on translations: both sentences in one sequence, with language embeddings, and positions
+  that restart in the second sentence.
+- `dict_mlm`: mlm, but half of the masked tokens that have a translation are paired with it: as input (in the code of
+  ALIGN-MLM's authors) or as the label (the published form). Only words of a single token have a translation.
+- `align_mlm`: mlm, with a loss that pulls the embeddings of dictionary translations together.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def validate(config: Config) -> Losses:
     objective, dictionaries = config.objective, "config.word_alignment.dictionaries"
     if objective in ("mlm", "xlm") and config.word_alignment.dictionaries:
         raise UserError(
-            f"{dictionaries}: {objective} has no use for them; leave them out, or give objective=align_mlm or dict_mlm"
+            f"{dictionaries}: {objective} does not use them; leave them out, or give objective=align_mlm or dict_mlm"
         )
     if objective in ("dict_mlm", "align_mlm") and not config.word_alignment.dictionaries:
         raise UserError(

@@ -108,7 +108,7 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
             {"objective": "align_mlm", "word_alignment.weight": 0},
             "greater than 0: without it align_mlm is mlm",
         ),
-        ({"word_alignment.dictionaries": "sample"}, "word_alignment.dictionaries: mlm has no use for them"),
+        ({"word_alignment.dictionaries": "sample"}, "word_alignment.dictionaries: mlm does not use them"),
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "dictionaries is empty: dict_mlm needs them"),
         (
             {"objective": "xlm", "init": "model", "data.pairs": "en-de=sample:0-9,en-ru=sample:0-9"},

@@ -1,8 +1,7 @@
-"""What a run would take, before it is paid for: `--config.plan=true`, or `v5e:4x4` for a slice that is not here.
+"""The resources of a run: `--config.plan=true` for the local devices, or `v5e:4x4` for a TPU slice.
 
-Compiles the step of the user's own settings and data, and reads memory and traffic from the compiled program. Nothing
-is trained or written. For TPUs the TPU compiler does it on any machine; it needs libtpu, installed or in
-TPU_LIBRARY_PATH.
+Compiles the step for the given settings and data, and reads memory and traffic from the compiled program. Nothing is
+trained or written. For TPUs it works on any machine with libtpu, installed or in TPU_LIBRARY_PATH.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ HERE = "true"
 
 
 def devices(plan: str) -> list[Any] | None:
-    """The devices that are planned for: None for those of this machine, else a topology's, which nothing can run on.
+    """The devices of the plan: None for those of this machine, else those of a topology, which can only compile.
 
-    Raises UserError for a name that the TPU compiler does not know, or without one.
+    Raises UserError for a name that the TPU compiler does not know, or without the TPU compiler.
     """
     if plan == HERE:
         return None
@@ -39,11 +38,13 @@ def devices(plan: str) -> list[Any] | None:
         raise UserError(f"config.plan={plan}: write true (the devices that are here), or a slice of TPUs as v5e:4x4")
     from jax.experimental import topologies
 
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # ask no cloud which machine this is
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is opened: another program may compile as well
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no query of the cloud's metadata server
+    os.environ.setdefault(
+        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no chip is opened, so another program may compile at the same time
     try:
         return list(topologies.get_topology_desc(plan, "tpu").devices)
-    except Exception as error:  # of the compiler, of many kinds
+    except Exception as error:  # the compiler raises many types
         raise UserError(
             f"config.plan={plan}: the TPU compiler does not take it ({reason(error)}); it needs a slice such as "
             "v5e:4x4, and libtpu, installed (pip install libtpu) or in TPU_LIBRARY_PATH"
@@ -78,7 +79,7 @@ def describe(
         ("operations of a step, real tokens", f"{operations / 1e12:,.3f} TFLOP"),
         ("the same for each device", f"{operations / 1e12 / mesh.size:,.3f} TFLOP"),
     ]
-    if mesh.devices.flat[0].platform != "cpu":  # whose compiler leaves the temporary memory out
+    if mesh.devices.flat[0].platform != "cpu":  # the CPU compiler does not count temporary memory
         table.insert(5, ("memory of a device, at the peak", f"{memory.peak_memory_in_bytes / mib:,.0f} MiB"))
     moved = collectives(compiled.as_text()) if mesh.size > 1 else []
     for kind in KINDS:
