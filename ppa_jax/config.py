@@ -15,9 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_collections
 from absl import flags
-from ml_collections import config_flags
 
 from ppa_jax.errors import UserError, reason
 
@@ -99,7 +97,7 @@ def fields(config: Config, prefix: str = "") -> dict[str, Any]:
     """Every field of a configuration, or of nested dicts, by its dotted name; an empty group is a field itself."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        is_group = isinstance(value, ml_collections.ConfigDict | Mapping) and len(value)
+        is_group = hasattr(value, "items") and len(value)
         flat |= fields(value, f"{prefix}{name}.") if is_group else {prefix + name: value}
     return flat
 
@@ -136,6 +134,8 @@ def training_steps(config: Config, examples: int) -> int:
 
 def _override(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
     """Sets the fields of `--config.field=value` arguments; returns their values by name. Raises UserError."""
+    from ml_collections import config_flags  # which timing a step does not need
+
     known = fields(config)
     for argument in arguments:
         name = re.match(r"--?(?:no)?config\.([^=]+)", argument)

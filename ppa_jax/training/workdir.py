@@ -26,6 +26,7 @@ from absl import logging
 from etils import epath
 
 from ppa_jax import storage
+from ppa_jax.config import fields as flatten
 from ppa_jax.errors import UserError, disk_errors
 
 CONFIG = "config.json"
@@ -168,8 +169,6 @@ def check_identity(
     Raises:
       UserError: another field differs (all of them are listed, old -> new); the reasons of `check_job`.
     """
-    from ppa_jax.config import fields as flatten  # needs ml_collections, which a step by itself does not
-
     held = check_job(workdir, config.get("job"))
     if held is None:
         return False
