@@ -109,9 +109,11 @@ TINY = {
     "intermediate_size": 40,
     "max_position_embeddings": 33,
 }
-MODERNBERT = {"local_attention": 4, "pad_token_id": 1} | dict.fromkeys(
-    ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")  # which are above so small a vocabulary
-)
+OWN = {  # what else a family is given
+    "Distil": {"hidden_dim": 40},
+    "Modern": {"local_attention": 4, "pad_token_id": 1}
+    | dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),  # above so small a vocabulary
+}
 
 
 @pytest.fixture(scope="session")
@@ -129,8 +131,7 @@ def tiny() -> Callable[..., Any]:
     def build(name: str, **fields: Any) -> Any:
         torch.manual_seed(0)
         cls = getattr(transformers, name)
-        own = MODERNBERT if name.startswith("ModernBert") else {}
-        model = cls(cls.config_class(**(TINY | own | fields)))
+        model = cls(cls.config_class(**(TINY | OWN.get(name[:6], {}) | fields)))
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.normal_(0.0, 0.3)

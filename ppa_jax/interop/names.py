@@ -25,6 +25,16 @@ Modules = Mapping[str, tuple[str, Mapping[str, str]]]  # module of transformers 
 TABLE = {"weight": "embedding"}
 DENSE = {"weight": "kernel", "bias": "bias"}
 NORM = {"weight": "scale", "bias": "bias"}
+SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_positions",
+}
+EXACT_GELU = (("gelu", "gelu_python"), "only the exact 'gelu' is")
+PLAIN_WEIGHTS = (({},), "only plain float weights are")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +85,7 @@ class Family:
 BERT = Family(
     model_type="bert",
     classes="Bert",
-    sizes={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_positions",
-        "type_vocab_size": "type_vocab_size",
-    },
+    sizes=SIZES | {"type_vocab_size": "type_vocab_size"},
     constants={
         "layer_norm_eps": "layer_norm_eps",
         "hidden_dropout_prob": "hidden_dropout",
@@ -92,11 +94,11 @@ BERT = Family(
     },
     defaults={"type_vocab_size": 2, "pad_token_id": 0},
     supported={
-        "hidden_act": (("gelu", "gelu_python"), "only the exact 'gelu' is"),
+        "hidden_act": EXACT_GELU,
         "position_embedding_type": (("absolute",), "only 'absolute' is"),
         "is_decoder": ((False,), "only encoders are"),
         "add_cross_attention": ((False,), "only encoders are"),
-        "quantization_config": (({},), "only plain float weights are"),
+        "quantization_config": PLAIN_WEIGHTS,
     },
     read=lambda values, where: {"position_offset": 0},
     write=lambda config: {"hidden_act": "gelu"},
@@ -149,6 +151,48 @@ XLM_ROBERTA = dataclasses.replace(
         "lm_head.decoder.bias": "lm_head.bias",
     },
 )
+DISTILBERT = dataclasses.replace(
+    BERT,
+    model_type="distilbert",
+    classes="DistilBert",
+    sizes={
+        "vocab_size": "vocab_size",
+        "dim": "hidden_size",
+        "n_layers": "num_layers",
+        "n_heads": "num_heads",
+        "hidden_dim": "intermediate_size",
+        "max_position_embeddings": "max_positions",
+    },
+    constants={
+        "dropout": "hidden_dropout",
+        "attention_dropout": "attention_dropout",
+        "initializer_range": "initializer_range",
+    },
+    defaults={"pad_token_id": 0},
+    supported={"activation": EXACT_GELU, "quantization_config": PLAIN_WEIGHTS},
+    read=lambda values, where: {"type_vocab_size": 0},
+    write=lambda config: {"activation": "gelu"},
+    prefix="distilbert.",
+    embeddings={name: path for name, path in BERT.embeddings.items() if "token_type" not in name},
+    layers="transformer.layer.{}.",
+    layer={
+        "attention.q_lin": ("attention/query", DENSE),
+        "attention.k_lin": ("attention/key", DENSE),
+        "attention.v_lin": ("attention/value", DENSE),
+        "attention.out_lin": ("attention/output", DENSE),
+        "sa_layer_norm": ("attention/layer_norm", NORM),
+        "ffn.lin1": ("feed_forward/intermediate", DENSE),
+        "ffn.lin2": ("feed_forward/output", DENSE),
+        "output_layer_norm": ("feed_forward/layer_norm", NORM),
+    },
+    head={
+        "vocab_transform": ("transform", DENSE),
+        "vocab_layer_norm": ("layer_norm", NORM),
+        "vocab_projector": ("", {"bias": "bias"}),
+    },
+    pooler={},
+    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"},
+)
 
 
 def _read_modernbert(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -193,18 +237,10 @@ def _write_modernbert(config: Any) -> dict[str, Any]:
 
 
 _WITHOUT_BIAS = ((False,), "only layers without bias are")
-_EXACT_GELU = (("gelu", "gelu_python"), "only the exact 'gelu' is")
 MODERNBERT = Family(
     model_type="modernbert",
     classes="ModernBert",
-    sizes={
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "num_hidden_layers": "num_layers",
-        "num_attention_heads": "num_heads",
-        "intermediate_size": "intermediate_size",
-        "max_position_embeddings": "max_positions",
-    },
+    sizes=SIZES,
     constants={
         "norm_eps": "layer_norm_eps",
         "embedding_dropout": "embedding_dropout",
@@ -216,8 +252,8 @@ MODERNBERT = Family(
     },
     defaults={"pad_token_id": 50_283, "max_position_embeddings": 8192},
     supported={
-        "hidden_activation": _EXACT_GELU,
-        "classifier_activation": _EXACT_GELU,
+        "hidden_activation": EXACT_GELU,
+        "classifier_activation": EXACT_GELU,
         "classifier_pooling": (("cls", "mean"), "only 'cls' and 'mean' are"),
         "attention_bias": _WITHOUT_BIAS,
         "mlp_bias": _WITHOUT_BIAS,
@@ -225,7 +261,7 @@ MODERNBERT = Family(
         "classifier_bias": _WITHOUT_BIAS,
         "decoder_bias": ((True,), "only a decoder with bias is"),
         "rope_scaling": ((), "only rotations without scaling are"),
-        "quantization_config": (({},), "only plain float weights are"),
+        "quantization_config": PLAIN_WEIGHTS,
     },
     read=_read_modernbert,
     write=_write_modernbert,
@@ -259,6 +295,7 @@ FAMILIES = {  # by the model_type of config.json
     "bert": BERT,
     "xlm-roberta": XLM_ROBERTA,
     "roberta": dataclasses.replace(XLM_ROBERTA, classes="Roberta"),  # the same model under another name
+    "distilbert": DISTILBERT,
     "modernbert": MODERNBERT,
 }
 
@@ -284,10 +321,10 @@ def config_from_hf(values: Mapping[str, Any], where: str = "config.json") -> Enc
             raise UserError(f"{where}: {name} {problem}; restore the config.json that the model was saved with")
         fields[ours] = size
     if fields["hidden_size"] % fields["num_heads"]:
-        raise UserError(
-            f"{where}: hidden_size={fields['hidden_size']} is not divisible by "
-            f"num_attention_heads={fields['num_heads']}; one of them is wrong"
+        width, heads = (
+            f"{name}={fields[ours]}" for name, ours in family.sizes.items() if ours in ("hidden_size", "num_heads")
         )
+        raise UserError(f"{where}: {width} is not divisible by {heads}; one of them is wrong")
     Config = MODELS[family.model_type].Config
     for name, ours in family.constants.items():
         constant = values.get(name, getattr(Config, ours))

@@ -8,6 +8,8 @@ Axes: B rows, L row length (queries), S row length (keys), H heads, d width of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
@@ -70,19 +72,27 @@ def attend(
 
 
 def attend_in_rows(
+    attention: Callable[..., Array],
     query: Float[Array, "B L H d"],
     key: Float[Array, "B L H d"],
     value: Float[Array, "B L H d"],
     masks: list[Array],
     layout: Layout,
     seeds: UInt[Array, "B L"] | None,
-    rate: float,
 ) -> Float[Array, "B L H*d"]:
-    """`attend` within each row of `layout`; `masks` are those of its kinds of row. The heads' results side by side."""
+    """`attention` within each row of `layout`, the heads' results side by side.
+
+    Args:
+      attention: `attend` or `attend_nearby` without its last arguments.
+      query, key, value: of all tokens.
+      masks: the argument of `attention` of that name or place, for each kind of row.
+      layout: the rows.
+      seeds: of all tokens, for dropout.
+    """
     B, _, H, d = query.shape
     rows = [in_rows(x, layout) for x in (query, key, value)]
     seeds_of_rows = [None] * len(layout) if seeds is None else in_rows(seeds, layout)
-    mixed = [attend(*parts, rate).reshape(B, -1, H * d) for parts in zip(*rows, masks, seeds_of_rows, strict=True)]
+    mixed = [attention(*parts).reshape(B, -1, H * d) for parts in zip(*rows, masks, seeds_of_rows, strict=True)]
     return jnp.concatenate(mixed, axis=1)
 
 
@@ -91,8 +101,8 @@ def attend_nearby(
     key: Float[Array, "B L H d"],
     value: Float[Array, "B L H d"],
     segments: Int[Array, "B L"],
-    window: int,
     seeds: UInt[Array, "B L"] | None,
+    window: int,
     rate: float,
 ) -> Float[Array, "B L H d"]:
     """`attend` to the tokens of the same segment that are at most `window` away.

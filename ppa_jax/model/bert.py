@@ -1,7 +1,9 @@
-"""The BERT and XLM-R encoder as a pure function of its parameters (Devlin et al. 2019; Conneau et al. 2020).
+"""BERT, XLM-R and DistilBERT as a pure function of the parameters (Devlin 2019; Conneau 2020; Sanh 2019).
 
-The two share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type
-table and LayerNorm's epsilon. Rows may hold several sentences (`model/attention.py`); dense layers see tokens alone.
+They share their blocks; they differ in the numbering of positions (`position_offset`), the size of the token-type table
+(DistilBERT has none) and LayerNorm's epsilon. DistilBERT's dropout is BERT's, also after attention's output projection,
+where transformers has none for it. Rows may hold several sentences (`model/attention.py`); dense layers see tokens
+alone.
 Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast variance, softmax and LayerNorm in float32
 whatever the compute dtype.
 
@@ -11,6 +13,7 @@ Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -22,7 +25,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.attention import Layout, attend_in_rows, attention_mask, in_rows
+from ppa_jax.model.attention import Layout, attend, attend_in_rows, attention_mask, in_rows
 
 
 def products_in(dtype: Any) -> Any:
@@ -34,14 +37,14 @@ def products_in(dtype: Any) -> Any:
 class EncoderConfig:
     """Sizes and constants of an encoder. Defaults are bert-base-multilingual-cased."""
 
-    model_type: str = "bert"  # "bert" or "xlm-roberta"
+    model_type: str = "bert"  # "bert", "xlm-roberta" or "distilbert"
     vocab_size: int = 119_547
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
     intermediate_size: int = 3072
     max_positions: int = 512  # rows of the position table
-    type_vocab_size: int = 2
+    type_vocab_size: int = 2  # 0: no token types
     layer_norm_eps: float = 1e-12
     hidden_dropout: float = 0.1
     attention_dropout: float = 0.1
@@ -146,12 +149,11 @@ class Embeddings(nn.Module):
             init = nn.initializers.normal(c.initializer_range)
             return nn.Embed(rows, c.hidden_size, embedding_init=init, name=name)
 
-        types = jnp.zeros_like(ids) if token_types is None else token_types
-        total = (
-            table(c.vocab_size, "word_embeddings")(ids)
-            + table(c.max_positions, "position_embeddings")(positions + c.position_offset)
-            + table(c.type_vocab_size, "token_type_embeddings")(types)
-        )
+        total = table(c.vocab_size, "word_embeddings")(ids)
+        total += table(c.max_positions, "position_embeddings")(positions + c.position_offset)
+        if c.type_vocab_size:
+            types = jnp.zeros_like(ids) if token_types is None else token_types
+            total += table(c.type_vocab_size, "token_type_embeddings")(types)
         return _layer_norm(c)(total)
 
 
@@ -163,16 +165,11 @@ class SelfAttention(nn.Module):
 
     config: EncoderConfig
     dtype: Any
+    layout: Layout
 
     @nn.compact
     def __call__(
-        self,
-        x_BxLxD: Array,
-        masks: list[Array],
-        layout: Layout,
-        seeds: Array | None,
-        site: Any,
-        output_positions: Array | None,
+        self, x_BxLxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None
     ) -> Array:
         c = self.config
         B, L, D = x_BxLxD.shape
@@ -181,9 +178,8 @@ class SelfAttention(nn.Module):
             return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
 
         dropped = None if seeds is None else drop.at_site(seeds, site)
-        mixed = attend_in_rows(
-            heads("query"), heads("key"), heads("value"), masks, layout, dropped, c.attention_dropout
-        )
+        attention = functools.partial(attend, rate=c.attention_dropout)
+        mixed = attend_in_rows(attention, heads("query"), heads("key"), heads("value"), masks, self.layout, dropped)
         if output_positions is not None:
             mixed, x_BxLxD = gather_tokens(mixed, output_positions), gather_tokens(x_BxLxD, output_positions)
             seeds = None if seeds is None else gather_tokens(seeds, output_positions)
@@ -217,28 +213,25 @@ class Block(nn.Module):
 
     config: EncoderConfig
     dtype: Any
+    layout: Layout
 
     @nn.compact
     def __call__(
-        self,
-        x_BxLxD: Array,
-        masks: list[Array],
-        layout: Layout,
-        seeds: Array | None,
-        site: Any,
-        output_positions: Array | None = None,
+        self, x_BxLxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None = None
     ) -> Array:
-        x = SelfAttention(self.config, self.dtype, name="attention")(
-            x_BxLxD, masks, layout, seeds, site, output_positions
-        )
+        attention = SelfAttention(self.config, self.dtype, self.layout, name="attention")
+        x = attention(x_BxLxD, masks, seeds, site, output_positions)
         if output_positions is not None and seeds is not None:
             seeds = gather_tokens(seeds, output_positions)
         return FeedForward(self.config, self.dtype, name="feed_forward")(x, seeds, site + 2)
 
 
-def _site(layer: Any) -> Any:
-    """The first of a block's three dropout sites; 0 is the embeddings'."""
-    return 1 + 3 * layer
+def stack_blocks(blocks: list[Any], dtype: Any) -> Any:
+    """One tree of the parameters of several blocks, for a scan over them.
+
+    Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
+    """
+    return jax.tree.map(lambda *w: jnp.stack([y.astype(dtype) if y.ndim > 1 else y for y in w]), *blocks)
 
 
 def equally_frozen(layers: Iterable[int], frozen: tuple[str, ...]) -> list[list[int]]:
@@ -297,30 +290,28 @@ class Encoder(nn.Module):
         if self.scan and not self.is_initializing():
             for run in equally_frozen(range(alike), self.frozen):
                 states += self._scanned(states[-1], masks, layout, seeds, run)
-        Layer = nn.remat(Block, static_argnums=(3,)) if self.remat else Block  # the layout is static
+        Layer = nn.remat(Block) if self.remat else Block
         for i in range(len(states) - 1, layers):
-            block = Layer(self.config, self.dtype, name=f"layer_{i}")
+            block = Layer(self.config, self.dtype, layout, name=f"layer_{i}")
             wanted = output_positions if i == layers - 1 else None
-            states.append(block(states[-1], masks, layout, seeds, _site(i), wanted))
+            states.append(block(states[-1], masks, seeds, drop.block_site(i), wanted))
         return tuple(states) if all_hidden else states[-1]
 
     def _scanned(
         self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: list[int]
     ) -> list[Array]:
         """The states after each block. The tree of parameters stays as it is: they are stacked in every step."""
-        blocks = [self.variables["params"][f"layer_{i}"] for i in layers]
-        # Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
-        stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *blocks)
-        block = Block(self.config, self.dtype, parent=None)
+        stacked = stack_blocks([self.variables["params"][f"layer_{i}"] for i in layers], self.dtype)
+        block = Block(self.config, self.dtype, layout, parent=None)
 
         def body(x: Any, layer: Any) -> tuple[Any, Any]:
             params, site = layer
-            x = block.apply({"params": params}, x, masks, layout, seeds, site)
+            x = block.apply({"params": params}, x, masks, seeds, site)
             return x, x
 
         if self.remat:
             body = jax.checkpoint(body, prevent_cse=False)  # in a loop there is nothing to merge it with
-        return list(jax.lax.scan(body, x, (stacked, _site(jnp.asarray(layers))))[1])
+        return list(jax.lax.scan(body, x, (stacked, drop.block_site(jnp.asarray(layers))))[1])
 
 
 def rows_from_mask(
@@ -338,4 +329,5 @@ def rows_from_mask(
 def pooler(config: EncoderConfig, states: Array, dtype: Any) -> Array:
     """What a classifier of sentences reads, computed by the submodule `pooler` of the Flax module that calls it."""
     init = nn.initializers.normal(config.initializer_range)
-    return jnp.tanh(nn.Dense(config.hidden_size, dtype=dtype, kernel_init=init, name="pooler")(states))
+    pooled = nn.Dense(config.hidden_size, dtype=dtype, kernel_init=init, name="pooler")(states)
+    return nn.relu(pooled) if config.model_type == "distilbert" else jnp.tanh(pooled)

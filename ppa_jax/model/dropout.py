@@ -9,6 +9,8 @@ Mueller's family (two multiplications, three shifts): it fuses into the multipli
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt
@@ -43,6 +45,11 @@ def token_seeds(
 def at_site(seeds: UInt[Array, "B L"], site: int | Array) -> UInt[Array, "B L"]:
     """Independent seeds for each place in the network (`site`) that drops something."""
     return mix(seeds ^ (jnp.uint32(site + 1) * jnp.uint32(_GOLDEN)))
+
+
+def block_site(layer: Any) -> Any:
+    """The first of the three sites of a block, counted from 0; site 0 is the embeddings'."""
+    return 1 + 3 * layer
 
 
 def _drop(x: Array, bits: UInt[Array, "*shape"], rate: float) -> Array:

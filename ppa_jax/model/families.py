@@ -43,7 +43,12 @@ MODERNBERT = Family(
     modernbert.prediction_head,
     modernbert.prediction_head,
 )
-FAMILIES = {"bert": BERT, "xlm-roberta": BERT, "modernbert": MODERNBERT}  # by EncoderConfig.model_type
+FAMILIES = {  # by EncoderConfig.model_type
+    "bert": BERT,
+    "xlm-roberta": BERT,
+    "distilbert": BERT,
+    "modernbert": MODERNBERT,
+}
 
 
 def family_of(config: EncoderConfig) -> Family:

@@ -15,6 +15,7 @@ Axes: B rows, L row length, D width, H heads, d width of a head, F feed-forward 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -24,8 +25,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
-from ppa_jax.model.attention import Layout, attend, attend_nearby, attention_mask, in_rows
-from ppa_jax.model.bert import equally_frozen, gather_tokens, one_product
+from ppa_jax.model.attention import Layout, attend, attend_in_rows, attend_nearby, attention_mask, in_rows
+from ppa_jax.model.bert import equally_frozen, gather_tokens, one_product, stack_blocks
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
@@ -170,15 +171,13 @@ class SelfAttention(nn.Module):
         query, key, value = jnp.unstack(qkv.reshape(B, L, 3, c.num_heads, D // c.num_heads), axis=2)
         query, key = rotate(query, by), rotate(key, by)
         dropped = None if seeds is None else drop.at_site(seeds, site)
-
-        def attend_rows(query: Array, key: Array, value: Array, segments: Array, dropped: Array | None) -> Array:
-            if not self.is_full:
-                return attend_nearby(query, key, value, segments, c.window, dropped, c.attention_dropout)
-            return attend(query, key, value, attention_mask(segments), dropped, c.attention_dropout)
-
-        rows = [in_rows(x, self.layout) for x in (query, key, value, segments)]
-        rows.append([None] * len(self.layout) if dropped is None else in_rows(dropped, self.layout))
-        mixed = jnp.concatenate([attend_rows(*parts).reshape(B, -1, D) for parts in zip(*rows, strict=True)], axis=1)
+        of_rows = in_rows(segments, self.layout)
+        if self.is_full:
+            attention, masks = functools.partial(attend, rate=c.attention_dropout), list(map(attention_mask, of_rows))
+        else:
+            attention = functools.partial(attend_nearby, window=c.window, rate=c.attention_dropout)
+            masks = of_rows
+        mixed = attend_in_rows(attention, query, key, value, masks, self.layout, dropped)
         if output_positions is not None:
             mixed = gather_tokens(mixed, output_positions)
             seeds = None if seeds is None else gather_tokens(seeds, output_positions)
@@ -234,11 +233,6 @@ class Block(nn.Module):
         return x_BxLxD + FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
 
 
-def _site(layer: Any) -> Any:
-    """The first of a block's three places of dropout; 0 is the embeddings'."""
-    return 1 + 3 * layer
-
-
 class Encoder(nn.Module):
     """The whole encoder. `Encoder(config, dtype).apply({"params": params["encoder"]}, ids, positions, segments)`."""
 
@@ -279,7 +273,7 @@ class Encoder(nn.Module):
         def run(i: int, x: Array, output_positions: Array | None = None) -> Array:
             Layer = nn.remat(Block) if self.remat else Block
             block = Layer(c, self.dtype, layout, c.is_full(i), i == 0, name=f"layer_{i}")
-            return block(x, segments, by[c.is_full(i)], seeds, _site(i), output_positions)
+            return block(x, segments, by[c.is_full(i)], seeds, drop.block_site(i), output_positions)
 
         stream = [embedded]
         alike = layers - (output_positions is not None)  # blocks that compute all tokens
@@ -310,8 +304,7 @@ class Encoder(nn.Module):
         period = next(n for n in range(1, len(kinds) + 1) if kinds[n:] == kinds[: len(kinds) - n])
         firsts = range(layers[0], layers[-1] - period + 2, period)
         groups = [[self.variables["params"][f"layer_{i + k}"] for k in range(period)] for i in firsts]
-        # Matrices are computed with in `dtype`: they are stacked in it, too, which halves the copy in bfloat16.
-        stacked = jax.tree.map(lambda *w: jnp.stack([y.astype(self.dtype) if y.ndim > 1 else y for y in w]), *groups)
+        stacked = stack_blocks(groups, self.dtype)
 
         def block(k: int) -> Any:
             apply = Block(c, self.dtype, layout, kinds[k], is_first=False, parent=None).apply
@@ -323,7 +316,7 @@ class Encoder(nn.Module):
             params, first = group
             states = []
             for k in range(period):
-                x = blocks[k]({"params": params[k]}, x, segments, by[kinds[k]], seeds, _site(first + k))
+                x = blocks[k]({"params": params[k]}, x, segments, by[kinds[k]], seeds, drop.block_site(first + k))
                 states.append(x)
             return x, states
 

@@ -32,6 +32,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
     "xlm-roberta": ("ForSequenceClassification", {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}),
+    "distilbert": ("ForSequenceClassification", {"pooler": "pre_classifier", "classifier": "classifier"}),
     "modernbert": (
         "ForSequenceClassification",
         {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},

@@ -32,8 +32,7 @@ from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_ent
 
 SUFFIX: str = ".json"
 TRANSFORMERS = {
-    "bert": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
-    "xlm-roberta": ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"}),
+    **dict.fromkeys(("bert", "xlm-roberta", "distilbert"), ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"})),
     "modernbert": (
         "ForQuestionAnswering",
         {"head/transform": "head.dense", "head/layer_norm": "head.norm", "qa_outputs": "classifier"},

@@ -31,8 +31,7 @@ from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
 TRANSFORMERS = {
-    "bert": ("ForTokenClassification", {"classifier": "classifier"}),
-    "xlm-roberta": ("ForTokenClassification", {"classifier": "classifier"}),
+    **dict.fromkeys(("bert", "xlm-roberta", "distilbert"), ("ForTokenClassification", {"classifier": "classifier"})),
     "modernbert": (
         "ForTokenClassification",
         {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},

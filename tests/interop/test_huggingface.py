@@ -22,6 +22,7 @@ from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.names import tensor_names
 
 StateDict = dict[str, torch.Tensor]
+DECODERS = ("cls.predictions.decoder", "lm_head.decoder", "vocab_projector")
 
 
 def whole(model: Any, directory: Path) -> None:
@@ -72,13 +73,17 @@ def gamma_beta(state: StateDict) -> StateDict:
     return {rename(name): tensor for name, tensor in state.items()}
 
 
+def prefix_of(state: StateDict) -> str:
+    """That of the encoder's tensors; empty where the encoder was saved alone."""
+    return next(name for name in state if "word_embeddings" in name).split("embeddings.")[0]
+
+
 def without_prefix(state: StateDict) -> StateDict:
-    return {re.sub(r"^(bert|roberta)\.", "", name): tensor for name, tensor in state.items()}
+    return {name.removeprefix(prefix_of(state)): tensor for name, tensor in state.items()}
 
 
 def with_position_ids(state: StateDict) -> StateDict:
-    prefix = next(name for name in state if "word_embeddings" in name).split("embeddings.")[0]
-    return state | {f"{prefix}embeddings.position_ids": torch.arange(33)[None]}
+    return state | {f"{prefix_of(state)}embeddings.position_ids": torch.arange(33)[None]}
 
 
 def decoder_bias_alone(state: StateDict) -> StateDict:
@@ -87,12 +92,17 @@ def decoder_bias_alone(state: StateDict) -> StateDict:
 
 def decoder_weight_alone(state: StateDict) -> StateDict:
     """As saved by a writer that keeps one name of each tied tensor, and not that of the embeddings."""
-    has_decoder = any(name.endswith("decoder.weight") for name in state)
+    has_decoder = any(f"{name}.weight" in state for name in DECODERS)
     return {k: v for k, v in state.items() if not (has_decoder and k.endswith("word_embeddings.weight"))}
 
 
 def no_decoder(state: StateDict) -> StateDict:
-    return {name: tensor for name, tensor in state.items() if ".decoder." not in name}
+    return {name: tensor for name, tensor in state.items() if not is_derived(name)}
+
+
+def is_derived(name: str) -> bool:
+    """Whether the tensor repeats another, which transformers ties to it."""
+    return name.startswith(DECODERS) and name != "vocab_projector.bias"
 
 
 FORMS = {
@@ -110,6 +120,8 @@ FORMS = {
     "decoder absent": renamed(no_decoder),
 }
 CLASSES = ["BertModel", "BertForMaskedLM", "BertForPreTraining", "XLMRobertaModel", "XLMRobertaForMaskedLM"]
+CLASSES += ["DistilBertModel", "DistilBertForMaskedLM"]
+MASKED_LMS = ["BertForMaskedLM", "XLMRobertaForMaskedLM", "RobertaForMaskedLM", "DistilBertForMaskedLM"]
 
 
 def at(tree: Any, path: tuple[str, ...]) -> np.ndarray:
@@ -129,9 +141,9 @@ def test_round_trip_gives_every_tensor_back(name: str, form: str, tiny: Any, tmp
 
     written = load_file(target / "model.safetensors")
     for key, tensor in model.state_dict().items():
-        key = key if "." not in key or key.startswith(("bert.", "roberta.", "cls.", "lm_head.")) else f"x.{key}"
-        key = key.replace("x.", "bert." if name.startswith("Bert") else "roberta.")
-        if ".decoder." not in key:  # tied: transformers makes it again
+        if name.endswith("Model"):
+            key = f"{model.base_model_prefix}.{key}"
+        if not is_derived(key):  # transformers makes it again
             assert torch.equal(written[key], tensor), key
     loaded, info = type(model).from_pretrained(target, output_loading_info=True)
     assert not info["missing_keys"] and not info["mismatched_keys"]
@@ -139,7 +151,7 @@ def test_round_trip_gives_every_tensor_back(name: str, form: str, tiny: Any, tmp
         assert torch.equal(loaded.state_dict()[key], tensor), key
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "XLMRobertaForMaskedLM", "RobertaForMaskedLM"])
+@pytest.mark.parametrize("name", MASKED_LMS)
 def test_writes_the_file_that_transformers_writes(name: str, tiny: Any, tmp_path: Path) -> None:
     tiny(name).save_pretrained(tmp_path / "theirs")
     huggingface.write(tmp_path / "ours", huggingface.read(tmp_path / "theirs"))
@@ -151,7 +163,7 @@ def test_writes_the_file_that_transformers_writes(name: str, tiny: Any, tmp_path
             assert ours.read_bytes() == theirs.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["BertForMaskedLM", "XLMRobertaForMaskedLM", "RobertaForMaskedLM"])
+@pytest.mark.parametrize("name", MASKED_LMS)
 def test_hidden_states_and_logits_equal_pytorch(name: str, tiny: Any, batch: Any, flax_outputs: Any, tmp_path: Path):
     model, (ids, mask) = tiny(name, pad_token_id=1), batch
     model.save_pretrained(tmp_path)

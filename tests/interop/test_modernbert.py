@@ -68,7 +68,7 @@ def test_configurations_mean_what_they_mean_to_transformers(changed: dict[str, A
         ({"norm_bias": True}, "norm_bias=True is not supported; only layers without bias are"),
         ({"hidden_activation": "silu"}, "hidden_activation='silu' is not supported"),
         ({"classifier_pooling": "max"}, "classifier_pooling='max' is not supported; only 'cls' and 'mean' are"),
-        ({"model_type": "modernbert2"}, "supported: bert, xlm-roberta, roberta, modernbert"),
+        ({"model_type": "modernbert2"}, "supported: bert, xlm-roberta, roberta, distilbert, modernbert"),
     ],
 )
 def test_bad_configuration_is_one_clear_line(changed: dict[str, Any], message: str) -> None:

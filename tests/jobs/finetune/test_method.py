@@ -24,7 +24,7 @@ TASKS = {  # name -> (module, transformers' class after the model's name, labels
     "tagging": (tagging, "ForTokenClassification", ("ADJ", "NOUN", "PRON", "VERB", "X")),
     "qa": (qa, "ForQuestionAnswering", ()),
 }
-MODELS = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "modernbert": "ModernBert"}
+MODELS = {"bert": "Bert", "xlm-roberta": "XLMRoberta", "distilbert": "DistilBert", "modernbert": "ModernBert"}
 STEPS, RATE = 20, 1e-2
 
 
