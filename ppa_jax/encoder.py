@@ -28,12 +28,11 @@ from ppa_jax import storage
 from ppa_jax.data.text_files import read_lines
 from ppa_jax.data.tokenizer import Tokenizer, check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError, disk_errors
-from ppa_jax.evaluation.embed import Embedder, whole_number
+from ppa_jax.evaluation.embed import Embedder, Request, whole_number
 from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.log_lines import answer
 from ppa_jax.model.families import EncoderConfig
-from ppa_jax.model.pooling import dense
 from ppa_jax.training.memory import device_memory, keep_freed_memory
 from ppa_jax.training.sharding import check_platform, make_mesh
 from ppa_jax.training.workdir import atomic
@@ -53,8 +52,8 @@ class Encoder:
       pooling: default pooling: "cls", "mean" or "mean_without_special".
       max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
       normalize: whether vectors are scaled to length 1 by default.
-      dense: parameters and activation of a SentenceTransformer's Dense module, or None. It applies to vectors of this
-        `layer` and `pooling`; other vectors have the encoder's width.
+      dense: {(layer, pooling): (parameters, activation)} of a SentenceTransformer's Dense module; vectors of another
+        layer or pooling have the encoder's width.
       prompts: name -> text that precedes a sentence, such as E5's "query: "; of a SentenceTransformer.
       default_prompt_name: the prompt that `encode` uses by default; None: none.
       directory: where it was loaded from; None for parameters in memory.
@@ -73,7 +72,7 @@ class Encoder:
         pooling: str,
         max_length: int,
         normalize: bool = False,
-        dense: tuple[Any, str] | None = None,
+        dense: Mapping[Request, tuple[Any, str]] | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
         batch_size: int = 32,
@@ -138,7 +137,7 @@ class Encoder:
         sizes = pretrained.config
         check_vocabulary(tokenizer, sizes.vocab_size)
         own = settings or sentence_transformers.Settings(sizes.num_layers, "mean", sizes.max_length)
-        has_dense = own.dense and layer in (None, own.layer) and pooling in (None, own.pooling)
+        dense = {(own.layer, own.pooling): (sentence_transformers.read_dense(directory), own.dense)}
         encoder = cls(
             sizes,
             pretrained.params["encoder"],
@@ -147,7 +146,7 @@ class Encoder:
             pooling=own.pooling if pooling is None else pooling,
             max_length=min(own.max_length, sizes.max_length) if max_length is None else max_length,
             normalize=sentence_transformers.normalizes(directory),
-            dense=(sentence_transformers.read_dense(directory), own.dense) if has_dense else None,
+            dense=dense if own.dense else None,
             prompts=own.options.get("prompts"),
             default_prompt_name=own.options.get("default_prompt_name"),
             batch_size=batch_size,
@@ -178,8 +177,9 @@ class Encoder:
             raise UserError(f"batch_size={rows}: must be at least 1")
         if rows not in self._embedders:
             self._embedders[rows] = Embedder(
-                self.config, self.tokenizer, max_length=self.max_length, mesh=self._mesh, dtype=self._dtype, rows=rows
-            )
+                self.config, self.tokenizer, max_length=self.max_length, mesh=self._mesh, dtype=self._dtype, rows=rows,
+                dense=self.dense,
+            )  # fmt: skip
         return self._embedders[rows]
 
     def encode(
@@ -231,8 +231,6 @@ class Encoder:
         embedder = self._embedder(self.batch_size if batch_size is None else batch_size)
         with tqdm(total=len(sentences), disable=not progress, unit=" sentences", file=sys.stderr) as bar:
             (vectors,) = embedder.embed(self.params, sentences, [request], progress=bar.update).values()
-        if self.dense and request == (self.layer, self.pooling):
-            vectors = np.array(dense(self.dense[0], jnp.asarray(vectors), self.dense[1]))
         if self.normalize if normalize is None else normalize:
             for i in range(0, len(vectors), NORMALIZED):
                 vectors[i : i + NORMALIZED] = unit(vectors[i : i + NORMALIZED])

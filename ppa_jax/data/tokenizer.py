@@ -40,7 +40,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Word piece ids of each text: no special tokens, no truncation.
 
-        Special tokens spelled out in a text ("[MASK]") are text like any other: a corpus cannot forge them.
+        Special tokens spelled out in a text ("[MASK]") are text like any other: a corpus cannot forge them, unless they
+        are also pieces of the vocabulary, as XLM-R's are.
         """
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encoded]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model.bert import products_in
 from ppa_jax.model.families import EncoderConfig, make_encoder
-from ppa_jax.model.pooling import POOLINGS, pool
+from ppa_jax.model.pooling import POOLINGS, dense, pool
 from ppa_jax.training.sharding import BATCH_AXES, put_whole
 
 Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
@@ -93,6 +93,7 @@ class Embedder:
         mesh: Mesh | None = None,
         dtype: Any = jnp.float32,
         rows: int = 16,
+        dense: Mapping[Request, tuple[Any, str]] | None = None,
     ) -> None:
         """
         Args:
@@ -103,6 +104,7 @@ class Embedder:
           dtype: of the matrix products; float32 is full precision on every device, unlike JAX's default.
           rows: of 128 tokens in a full block, per device; of wider rows there are accordingly fewer. On CPUs an upper
             bound (`cpu_rows`).
+          dense: {(layer, pooling): (parameters, activation)} where a SentenceTransformer's Dense module follows.
 
         Raises:
           UserError: max_length is larger than the encoder's, or leaves no room for a word piece.
@@ -115,6 +117,7 @@ class Embedder:
         self.max_length = max_length
         self.mesh = mesh
         self.rows = rows
+        self.dense = dict(dense or {})
         devices = jax.devices()[:1] if mesh is None else mesh.local_devices
         # Several processes may have different numbers of cores, but must agree on the shapes of blocks.
         self._cpus = len(devices) if devices[0].platform == "cpu" and jax.process_count() == 1 else 0
@@ -136,6 +139,8 @@ class Embedder:
         progress: Callable[[int], Any] = lambda count: None,
     ) -> Vectors:
         """The vectors [N, D], float32, for every requested (layer, pooling), in the order of the sentences.
+
+        Where `dense` has the request, they are the Dense module's output, of its width.
 
         Args:
           params: the encoder's parameters (`params["encoder"]`), on the host or on devices, sharded or not.
@@ -167,6 +172,9 @@ class Embedder:
                 progress(int(repeats[numbers].sum()))
             for request in requests:
                 vectors[request][begin:end] = distinct[request][which]
+        for request in self.dense.keys() & vectors.keys():
+            parameters, activation = self.dense[request]
+            vectors[request] = np.array(dense(parameters, jnp.asarray(vectors[request]), activation))
         return vectors
 
     def token_states(

@@ -168,8 +168,13 @@ def read_settings(directory: str | Path, *, default_prompt: bool = False) -> Set
 
 def read_dense(directory: str | Path) -> dict[str, Any] | None:
     """The parameters {"kernel", "bias"} of the directory's Dense module; None without one."""
-    path = dict(_modules(directory)).get("Dense")
+    path = dense_directory(directory)
     return huggingface.read_dense(path) if path else None
+
+
+def dense_directory(directory: str | Path) -> Path | None:
+    """Where the files of the directory's Dense module are; None without one."""
+    return dict(_modules(directory)).get("Dense")
 
 
 def normalizes(directory: str | Path) -> bool:

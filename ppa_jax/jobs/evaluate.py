@@ -176,8 +176,6 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
         try:
             if settings := read_settings(directory):
                 own = settings.layer, settings.pooling
-                if settings.dense:
-                    logging.warning("%s: its own vectors are measured before its Dense module", name)
         except UserError as error:
             logging.warning("%s: its own sentence vectors are not measured: %s", name, error)
         found.append(Model(sources, sizes.num_layers, own, sizes.max_length))

@@ -6,7 +6,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import BertTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, XLMRobertaTokenizer
 
 from ppa_jax.data.tokenizer import check_vocabulary, load_tokenizer
 from ppa_jax.errors import UserError
@@ -121,3 +121,47 @@ def test_same_pieces_as_transformers(shared, place):
     assert tokenizer.encode(sentences) == expected
     assert len(sentences) > 200
     assert (tokenizer.cls_id, tokenizer.sep_id) == (reference.cls_token_id, reference.sep_token_id)
+
+
+HARD = {
+    "empty": "",
+    "whitespace": " \t\u2028\u00a0",
+    "emoji": "ab 🙂👩‍👩‍👧🏳️‍🌈",
+    "right to left": "שלום a مرحبا‏ b",
+    "combining marks": "e\u0301 \u0e2a\u0e33 n\u0303",
+    "NFKC": "ﬁ ① ㍿ ｱﾊﾟ ½ ﷺ",
+    "control characters": "a\x00b\x07c\u200bd\u00ade\ufeff",
+    "one long word": "abc" * 2000,
+    "spaces": "  a  b ",
+    "another model's special tokens": "[CLS] a [MASK]",
+    "the piece of a space": "▁ ▁▁a",
+    "beyond the first plane": "\ue000\U0010ffff𐍈",
+}
+
+
+@pytest.fixture(scope="module")
+def xlm_roberta(tmp_path_factory):
+    """A directory with XLM-R's class of tokenizer, as multilingual E5 has it. Half of the letters are unknown."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    letters = sorted(set("".join(HARD.values())) - set(" ▁"))[::2]
+    pieces = [*special, "▁", "ab", "▁ab", "abc", *letters, "<mask>"]
+    vocabulary = [(piece, 0.0 if piece[0] == "<" else -float(1 + i)) for i, piece in enumerate(pieces)]
+    directory = tmp_path_factory.mktemp("xlm-roberta")
+    XLMRobertaTokenizer(vocab=vocabulary).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("text", HARD.values(), ids=HARD)
+def test_hard_texts_give_the_ids_of_transformers(xlm_roberta, text):
+    ours = load_tokenizer(xlm_roberta)
+    found = [ours.cls_id, *ours.encode([text])[0], ours.sep_id]
+    assert found == AutoTokenizer.from_pretrained(xlm_roberta)(text)["input_ids"]
+
+
+def test_pieces_that_are_special_tokens_are_found_as_transformers_finds_them_in_text(xlm_roberta):
+    """XLM-R's vocabulary has them among its pieces: they are not split further."""
+    text = "<s> ab</s> <mask> <pad>"
+    theirs = AutoTokenizer.from_pretrained(xlm_roberta)
+    wanted = theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert load_tokenizer(xlm_roberta).encode([text]) == [wanted]
+    assert wanted != theirs(text, add_special_tokens=False)["input_ids"], "by default a mask takes the space before it"

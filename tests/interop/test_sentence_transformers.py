@@ -51,7 +51,9 @@ def make_export(name: str, directory: Path, tiny: Any, add_tokenizer: Any) -> hu
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("layer", [3, 2])
-@pytest.mark.parametrize("name", ["BertForPreTraining", "XLMRobertaForMaskedLM", "ModernBertForMaskedLM"])
+@pytest.mark.parametrize(
+    "name", ["BertForPreTraining", "XLMRobertaForMaskedLM", "DistilBertForMaskedLM", "ModernBertForMaskedLM"]
+)
 def test_gives_our_vectors(
     name: str, layer: int, pooling: str, tiny: Any, add_tokenizer: Any, flax_outputs: Any, tmp_path: Path
 ) -> None:
@@ -129,6 +131,11 @@ def test_what_sentence_transformers_saved_is_written_again(
         )
     ours = Encoder.from_pretrained(tmp_path / "base")
     np.testing.assert_allclose(ours.encode(TEXTS), base.encode(TEXTS), atol=1e-5)
+    # What `evaluate` measures: at the model's own layer and pooling, after Dense.
+    found = ours.embedder.embed(ours.params, TEXTS, [(3, "mean"), (3, "cls")])
+    lengths = np.linalg.norm(found[3, "mean"], axis=1, keepdims=True)
+    np.testing.assert_allclose(found[3, "mean"] / lengths, base.encode(TEXTS), atol=1e-5)
+    assert found[3, "cls"].shape[1] == 24
     assert ours.encode(TEXTS, layer=1).shape == (3, 24), "of another layer it is the encoder's vector"
 
 

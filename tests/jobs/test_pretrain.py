@@ -114,6 +114,10 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
             {"objective": "xlm", "init": "model", "data.pairs": "en-de=sample:0-9,en-ru=sample:0-9"},
             "config.data.pairs: 3 languages (en, de, ru), and the model has 2 token types for objective=xlm",
         ),
+        (
+            {"objective": "xlm", "model.family": "modernbert", "data.pairs": "en-de=sample:0-9"},
+            "config.objective=xlm: languages are token types, and modernbert has none; give a BERT",
+        ),
         ({"eval.sample": 10**6}, "config.eval.sample=1000000: must be at most"),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),
         ({"tlm.joint": True}, "config.tlm.joint: no such field"),

@@ -164,15 +164,15 @@ def check_new_model(config: Config, losses: Losses) -> None:
         if group in config:
             check_batch_size(config, f"{group}.batch_size", mesh)
     encoder = new_model.encoder_config(config, config.model.vocab_size)
-    check_lengths(config, losses, encoder)
+    check_sizes(config, losses, encoder)
     layer = config.contrastive.layer if losses.contrastive else -1
     frozen_modules(config, losses, encoder.num_layers, layer if layer > 0 else encoder.num_layers)
     read_test_sets(config)
     read_word_alignment(config, losses)
 
 
-def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
-    """Raises UserError unless the longest sequence fits the model and the rows, and the model has the layer."""
+def check_sizes(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
+    """Raises UserError unless the longest sequence fits model and rows, and the model has the layer and token types."""
     longest = longest_sequence(config, losses)
     if longest > encoder.max_length:
         raise UserError(
@@ -185,6 +185,16 @@ def check_lengths(config: Config, losses: Losses, encoder: EncoderConfig) -> Non
         )
     if losses.contrastive and (layer := config.contrastive.layer) > encoder.num_layers:
         raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
+    if losses.language_embeddings and not encoder.type_vocab_size:
+        raise UserError(
+            f"config.{_languages_field(config)}: languages are token types, and {encoder.model_type} has none; give a "
+            "BERT, or leave it out"
+        )
+
+
+def _languages_field(config: Config) -> str:
+    """The setting that makes token types of languages."""
+    return "objective=xlm" if "objective" in config else "tlm.language_embeddings"
 
 
 def frozen_modules(config: Config, losses: Losses, num_layers: int, layer: int) -> tuple[str, ...]:
@@ -280,7 +290,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     tokenizer = load_tokenizer(directory)
     pretrained = huggingface.read(directory, seed=config.seed)
     check_vocabulary(tokenizer, pretrained.config.vocab_size)
-    check_lengths(config, losses, pretrained.config)
+    check_sizes(config, losses, pretrained.config)
     vectors = sentence_vectors(config, losses, base, pretrained.config)
     if vectors and vectors.dense:
         pretrained.params["dense"] = sentence_transformers.read_dense(base)
@@ -329,7 +339,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
 
     # ---- workdir ----
     if not config.plan:
-        claim_workdir(run, directory)
+        claim_workdir(run, base)
         if jax.process_index() == 0:
             with storage.staged(workdir / "base") as staged:
                 huggingface.save_base(staged, pretrained, files_from=directory)
@@ -341,11 +351,10 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
 def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
     """The languages in the order of their token types. Raises UserError for more languages than token types."""
     languages = sources.languages_of(config.data.pairs)
-    needed_by = "objective=xlm" if "objective" in config else "tlm.language_embeddings"
     if len(languages) > encoder.type_vocab_size:
         raise UserError(
             f"config.data.pairs: {len(languages)} languages ({', '.join(languages)}), and the model has "
-            f"{encoder.type_vocab_size} token types for {needed_by}; give fewer, or train a new model"
+            f"{encoder.type_vocab_size} token types for {_languages_field(config)}; give fewer, or train a new model"
         )
     return languages
 
@@ -434,17 +443,20 @@ def make_method(
     )
 
 
-def claim_workdir(run: Run, model: Path) -> None:
+def claim_workdir(run: Run, base: Path) -> None:
     """Claims the workdir for this run: its settings, and checksums of its model (a directory) and its data."""
     config, workdir = run.config, run.workdir
     content: dict[str, Any] = {
-        "model": huggingface.digest(model),
+        "model": huggingface.digest(sentence_transformers.encoder_directory(base)),
         "tokenizer": run.tokenizer.fingerprint,
         "data": {pair.name: [len(pair), *pair.digests] for pair in run.pairs},
         "batches": VERSION,
         "vectors": run.vectors and dataclasses.asdict(run.vectors),
         "losses": run.losses._asdict(),
     }
+    dense = sentence_transformers.dense_directory(base)
+    if dense and "dense" in run.pretrained.params:
+        content["dense"] = huggingface.digest(dense)
     if given := run.dictionaries:
         content["dictionaries"] = {f"{x.source}-{x.target}": zlib.crc32(repr(x.entries).encode()) for x in given}
     described = config.to_dict() | {"content": content}

@@ -2,10 +2,12 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ppa_jax import config as configs
 from ppa_jax.data import sample
@@ -60,7 +62,7 @@ def test_a_sentence_transformer_keeps_its_own_vectors(command, shelf, sentence_t
     np.testing.assert_allclose(Encoder.from_pretrained(tmp_path / "own").encode(sentences), expected, rtol=0, atol=1e-5)
 
 
-def test_a_dense_module_is_trained_and_exported(command, shelf, tmp_path):
+def test_a_dense_module_is_trained_and_exported(command, shelf, tmp_path, error_line):
     """LaBSE's form: the projection reads what Dense makes of the pooled states."""
     import torch
     from sentence_transformers import SentenceTransformer
@@ -83,6 +85,12 @@ def test_a_dense_module_is_trained_and_exported(command, shelf, tmp_path):
     sentences = sample.sentences("de", 0, 12)
     ours = Encoder.from_pretrained(tmp_path / "run").encode(sentences)
     np.testing.assert_allclose(ours, export.encode(sentences), rtol=0, atol=1e-5)
+    # Its weights are part of what the run is.
+    shutil.copytree(tmp_path / "base", tmp_path / "other")
+    (dense,) = (tmp_path / "other").glob("*_Dense")
+    save_file({k: x + 1 for k, x in load_file(dense / "model.safetensors").items()}, dense / "model.safetensors")
+    assert main(command(tmp_path / "run", fields | {"init": tmp_path / "other"})) == 2
+    assert "content.dense" in error_line()
     # Without contrast nothing trains it, and it stays.
     fields |= {"tlm.weight": 1, "contrastive.weight": 0}
     assert main(command(tmp_path / "tlm", fields)) == 0
