@@ -57,15 +57,19 @@ def get_config(mode: str = "") -> Any:
         ),
         contrastive=dict(
             weight=1.0,  # 0: TLM alone (recalled: the losses are summed)
+            objective="momentum",  # or ranking: both sides through one encoder, among the batch; not PPA's
+            symmetric=False,  # momentum in both directions; not PPA's
             queue_size=32_000,  # keys, rounded up to whole batches (recalled with little confidence: 32,000 or 64,000)
             momentum=0.999,  # of the key encoder (recalled)
             temperature=0.05,  # (recalled)
+            learn_temperature=False,  # train it from that value on, not below 0.01; not PPA's
+            margin=0.0,  # subtracted from the cosine of a pair (LaBSE: 0.3, recalled); not PPA's
             projection_dim=300,  # (recalled)
             layer=0,  # whose states are pooled; -1: the last; 0: a SentenceTransformer's own, else the last
             pooling="",  # cls or mean; empty: a SentenceTransformer's own, else cls
             mask_duplicates=True,  # ignore negatives with the same text as the positive
-            in_batch=False,  # the other keys of the batch are negatives too
-            key_dropout=True,  # dropout in the key encoder, as in MoCo's training mode
+            in_batch=False,  # momentum: the other keys of the batch are negatives too
+            key_dropout=True,  # momentum: dropout in the key encoder, as in MoCo's training mode
         ),
         tlm=dict(
             weight=1.0,  # 0: contrast alone

@@ -79,6 +79,8 @@ def make(params, number_pairs, number_tokenizer, rows_of_several_widths):
             mask_rate=0.15,
             joint=joint,
             contrast=method.contrastive_weight > 0,
+            sides=method.sides,
+            keys=not method.ranking,
             tlm=method.tlm_weight > 0,
             shards=devices,
             accumulate=accumulate,

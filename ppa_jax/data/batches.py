@@ -29,10 +29,13 @@ TRIED = 65_536  # pairs of the batches from which the base of the ladder is comp
 
 
 class SentenceSpans(NamedTuple):
-    """The first token and the length of each pair's sentence, in the flat tokens of its block."""
+    """The first token and the length of each sentence in the flat tokens of its block.
 
-    start: np.ndarray  # [A, S, b]
-    length: np.ndarray  # [A, S, b], with special tokens
+    One sentence of each pair, or both: then all first ones of the block come before its second ones.
+    """
+
+    start: np.ndarray  # [A, S, b] or [A, S, 2b]
+    length: np.ndarray  # the same, with special tokens
 
 
 class Batch(NamedTuple):
@@ -42,7 +45,7 @@ class Batch(NamedTuple):
     query: Any  # SentenceSpans
     key_rows: Any  # Rows for the key encoder
     key: Any  # SentenceSpans
-    hashes: Any  # [A, S, b] of each key's sentence, or of its line in several languages
+    hashes: Any  # [A, S, b] or [A, S, 2b] of the translation of each query, or of its line in several languages
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
     types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
@@ -51,9 +54,9 @@ class Batch(NamedTuple):
 class Needs(NamedTuple):
     """The sizes of the K = A * S blocks of a batch, known before any text is read."""
 
-    query: np.ndarray  # [K, b] tokens
+    query: np.ndarray  # [K, b] tokens; [K, 2b] of both sides
     tlm: np.ndarray  # [K, T] tokens
-    key: np.ndarray  # [K, b] tokens
+    key: np.ndarray  # as `query`, of the translations; [K, 0] without a key encoder
     counts: np.ndarray  # [K, T] masked positions
 
     @property
@@ -70,9 +73,9 @@ class Needs(NamedTuple):
 class Block(NamedTuple):
     """The positions of the sequences of one block."""
 
-    query: np.ndarray  # [b] starts
-    tlm: np.ndarray  # [T] starts
-    key: np.ndarray  # [b] starts
+    query: np.ndarray  # starts, as all of these
+    tlm: np.ndarray
+    key: np.ndarray
     counts: np.ndarray  # [T] masked positions
 
 
@@ -93,6 +96,8 @@ class PairBatches:
       max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
       row_length: width of the widest rows, at least the longest sequence.
       contrast, tlm: which losses have a weight.
+      sides: how many sentences of a pair are queries of the contrast: the first one, or both.
+      keys: whether their translations pass a key encoder.
       joint: TLM has both sentences in one sequence; otherwise each is a sequence of its own, which is plain masked LM.
         Text of one language always is.
       mask_rate: share of the tokens that are masked.
@@ -110,6 +115,8 @@ class PairBatches:
     mask_rate: float
     contrast: bool = True
     tlm: bool = True
+    sides: int = 1
+    keys: bool = True
     joint: bool = True
     shards: int = 1
     accumulate: int = 1
@@ -165,9 +172,9 @@ class PairBatches:
         special = np.where(joint, (3, 0), 2)[:, :, :n].reshape(K, -1)
         none = np.zeros((K, 0), np.int64)
         return Needs(
-            query=first + 2 if self.contrast else none,
+            query=np.concatenate([first, second][: self.sides], axis=1) + 2 if self.contrast else none,
             tlm=pieces + special,
-            key=second + 2 if self.contrast else none,
+            key=np.concatenate([second, first][: self.sides], axis=1) + 2 if self.contrast and self.keys else none,
             counts=masked_count(pieces, self.mask_rate),
         )
 
@@ -185,8 +192,9 @@ class PairBatches:
         ]
         stack = stacked([stacked(row) for row in made])
         if self.contrast:
-            hashes = [sentence_hash(lines.get(n, texts[n][1])) for n in own.reshape(-1).tolist()]
-            stack = stack._replace(hashes=np.array(hashes, np.uint32).reshape(own.shape))
+            of_pairs = [[lines.get(n, text) for text in texts[n][::-1]] for n in own.reshape(-1).tolist()]
+            hashes = np.array([[*map(sentence_hash, pair)] for pair in of_pairs], np.uint32).reshape(*own.shape, 2)
+            stack = stack._replace(hashes=np.concatenate([hashes[..., s] for s in range(self.sides)], axis=-1))
         return stack
 
     def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> tuple[dict[int, tuple[str, str]], dict[int, str]]:
@@ -221,7 +229,9 @@ class PairBatches:
         cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
         B = self.schedule.batch_size
         sides = [tokens[int(n)] for n in numbers]
-        queries = [[cls, *a, sep] for a, _ in sides] if self.contrast else []
+        order = range(self.sides if self.contrast else 0)
+        queries = [[cls, *pair[s], sep] for s in order for pair in sides]
+        query_numbers = np.concatenate([numbers[:0], *(3 * B * s + numbers for s in order)])  # TLM's are from B to 3B
         tlm: list[list[int]] = []
         middle, tlm_numbers = np.zeros(0, int), numbers[:0]
         if self.tlm:
@@ -231,16 +241,17 @@ class PairBatches:
             middle = np.stack([np.where(joint, plan.lengths[numbers, 0] + 1, 0), np.zeros_like(numbers)], 1)
             middle = middle[:, :n].reshape(-1)
             tlm_numbers = (n * numbers[:, None] + np.arange(n)).reshape(-1)
-        segment = np.concatenate([numbers[: len(queries)], B + tlm_numbers])
+        segment = np.concatenate([query_numbers, B + tlm_numbers])
         starts = np.concatenate([block.query, block.tlm])
         batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query, pad), *[None] * 6)
         if self.languages is not None:
             batch = self._with_languages(batch, block.tlm, tlm, middle, self._sides_of(plan, numbers).reshape(-1))
         if self.contrast:
-            keys = [[cls, *b, sep] for _, b in sides]
+            batch = batch._replace(query=SentenceSpans(*_int32(block.query, [len(x) for x in queries])))
+        if self.contrast and self.keys:
+            keys = [[cls, *pair[1 - s], sep] for s in order for pair in sides]
             batch = batch._replace(
-                query=SentenceSpans(*_int32(block.query, [len(x) for x in queries])),
-                key_rows=packing.fill(block.key, keys, numbers, shape.key, pad),
+                key_rows=packing.fill(block.key, keys, query_numbers, shape.key, pad),
                 key=SentenceSpans(*_int32(block.key, [len(x) for x in keys])),
             )
         if self.tlm:

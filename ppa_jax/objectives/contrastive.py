@@ -1,4 +1,5 @@
-"""Momentum contrast of sentences that translate each other (MoCo, He et al. 2020; PPA section 3.2).
+"""Contrast of sentences that translate each other: against a queue (MoCo, He et al. 2020; PPA section 3.2), or ranking
+among the batch (LaBSE, Feng et al. 2022).
 
 The queue of negatives is [S, B, P]: S slots of one batch of keys each. Step t writes slot t mod S, so the oldest batch
 goes. It is sharded over B and never moves: the queries of a batch, which are small, are gathered instead, every
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 HIGHEST = jax.lax.Precision.HIGHEST  # a TPU rounds float32 operands to bfloat16 unless told otherwise
 MASKED = -1e30
+COLDEST = 0.01  # a learned temperature is at least that, as CLIP's is (Radford et al. 2021)
 
 
 class Queue(NamedTuple):
@@ -59,7 +61,8 @@ def info_nce(
     filled: Int[Array, ""],
     own: tuple[Int[Array, ""], Int[Array, "b"]] | None = None,
     *,
-    temperature: float,
+    temperature: Any,
+    margin: float = 0.0,
     mask_duplicates: bool,
     axes: tuple[str, ...],
 ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
@@ -75,7 +78,8 @@ def info_nce(
       filled: slots written so far; the others do not count. With none the loss is 0.
       own: for in-batch negatives, when this batch's keys are in the queue already: their slot, and the column of each
         pair's own key; that key is the positive, so it is not a negative.
-      temperature: divides the cosine.
+      temperature: divides the cosine; a float, or a scalar that is trained.
+      margin: subtracted from the positive's cosine in the loss.
       mask_duplicates: leave out negatives whose sentence equals the positive's (equal hashes).
       axes: of the mesh, which split the batch.
 
@@ -86,7 +90,8 @@ def info_nce(
     key, queue = jax.lax.stop_gradient((key, queue))
     b = query.shape[0]
     first = jax.lax.axis_index(axes) * b
-    positive_b = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST) / temperature
+    cosine_b = jnp.einsum("bp,bp->b", query, key, precision=HIGHEST)
+    positive_b = (cosine_b - margin) / temperature
     query_BxP = jax.lax.all_gather(query, axes, tiled=True)
     negative_BxSxC = jnp.einsum("bp,scp->bsc", query_BxP, queue.keys, precision=HIGHEST) / temperature
     slots, columns = queue.hashes.shape
@@ -109,8 +114,36 @@ def info_nce(
     reference_b = jnp.maximum(jax.lax.stop_gradient(positive_b), largest_b)
     share_b = jnp.exp(positive_b - reference_b) + total_b * jnp.exp(largest_b - reference_b)
     loss_b = reference_b + jnp.log(share_b) - positive_b
-    wins_b = (positive_b > largest_b).astype(jnp.float32)
+    wins_b = (cosine_b / temperature > largest_b).astype(jnp.float32)
     return loss_b, jnp.where(filled > 0, wins_b, jnp.nan)
+
+
+def ranking(
+    query: Float[Array, "b P"],
+    key: Float[Array, "b P"],
+    hashes: UInt[Array, "b"],
+    *,
+    temperature: Any,
+    margin: float,
+    mask_duplicates: bool,
+    axes: tuple[str, ...],
+) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+    """-log of the positive's share among the keys of the whole batch, for every pair of one shard.
+
+    To be called inside `jax.shard_map`, where the B keys of all shards are gathered. The gradient flows to queries and
+    keys alike, also to those of other shards. Arguments and results are those of `info_nce`.
+    """
+    b = query.shape[0]
+    key_BxP, hashes_B = (jax.lax.all_gather(x, axes, tiled=True) for x in (key, hashes))
+    cosine_bxB = jnp.einsum("bp,np->bn", query, key_BxP, precision=HIGHEST)
+    own_b = jax.lax.axis_index(axes) * b + jnp.arange(b)
+    is_own_bxB = own_b[:, None] == jnp.arange(len(hashes_B))
+    is_negative_bxB = ~is_own_bxB & (hashes_B != hashes[:, None]) if mask_duplicates else ~is_own_bxB
+    own_cosine_b = jnp.sum(jnp.where(is_own_bxB, cosine_bxB, 0.0), axis=1)
+    logits_bxB = (cosine_bxB - margin * is_own_bxB) / temperature
+    total_b = jax.nn.logsumexp(jnp.where(is_own_bxB | is_negative_bxB, logits_bxB, MASKED), axis=1)
+    wins_b = own_cosine_b > jnp.max(cosine_bxB, axis=1, where=is_negative_bxB, initial=-jnp.inf)
+    return total_b - (own_cosine_b - margin) / temperature, wins_b.astype(jnp.float32)
 
 
 def ema(key_params: Any, query_params: Any, momentum: float) -> Any:

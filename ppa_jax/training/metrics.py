@@ -165,7 +165,7 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 class Progress:
     """Progress of training: `progress(step, values)` after every step, `close()` at the end.
 
-        120/400 steps, 02:05 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.901, contrastive 1.312, padding 8.3%
+        120/400 steps, 02:05 left, loss 7.213, accuracy 41.2%, 12,345 tok/s, tlm 5.901, contrastive 1.312, padding 8.3%
 
     On a terminal or in a notebook this is one line that updates, with log messages above it. Elsewhere it is logged for
     the first and the last step, and every `interval` seconds. Only process 0 reports. `progress_line` lists the values.
@@ -223,7 +223,7 @@ def in_notebook() -> bool:
 LINE = "{n_fmt}/{total_fmt} steps, {remaining} left{postfix}"
 _FORMATS = {  # in this order: a narrow terminal truncates the line
     "loss": "loss {:.3f}",
-    "accuracy": "queue acc {:.1%}",
+    "accuracy": "accuracy {:.1%}",
     "tokens_per_second": "{:,.0f} tok/s",
     "tlm": "tlm {:.3f}",
     "contrastive": "contrastive {:.3f}",
@@ -235,7 +235,7 @@ _FORMATS = {  # in this order: a narrow terminal truncates the line
 def progress_line(step: int, total: int, values: Mapping[str, Any], *, first: int, elapsed: float) -> str:
     """One line of text; the time left is estimated from the `elapsed` seconds since step `first` of this run.
 
-    `values`, each optional: loss, tlm, contrastive, word_alignment, accuracy (against the queue, 0 to 1),
+    `values`, each optional: loss, tlm, contrastive, word_alignment, accuracy (of the contrast, 0 to 1),
     tokens_per_second (real tokens, without padding), padding (share, 0 to 1). NaN means unknown and is not shown.
     """
     return tqdm.format_meter(step, total, elapsed, initial=first, bar_format=LINE, postfix=_shown(values))

@@ -89,6 +89,16 @@ BAD_FIELDS = [
     ({"tlm.weight": 0, "contrastive.weight": 0}, "are both 0"),
     ({"contrastive.pooling": "max"}, "config.contrastive.pooling=max: must be cls, mean or empty"),
     ({"contrastive.momentum": 1.1}, "config.contrastive.momentum=1.1: must be"),
+    ({"contrastive.objective": "rank"}, "config.contrastive.objective=rank: must be one of momentum, ranking"),
+    ({"contrastive.margin": -0.1}, "config.contrastive.margin=-0.1: must be 0 or more"),
+    (
+        {"contrastive.objective": "ranking", "contrastive.symmetric": "true"},
+        "config.contrastive.symmetric: ranking has both directions",
+    ),
+    (
+        {"contrastive.objective": "ranking", "train.batch_size": 1, "mesh.data": 1},
+        "config.train.batch_size=1: ranking is among the pairs of a batch",
+    ),
     ({"contrastive.temperature": 0}, "config.contrastive.temperature=0.0: must be"),
     ({"contrastive.queue_size": 0}, "config.contrastive.queue_size=0: must be"),
     ({"contrastive.layer": 2}, "config.contrastive.layer=2: the model has 1 layers"),

@@ -260,6 +260,68 @@ def test_info_nce_gradient_equals_pytorch_and_spares_the_key(devices):
     assert not np.any(key_grad)
 
 
+def ranking(devices, query, key, hashes, **options):
+    """`contrastive.ranking` on so many shards: the losses and wins of all pairs."""
+    rows = P(BATCH_AXES)
+    on_shards = jax.shard_map(
+        functools.partial(contrastive.ranking, axes=BATCH_AXES, **options),
+        mesh=make_mesh(devices),
+        in_specs=(rows, rows, rows),
+        out_specs=(rows, rows),
+    )
+    return on_shards(query, key, hashes)
+
+
+def test_ranking_by_hand():
+    """Three pairs, the keys of the last two one sentence: cosines 0.8, 0.6 | 1, 0 | 0.6, 0.8."""
+    query = np.array([[0.8, 0.6], [1, 0], [0.6, 0.8]], "f")
+    key = np.array([[1, 0], [0, 1], [0, 1]], "f")
+    hashes, options = np.array([1, 2, 2], "u4"), {"temperature": 0.5, "margin": 0.1}
+    loss, wins = ranking(1, query, key, hashes, **options, mask_duplicates=True)
+    # exponents (cosine - margin of the own key) / 0.5: 1.4 against 1.2, 1.2; -0.2 against 2; 1.4 against 1.2
+    expected = np.log([np.e**1.4 + 2 * np.e**1.2, np.e**-0.2 + np.e**2, np.e**1.4 + np.e**1.2]) - [1.4, -0.2, 1.4]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert list(wins) == [1, 0, 1], "by the cosines, without the margin"
+    loss, wins = ranking(1, query, key, hashes, **options, mask_duplicates=False)
+    expected[1:] = np.log([np.e**-0.2 + 1 + np.e**2, np.e**1.4 + np.e**1.6 + np.e**1.2]) - [-0.2, 1.4]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert list(wins) == [1, 0, 0], "a draw is no win"
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_ranking_and_its_gradients_equal_pytorch(devices):
+    """For queries, keys and the temperature; the gradient for a key gathers those of all shards."""
+    import torch
+
+    query, key, hashes, _ = contrast_case(3)
+
+    def ours(query, key, temperature):
+        options = {"temperature": temperature, "margin": 0.2, "mask_duplicates": True}
+        return ranking(devices, query, key, hashes, **options)[0].mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(query, key, 0.05)
+    q, k, t = (torch.tensor(x, requires_grad=True) for x in (query, key, np.float32(0.05)))
+    same = torch.tensor(hashes[:, None] == hashes) & ~torch.eye(16, dtype=torch.bool)
+    assert same.any()
+    logits = ((q @ k.T - 0.2 * torch.eye(16)) / t).masked_fill(same, -torch.inf)
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(16))
+    expected.backward()
+    assert np.isclose(loss, expected.item(), rtol=1e-5)
+    for grad, theirs in zip(grads, (q, k, t), strict=True):
+        np.testing.assert_allclose(grad, theirs.grad.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_margin_lowers_the_positive_alone(devices):
+    query, key, hashes, queue = contrast_case()
+    loss, wins = info_nce(devices, query, key, hashes, queue, 2, mask_duplicates=False, margin=0.3)
+    positive, share = np.sum(query * key, axis=1) / 0.05, np.exp(np.einsum("bp,snp->bsn", query, queue.keys[:2]) / 0.05)
+    expected = np.log1p(share.sum((1, 2)) / np.exp(positive - 0.3 / 0.05))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
+    _, without = info_nce(devices, query, key, hashes, queue, 2, mask_duplicates=False)
+    assert np.array_equal(wins, without)
+
+
 def test_queue_drops_the_oldest_batch_first():
     queue = contrastive.empty_queue(contrastive.slots_for(5, 2), 2, 3)
     assert queue.keys.shape == (3, 2, 3)  # 5 rounded up to whole batches

@@ -144,7 +144,7 @@ def test_progress_line():
         "padding": 0.0825, "gradient_norm": 3.0,
     }  # fmt: skip
     assert progress_line(120, 400, values, first=20, elapsed=50.0) == (  # 100 steps in 50 s, 280 to go
-        "120/400 steps, 02:20 left, loss 7.213, queue acc 41.2%, 12,345 tok/s, tlm 5.900, contrastive 1.313, "
+        "120/400 steps, 02:20 left, loss 7.213, accuracy 41.2%, 12,345 tok/s, tlm 5.900, contrastive 1.313, "
         "padding 8.2%"
     )
     values = {"loss": 1, "accuracy": float("nan")}  # of an empty queue: not known

@@ -20,7 +20,7 @@ ALIGNMENT_PANELS = (
     Panel("tlm", "TLM (translation language model)", "nats per masked piece"),
     Panel("contrastive", "Contrastive loss (InfoNCE)", "nats per pair"),
     Panel("word_alignment", "Word alignment", "mean cosine of the dictionary's pairs"),
-    Panel("contrastive_accuracy", "Own translation ranked first in the queue", "% of pairs", 100.0),
+    Panel("contrastive_accuracy", "Own translation ranked first in the queue or the batch", "% of pairs", 100.0),
 )
 
 

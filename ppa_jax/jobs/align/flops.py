@@ -40,12 +40,17 @@ def batch_flops(method: Method, config: EncoderConfig, batch: Batch) -> float:
             total -= 6 * config.hidden_size**2 * np.sum(lengths)
         return float(total)
 
+    def vectors(rows: Any, sentences: Any) -> float:
+        """Of sentences whose vectors are computed without a gradient."""
+        return config.flops(lengths_of(rows), method.layer, sentences.start.size if method.pooling == "cls" else None)
+
     masked = 0 if batch.slots is None else int((batch.slots.rank >= 0).sum())
     pooled = batch.query.start.size if method.pools_last(config) else 0
     total = trained(batch.rows, method.blocks(config), None if pooled and method.pooling != "cls" else masked + pooled)
     if batch.key_rows is not None:
-        read = batch.key.start.size if method.pooling == "cls" else None
-        total += config.flops(lengths_of(batch.key_rows), method.layer, read)
+        total += vectors(batch.key_rows, batch.key)
+    elif method.contrastive_weight and len(batch.rows.ids) > 1:  # ranking in parts
+        total += vectors(batch.rows, batch.query)
     if "embeddings" in method.frozen:  # no gradient of the decoder's table
         total -= 2 * masked * config.hidden_size * config.vocab_size
     return total + 3 * masked * config.flops_per_prediction()

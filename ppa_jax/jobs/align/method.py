@@ -4,10 +4,11 @@ One step, on a batch of sentences that translate each other:
 
 1. TLM: both sentences in one sequence, 15% of the pieces masked; the query encoder predicts them.
 2. Contrast: one sentence through the query encoder, its translation through the key encoder, both projected; InfoNCE of
-   the pair against a queue of past keys (and, as an option, the other keys of the batch).
+   the pair against a queue of past keys (as options, also against the other keys of the batch, and in both directions).
+   Or ranking: both through the query encoder, and each ranked among the other side of the whole batch, both ways.
    As an option, the word embeddings of dictionary pairs are drawn together, too (the auxiliary loss of ALIGN-MLM).
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
-   batch's keys replace the oldest in the queue.
+   batch's keys replace the oldest in the queue. Ranking has neither key side nor queue.
 
 Losses and gradients are written for one shard of the batch and run on all shards by `jax.shard_map`; optimizer, moving
 average and clipping are written for whole arrays. Everything is a pure function of (state, batch). Dropout and masks
@@ -21,7 +22,8 @@ positions of b pairs, D width, P projection, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -59,9 +61,13 @@ class Method:
     tlm_weight: float = 1.0
     contrastive_weight: float = 1.0
     word_alignment_weight: float = 0.0  # with a dictionary
+    objective: str = "momentum"  # of the contrast; or "ranking"
+    symmetric: bool = False  # momentum in both directions
     queue_size: int = 32_000  # keys; rounded up to whole batches
     momentum: float = 0.999
     temperature: float = 0.05
+    learn_temperature: bool = False  # from that value on
+    margin: float = 0.0  # subtracted from the cosine of a pair
     projection_dim: int = 300
     layer: int = 12  # whose states are pooled, from 1
     pooling: str = "cls"  # or "mean", over all tokens with the special ones
@@ -79,6 +85,16 @@ class Method:
     scan: bool = False  # compile one block, and loop over the layers
     dtype: Any = jnp.float32  # of the matmuls
 
+    @property
+    def ranking(self) -> bool:
+        """Whether the contrast, if there is one, is without key encoder and queue."""
+        return self.objective == "ranking"
+
+    @property
+    def sides(self) -> int:
+        """How many sentences of a pair are queries."""
+        return 2 if self.ranking or self.symmetric else 1
+
     def blocks(self, config: EncoderConfig) -> int:
         """How many blocks the query encoder runs: none above the contrast's layer, unless for TLM."""
         return config.num_layers if self.tlm_weight else self.layer
@@ -94,9 +110,15 @@ class State(struct.PyTreeNode):
     step: jax.Array
     rng: jax.Array  # uint32 key data, folded with the step
     params: Any  # encoder, mlm_head, projection: the query side
-    key_params: Any  # encoder, projection: the key side, without what is frozen; empty without contrast
-    queue: Any  # a Queue; None without contrast
+    key_params: Any  # encoder, projection: the key side, without what is frozen; empty without key encoder
+    queue: Any  # a Queue of the second sentences of pairs; None without key encoder
     opt_state: Any
+    first_queue: Any = None  # of the first sentences, for the contrast in both directions
+
+    @property
+    def queues(self) -> tuple[Any, ...]:
+        """One for each direction of the contrast."""
+        return tuple(queue for queue in (self.queue, self.first_queue) if queue is not None)
 
 
 def init_state(
@@ -108,35 +130,41 @@ def init_state(
         params.pop("mlm_head", None)
     if not method.contrastive_weight:
         params.pop("dense", None)
-    key_params, queue = {}, None
+    key_params, queues = {}, []
     if method.contrastive_weight:
         if "projection" not in params:
             head = ProjectionHead(config.hidden_size, method.projection_dim)
             width = params["dense"]["bias"].shape[0] if method.dense else config.hidden_size
             drawn = head.init(jax.random.key(seed), jnp.zeros((1, width)))
             params["projection"] = drawn["params"]
+        if method.learn_temperature:
+            params["log_temperature"] = jnp.log(jnp.float32(method.temperature))
+    if method.contrastive_weight and not method.ranking:
         # A copy, not an alias: both trees are donated to the step.
         keys = ("encoder", "dense", "projection") if method.dense else ("encoder", "projection")
         key_params = jax.tree.map(jnp.copy, {name: split(params, method.frozen)[0][name] for name in keys})
         slots = contrastive.slots_for(method.queue_size, batch_size)
-        queue = contrastive.empty_queue(slots, batch_size, method.projection_dim)
+        queues = [contrastive.empty_queue(slots, batch_size, method.projection_dim) for _ in range(method.sides)]
     return State(
         step=jnp.zeros((), jnp.int32),
         rng=jax.random.key_data(jax.random.key(seed)),
         params=params,
         key_params=key_params,
-        queue=queue,
         opt_state=optimizer.init(split(params, method.frozen)[0]),
+        **_as_fields(queues),
     )
+
+
+def _as_fields(queues: Sequence[Any]) -> dict[str, Any]:
+    """The fields of a State that has these queues; `State.queues` is the reverse."""
+    return dict(itertools.zip_longest(("queue", "first_queue"), queues))
 
 
 def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     """Where every leaf of the state lives: parameters and moments by the rules, the queue split as the batch."""
     shardings = tree_shardings(state, rules, mesh)
-    if state.queue is None:
-        return shardings
-    specs = contrastive.queue_specs(BATCH_AXES)
-    return shardings.replace(queue=jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+    split = jax.tree.map(lambda spec: NamedSharding(mesh, spec), contrastive.queue_specs(BATCH_AXES))
+    return shardings.replace(**_as_fields([split for _ in state.queues]))
 
 
 class Network:
@@ -147,6 +175,7 @@ class Network:
         self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
         self._dense = method.dense
+        self._temperature = method.temperature
         self._dropout = config.has_dropout
         self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
 
@@ -179,6 +208,10 @@ class Network:
             pooled_bxD = dense(params["dense"], pooled_bxD, self._dense)
         return self._projection.apply({"params": params["projection"]}, pooled_bxD)
 
+    def temperature(self, params: Any) -> Any:
+        """Of the contrast: the setting, or what is learned."""
+        return jnp.exp(params["log_temperature"]) if "log_temperature" in params else self._temperature
+
 
 def make_step(
     method: Method,
@@ -197,23 +230,40 @@ def make_step(
     specs = specs_of(shardings)
     trained_specs, _ = split(specs.params, method.frozen)
 
-    def encode_keys(params, batch: Batch, seed):
-        """The vectors of the key sentences, [A, b, P]."""
+    def encode_sentences(params, rows, spans, seed):
+        """The vectors of sentences, [A, b, P], without what only a gradient needs."""
 
         def one(part):
-            rows, key = part
+            rows, (start, length) = part
             if method.pooling == "cls":  # the last block computes [CLS] alone
-                pooled = network.encode(params, rows, seed, method.layer, key.start)[-1]
+                pooled = network.encode(params, rows, seed, method.layer, start)[-1]
             else:
-                states = network.encode(params, rows, seed, method.layer)[-1]
-                pooled = pool(states, key.start, key.length, method.pooling)
+                pooled = pool(network.encode(params, rows, seed, method.layer)[-1], start, length, method.pooling)
             return network.project(params, pooled)
 
-        return jax.lax.map(one, (batch.key_rows, batch.key))
+        return jax.lax.map(one, (rows, spans))
 
-    def losses(params, queue, part, step, rngs, masked_total):
+    def contrast(temperature, queries, keys, hashes, queues, step, first, pairs):
+        """The contrastive loss of some pairs of a shard, as a share of the mean over all `pairs`, and metrics.
+
+        Queries [sides, b, P], keys, hashes and queues have a direction each; `first` is the first pair's column.
+        """
+        options = {"temperature": temperature, "margin": method.margin, "mask_duplicates": method.mask_duplicates}
+        if method.ranking:  # the queries of one direction are the keys of the other
+            directions = zip(queries, queries[::-1], hashes, strict=True)
+            found = [contrastive.ranking(*x, **options, axes=BATCH_AXES) for x in directions]
+        else:
+            slots, columns = len(queues[0].hashes), first + jnp.arange(queries.shape[1])
+            filled = jnp.minimum(step + method.in_batch, slots)
+            own = (step % slots, columns) if method.in_batch else None
+            directions = zip(queries, keys, hashes, queues, strict=True)
+            found = [contrastive.info_nce(*x, filled, own, **options, axes=BATCH_AXES) for x in directions]
+        nll, wins = (sum(map(jnp.sum, x)) / (pairs * method.sides) for x in zip(*found, strict=True))
+        return nll, {"contrastive": nll, "contrastive_accuracy": wins}
+
+    def losses(params, queues, part, step, rngs, totals):
         """One accumulation step's share of the loss, the mean over the whole batch, and metrics."""
-        batch, keys, number = part
+        batch, keys, number, pull = part
         rows, masked, read = batch.rows, None, []
         if method.tlm_weight:
             masked = masking.mask_tokens(
@@ -240,52 +290,74 @@ def make_step(
         if masked is not None:
             states = hidden[-1].at[masked.at].get(mode="clip") if at is None else hidden[-1][: len(masked.at)]
             nll = network.masked_lm(params, states, masked.labels)
-            metrics["tlm"] = jnp.sum(nll * masked.weights) / masked_total
+            metrics["tlm"] = jnp.sum(nll * masked.weights) / totals["masked"]
             loss += method.tlm_weight * metrics["tlm"]
         if method.contrastive_weight:
             start, length = batch.query
-            b, (slots, columns) = len(start), queue.hashes.shape
             if pools_last and at is not None:
-                pooled = hidden[-1][-b:]
+                pooled = hidden[-1][-len(start) :]
             else:
                 pooled = pool(hidden[method.layer], start, length, method.pooling)
-            nll, wins = contrastive.info_nce(
-                network.project(params, pooled),
-                keys,
-                batch.hashes,
-                queue,
-                jnp.minimum(step + method.in_batch, slots),
-                (step % slots, number * b + jnp.arange(b)) if method.in_batch else None,
-                temperature=method.temperature,
-                mask_duplicates=method.mask_duplicates,
-                axes=BATCH_AXES,
-            )
-            pairs = columns * mesh.size
-            metrics |= {"contrastive": jnp.sum(nll) / pairs, "contrastive_accuracy": jnp.sum(wins) / pairs}
-            loss += method.contrastive_weight * metrics["contrastive"]
+            vectors, temperature = network.project(params, pooled), network.temperature(params)
+            if pull is not None:  # the loss of the whole batch has been computed: its gradient goes on from here
+                surrogate = jnp.sum(pull[0] * temperature) + jnp.sum(pull[1] * vectors)
+                return loss + method.contrastive_weight * surrogate, metrics | {"loss": loss}
+            x = (None if y is None else by_direction(y[None], method.sides) for y in (vectors, keys, batch.hashes))
+            first = number * (len(start) // method.sides)
+            nll, found = contrast(temperature, *x, queues, step, first, totals["pairs"])
+            metrics |= found
+            loss += method.contrastive_weight * nll
         return loss, metrics | {"loss": loss}
 
-    def on_shard(params, key_params, queue, batch: Batch, step, rng):
-        """Gradients and metrics of the whole batch, and the queue after it. `queue` and `batch` are one shard's."""
+    def rank_whole_batch(params, batch: Batch, seed, pairs):
+        """Ranking in a batch of A > 1 parts: the first pass of GradCache (Gao et al. 2021, arXiv 2101.06983).
+
+        Returns the loss and metrics, and its gradient for the temperature [A] and the vectors [A, 2b, P] of the parts.
+        The second pass computes the vectors again, with the same dropout, and takes that gradient to the parameters.
+        """
+        vectors = encode_sentences(params, batch.rows, batch.query, seed)
+
+        def loss(temperature, vectors):
+            hashes = by_direction(batch.hashes, 2)
+            return contrast(temperature, by_direction(vectors, 2), None, hashes, (), None, None, pairs)
+
+        temperature = as_varying(jnp.asarray(network.temperature(params)))
+        run = jax.value_and_grad(loss, (0, 1), has_aux=True)
+        (nll, metrics), (of_temperature, of_vectors) = run(temperature, vectors)
+        return nll, metrics, (jnp.full(len(vectors), of_temperature / len(vectors)), of_vectors)
+
+    def on_shard(params, key_params, queues, batch: Batch, step, rng):
+        """Gradients and metrics of the whole batch, and the queues after it. `queues` and `batch` are one shard's."""
         batch = jax.tree.map(lambda x: x[:, 0], batch)  # [A, 1, ...] -> [A, ...]
         rngs = jax.random.split(jax.random.fold_in(jax.random.wrap_key_data(rng), step), 3)
-        trained, frozen = split(own_copy(params, specs.params, method.dtype), method.frozen)
-        keys, after, masked_total = None, queue, 1
+        whole, A = own_copy(params, specs.params, method.dtype), len(batch.rows.ids)
+        trained, frozen = split(whole, method.frozen)
+        keys, pull, ranked, after, totals = None, None, None, queues, {}
         if method.contrastive_weight:
+            totals["pairs"] = batch.hashes.size // method.sides * mesh.size
+        if queues:
             seed = jax.random.bits(rngs[2]) if method.key_dropout else None
-            keys = encode_keys(merge(own_copy(key_params, specs.key_params, method.dtype), frozen), batch, seed)
-            after = contrastive.enqueue(queue, step, keys.reshape(-1, keys.shape[-1]), batch.hashes.reshape(-1))
+            key_side = merge(own_copy(key_params, specs.key_params, method.dtype), frozen)
+            keys = encode_sentences(key_side, batch.key_rows, batch.key, seed)
+            new = zip(queues, *(by_direction(x, method.sides) for x in (keys, batch.hashes)), strict=True)
+            after = tuple(contrastive.enqueue(queue, step, *x) for queue, *x in new)
+        elif method.contrastive_weight and A > 1:
+            *ranked, pull = rank_whole_batch(whole, batch, jax.random.bits(rngs[1]), totals["pairs"])
         if method.tlm_weight:
-            masked_total = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.slots.rank >= 0), BATCH_AXES))
-        negatives = after if method.in_batch else queue
+            totals["masked"] = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.slots.rank >= 0), BATCH_AXES))
+
+        negatives = after if method.in_batch else queues
 
         def one(part):
             def of_trained(trained):
-                return losses(merge(trained, frozen), negatives, part, step, rngs, masked_total)
+                return losses(merge(trained, frozen), negatives, part, step, rngs, totals)
 
             return jax.grad(of_trained, has_aux=True)(trained)
 
-        gradients, metrics = sum_of(one, (batch, keys, jnp.arange(len(batch.rows.ids))))
+        gradients, metrics = sum_of(one, (batch, keys, jnp.arange(A), pull))
+        if ranked:
+            nll, found = ranked
+            metrics |= found | {"loss": metrics["loss"] + method.contrastive_weight * nll}
         return sum_over_shards(gradients, trained_specs, method.dtype), jax.lax.psum(metrics, BATCH_AXES), after
 
     def add_word_alignment(params, gradients, metrics):
@@ -301,30 +373,39 @@ def make_step(
         return jax.tree.map(jnp.add, gradients, more), metrics
 
     def step(state: State, batch: Batch):
-        gradients, metrics, queue = jax.shard_map(
+        gradients, metrics, queues = jax.shard_map(
             on_shard,
             mesh=mesh,
-            in_specs=(specs.params, specs.key_params, specs.queue, P(None, BATCH_AXES), P(), P()),
-            out_specs=(trained_specs, P(), specs.queue),
-        )(state.params, state.key_params, state.queue, batch, state.step, state.rng)
+            in_specs=(specs.params, specs.key_params, specs.queues, P(None, BATCH_AXES), P(), P()),
+            out_specs=(trained_specs, P(), specs.queues),
+        )(state.params, state.key_params, state.queues, batch, state.step, state.rng)
         trained, frozen = split(state.params, method.frozen)
         if method.word_alignment_weight and words is not None:
             gradients, metrics = add_word_alignment(trained, gradients, metrics)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
         trained: Any = optax.apply_updates(trained, updates)
+        if "log_temperature" in trained:
+            metrics["temperature"] = network.temperature(state.params)
+            trained["log_temperature"] = jnp.maximum(trained["log_temperature"], jnp.log(contrastive.COLDEST))
         followed = {name: trained[name] for name in state.key_params}
         state = state.replace(
             step=state.step + 1,
             params=merge(trained, frozen),
             key_params=contrastive.ema(state.key_params, followed, method.momentum),
-            queue=queue,
             opt_state=opt_state,
+            **_as_fields(queues),
         )
         return state, metrics
 
     batches, whole = NamedSharding(mesh, P(None, BATCH_AXES)), NamedSharding(mesh, P())
     return jax.jit(step, donate_argnums=0, in_shardings=(shardings, batches), out_shardings=(shardings, whole))
+
+
+def by_direction(x: jax.Array, directions: int) -> jax.Array:
+    """[A, directions * b, ...] -> [directions, A * b, ...]."""
+    split = x.reshape(len(x), directions, -1, *x.shape[2:])
+    return jnp.swapaxes(split, 0, 1).reshape(directions, -1, *x.shape[2:])
 
 
 def sum_of(function: Callable[[Any], Any], parts: Any) -> Any:

@@ -179,7 +179,7 @@ def log_facts(run: Run, state: align.State) -> None:
         return " + ".join(f"{rows} x {width}" for rows, width in layout)
 
     rows = as_text(base.query)
-    if run.losses.contrastive:
+    if state.queue is not None:
         rows = f"{rows} for queries and TLM, {as_text(base.key)} for keys"
     logging.info(
         "%d steps of %d pairs%s on %d devices (%s), %s parameters trained; a shard's rows: %s; %d masked slots",
@@ -318,9 +318,16 @@ def describe_losses(run: Run) -> str:
         name = "translation language model" if losses.joint else "masked language model"
         terms.append(f"{name} x {losses.tlm:g}" + (f" ({'; '.join(options)})" if options else ""))
     if losses.contrastive:
+        form = f"queue {method.queue_size}, momentum {method.momentum}"
+        if method.ranking:
+            form = "both directions in the batch"
+        elif method.symmetric:
+            form = f"both directions, {form}"
         terms.append(
-            f"contrast of whole sentences x {losses.contrastive:g} (layer {method.layer}, {method.pooling}, queue "
-            f"{method.queue_size}, momentum {method.momentum}, temperature {method.temperature})"
+            f"{'translation ranking' if method.ranking else 'contrast of whole sentences'} x {losses.contrastive:g} "
+            f"(layer {method.layer}, {method.pooling}, {form}, "
+            f"{'learned ' * method.learn_temperature}temperature {method.temperature}"
+            f"{f', margin {method.margin}' if method.margin else ''})"
         )
     if losses.word_alignment:
         terms.append(f"alignment of word embeddings x {losses.word_alignment:g}")

@@ -63,7 +63,9 @@ LIMITS = {
     "contrastive.weight": NOT_NEGATIVE,
     "contrastive.queue_size": Limit(lambda n: 0 < n < 2**31, "greater than 0, below 2**31"),
     "contrastive.momentum": Limit(lambda x: 0 <= x <= 1, "between 0 and 1"),
+    "contrastive.objective": one_of("momentum", "ranking"),
     "contrastive.temperature": POSITIVE,
+    "contrastive.margin": NOT_NEGATIVE,
     "contrastive.projection_dim": POSITIVE,
     "contrastive.layer": Limit(lambda n: n >= -1, "0 (the base's own), -1 (the last) or a layer from 1"),
     "contrastive.pooling": Limit(lambda name: name in ("", "cls", "mean"), "cls, mean or empty"),
@@ -120,6 +122,13 @@ def validate(config: Config) -> Losses:
         raise UserError("config.word_alignment.dictionaries is empty: give a directory of files en-xx.tsv, or sample")
     if not tlm.weight and not config.contrastive.weight:
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
+    ranking = config.contrastive.weight and config.contrastive.objective == "ranking"
+    if ranking and config.contrastive.symmetric:
+        raise UserError(
+            "config.contrastive.symmetric: ranking has both directions; leave it out, or set objective=momentum"
+        )
+    if ranking and config.train.batch_size == 1:
+        raise UserError("config.train.batch_size=1: ranking is among the pairs of a batch; give 2 or more")
     texts = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
     if texts and config.contrastive.weight:
         raise UserError(
@@ -312,6 +321,8 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         mask_rate=config.tlm.mask_rate,
         contrast=losses.contrastive > 0,
         tlm=losses.tlm > 0,
+        sides=method.sides,
+        keys=not method.ranking,
         joint=losses.joint,
         shards=mesh.size,
         accumulate=config.train.accumulate,

@@ -13,7 +13,8 @@ from step_fixtures import BATCH, CONFIG, METHOD, dictionary_of_words, largest_di
 from ppa_jax.data import packing
 from ppa_jax.jobs.align.collectives import collectives
 from ppa_jax.jobs.align.flops import flops
-from ppa_jax.objectives import masked_lm, masking
+from ppa_jax.model.heads import MaskedLMHead
+from ppa_jax.objectives import contrastive, masked_lm, masking
 from ppa_jax.training import optimizer, sharding
 
 STEPS = 20
@@ -322,6 +323,129 @@ def test_what_is_frozen_costs_less_as_counted(make):
     for frozen, costs in found.items():
         compiled, counted = everything - costs
         assert 0.85 < compiled / counted < 1.4, frozen
+
+
+OBJECTIVES = {
+    "ranking": {"objective": "ranking", "margin": 0.2, "learn_temperature": True, "layer": 1, "pooling": "mean"},
+    "symmetric": {"symmetric": True, "in_batch": True, "learn_temperature": True},
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.usefixtures("hasty")
+def test_both_directions_of_the_contrast_equal_pytorch(make, tmp_path, name):
+    """Loss, gradients (one step of gradient descent at rate 1) and queues, each sentence encoded by itself."""
+    import torch
+    import torch.nn.functional as F
+    import transformers
+
+    from ppa_jax.interop import huggingface
+
+    config = dataclasses.replace(CONFIG, hidden_dropout=0.0, attention_dropout=0.0)
+    method = dataclasses.replace(METHOD, tlm_weight=0.0, **OBJECTIVES[name])
+    setting = make(config=config, method=method, optimize=optax.sgd(1.0))
+    rng, batch = np.random.default_rng(0), setting.batches.make(0)
+    hashes = batch.hashes[0, 0].reshape(2, BATCH)  # of the second sentences, and of the first
+    hashes[:, 3] = hashes[:, 5]  # duplicates
+    texts, _ = setting.batches._texts(setting.batches.schedule.batch(0), np.arange(BATCH))
+    texts = [texts[n] for n in range(BATCH)]
+    state, past = setting.state, []
+    if name == "symmetric":  # two full slots a direction; the key side differs from the query side
+        for side in range(2):
+            keys = rng.normal(size=(2, BATCH, 8)).astype("f")
+            past.append(
+                (keys / np.linalg.norm(keys, axis=2, keepdims=True), rng.permuted(np.stack([hashes[side]] * 2)))
+            )
+        queue, first_queue = (contrastive.Queue(*map(jnp.asarray, x)) for x in past)
+        moved = jax.tree.map(lambda x: 1.1 * x, state.key_params)
+        state = state.replace(queue=queue, first_queue=first_queue, key_params=moved, step=jnp.int32(2))
+    else:
+        assert state.queues == () and state.key_params == {} and batch.key_rows is None, "no memory for them"
+    start, key_start = jax.tree.map(np.array, (state.params, state.key_params))
+
+    def in_torch(params):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        huggingface.write(directory, huggingface.Pretrained(config, params | {"mlm_head": head}, {}, {}))
+        model = transformers.BertForMaskedLM.from_pretrained(directory).train()
+        projection = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8))
+        with torch.no_grad():
+            for layer, part in ((projection[0], "hidden"), (projection[2], "output")):
+                layer.weight.copy_(torch.tensor(params["projection"][part]["kernel"].T))
+                layer.bias.copy_(torch.tensor(params["projection"][part]["bias"]))
+        return model, projection
+
+    def vectors(model, projection, side):
+        found = []
+        for pair in texts:
+            ids = torch.tensor([[1, *map(int, pair[side].split()), 2]])
+            states = model.bert(ids, output_hidden_states=True).hidden_states[method.layer][0]
+            found.append(states[0] if method.pooling == "cls" else states.mean(0))
+        return F.normalize(projection(torch.stack(found)), dim=1)
+
+    head = MaskedLMHead(CONFIG).init(jax.random.key(1), jnp.zeros((1, 32)))["params"]
+    query, projection = in_torch(start)
+    log_temperature = torch.tensor(np.log(np.float32(0.05)), requires_grad=True)
+    ours = [vectors(query, projection, side) for side in range(2)]
+    if name == "ranking":
+        keys = ours[::-1]
+    else:
+        with torch.no_grad():
+            key_side = in_torch(key_start)
+            keys = [vectors(*key_side, side) for side in (1, 0)]
+    loss = 0
+    for direction in range(2):
+        own, others = torch.tensor(hashes[direction].astype(np.int64)), keys[direction]
+        known = own
+        if past:  # step 2 writes slot 0: one slot of the past is left, and the batch itself
+            others = torch.cat([others, torch.tensor(past[direction][0][1])])
+            known = torch.cat([own, torch.tensor(past[direction][1][1].astype(np.int64))])
+        logits = (ours[direction] @ others.T - method.margin * torch.eye(BATCH, len(others))) / log_temperature.exp()
+        same = (known[None] == own[:, None]) & ~torch.eye(BATCH, len(others), dtype=torch.bool)
+        assert same.any()
+        loss = loss + F.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(BATCH)) / 2
+    loss.backward()
+
+    state, metrics = setting.step(state, sharding.put_batch(batch, setting.mesh))
+    assert float(metrics["contrastive"]) == pytest.approx(loss.item(), rel=1e-5)
+    assert float(metrics["temperature"]) == pytest.approx(0.05)
+    moved = start["log_temperature"] - log_temperature.grad.item()
+    assert float(state.params["log_temperature"]) == pytest.approx(max(moved, np.log(0.01)), rel=1e-4)
+    tensors, compared = dict(query.named_parameters()), 0
+    for tensor, path in huggingface.tensor_names(config).items():
+        if tensor in tensors and tensors[tensor].grad is not None:
+            gradient = np.asarray(get(start, path)) - np.asarray(get(state.params, path))
+            wanted = tensors[tensor].grad.numpy()
+            wanted = wanted.T if path[-1] == "kernel" else wanted
+            np.testing.assert_allclose(gradient, wanted, atol=3e-5, rtol=1e-4, err_msg=tensor)
+            compared += 1
+    assert compared == 5 + 16 * method.layer
+    for layer, part in ((projection[0], "hidden"), (projection[2], "output")):
+        gradient = start["projection"][part]["kernel"] - np.asarray(state.params["projection"][part]["kernel"])
+        np.testing.assert_allclose(gradient, layer.weight.grad.numpy().T, atol=3e-5, rtol=1e-4)
+    for queue, found in zip(state.queues, keys, strict=False):
+        np.testing.assert_allclose(queue.keys[0], found.numpy(), atol=1e-5)
+
+
+def get(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.usefixtures("hasty")
+def test_both_directions_are_the_same_on_devices_and_accumulated(make, name):
+    """With TLM, dropout and duplicates; the batch is the batch, whatever its parts (GradCache). Gradient descent."""
+    given = {"method": dataclasses.replace(METHOD, **OBJECTIVES[name]), "optimize": optax.sgd(1e-2)}
+    expected_state, expected = run(make(**given), 2)
+    assert expected[0]["contrastive"] > 1 and 0 <= expected[0]["contrastive_accuracy"] <= 1
+    for devices, accumulate, rules in ((1, 4, "replicated"), (2, 2, "fsdp"), (8, 1, "replicated")):
+        state, losses = run(make(devices, accumulate, **given, rules=rules), 2)
+        for got, want in zip(losses, expected, strict=True):
+            assert got == pytest.approx(want, rel=2e-4, abs=1e-5)
+        assert largest_difference(state.params, expected_state.params) < 1e-5
+        for queue, wanted in zip(state.queues, expected_state.queues, strict=True):
+            np.testing.assert_array_equal(queue.hashes, wanted.hashes)
 
 
 def moved(setting):

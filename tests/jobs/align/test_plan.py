@@ -61,6 +61,22 @@ def test_operations_are_those_of_real_tokens(command, tmp_path):
     assert flops(mean, c, run.batches, steps=1) == pytest.approx(total + own * everything)
 
 
+def test_operations_of_ranking(command, tmp_path):
+    """Both sides forward and backward, no keys; in parts, all vectors are computed once more."""
+    whole = {}
+    for accumulate in (1, 2):
+        fields = {"contrastive.objective": "ranking", "train.accumulate": accumulate, "mesh.data": 2, "tlm.weight": 0}
+        config, _ = parse(command(tmp_path, fields))
+        run = align_setup.open_run(config, align_setup.validate(config), tmp_path / str(accumulate))
+        c, batch = run.pretrained.config, run.batches.make(0)
+        lengths = batch.query.length.reshape(-1)
+        assert len(lengths) == 2 * config.train.batch_size
+        whole[accumulate] = flops(run.method, c, run.batches, steps=1)
+        expected = (2 + accumulate) * c.flops(lengths, read=len(lengths))
+        assert whole[accumulate] == pytest.approx(expected)
+    assert whole[2] == pytest.approx(4 / 3 * whole[1])
+
+
 def test_mistakes(command, tmp_path, error_line, monkeypatch):
     from jax.experimental import topologies
 
