@@ -282,6 +282,29 @@ def test_a_run_in_a_bucket_goes_on_on_another_machine(
         assert (tmp_path / "run/export" / name).read_bytes() == (whole.workdir / "export" / name).read_bytes()
 
 
+OBJECTIVES = [
+    (
+        {"contrastive.objective": "ranking", "contrastive.margin": 0.1, "contrastive.learn_temperature": "true"},
+        "translation ranking x 1 (layer 1, cls, both directions in the batch, learned temperature 0.05, margin 0.1)",
+    ),
+    ({"contrastive.symmetric": "true"}, "contrast of whole sentences x 1 (layer 1, cls, both directions, queue 16"),
+]
+
+
+@pytest.mark.parametrize(("fields", "says"), OBJECTIVES, ids=lambda x: None if isinstance(x, str) else next(iter(x)))
+def test_every_objective_goes_on_to_the_bit_and_is_named(command, tmp_path, fields, says):
+    fields = fields | {"train.steps": 4, "mesh.data": 2, "checkpoint.every": 2}
+    assert main(command(tmp_path / "whole", fields)) == 0
+    with signal_at(2):
+        assert main(command(tmp_path / "run", fields)) == 143
+    assert main(command(tmp_path / "run", fields)) == 0
+    (step, params), (_, expected) = (load_latest_params(tmp_path / x / "checkpoints") for x in ("run", "whole"))
+    assert step == 4 and steps_of(tmp_path / "run") == list(range(4))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    for file in ("report.md", "export/README.md"):
+        assert says in (tmp_path / "run" / file).read_text()
+
+
 @pytest.fixture(scope="module")
 def halfway(command, compilation, tmp_path_factory):
     """A run on 8 devices with checkpoints of steps 3 and 6, stopped at 6."""
