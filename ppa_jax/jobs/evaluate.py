@@ -1,8 +1,8 @@
 """Measures models side by side: retrieval, bitext mining, word alignment, lexicon induction, CKA.
 
-All data is read, and every setting and tokenizer checked, before the first model's weights are read. One model is in
-memory at a time. A model of several trainings is measured by the mean over them. Scores are saved in the workdir, and
-the same command continues after them.
+All data is read, and all settings and tokenizers are checked, before the first model's weights are read. One model is
+in memory at a time. For a model with several trainings, the mean over them is reported. Scores are saved in the
+workdir, so that the same command resumes.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ LIMITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """What is known of a model before its weights are read."""
+    """What is read of a model before its weights."""
 
     sources: tuple[str, ...]  # its trainings with different seeds; usually one
     depth: int  # blocks
-    own: Request | None  # layer and pooling that it was trained with; None: it does not say
+    own: Request | None  # layer and pooling that it was trained with; None: unknown
     max_length: int  # tokens of a sentence
 
 
@@ -185,7 +185,7 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
 
 
 def choose_requests(model: Model, models: Iterable[Model], config: Config) -> Requests:
-    """Where one of the models is measured."""
+    """The layers and poolings at which one of the models is measured."""
     main = comparison.main_setting(model.depth) if config.layer == -1 else (config.layer, "mean")
     trained = [m.own for m in models if m.own is not None and m.own[0] <= model.depth]
     layers = list(range(model.depth + 1)) if config.every_layer else [main[0]]
@@ -212,7 +212,7 @@ def measure(
 
 
 def digest(source: str, requests: Requests, max_length: int, config: Config) -> str:
-    """A hash of all that a model's scores depend on; files count by name and content, so a copy has the same."""
+    """A hash of all that a model's scores depend on; files count by name and content, so a copy has the same hash."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
     given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
     if not config.mining:
@@ -231,7 +231,7 @@ def digest(source: str, requests: Requests, max_length: int, config: Config) -> 
 
 
 def open_parts(config: Config) -> list[Part]:
-    """Reads the data of every part that is configured. Raises UserError, naming the field, for data that is wrong."""
+    """Reads the data of every configured part. Raises UserError, naming the field, for unusable data."""
     parts: list[Part] = []
     if config.tatoeba:
         parts.append(_retrieval(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))

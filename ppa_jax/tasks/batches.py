@@ -1,7 +1,7 @@
 """Batches of features for fine-tuning and prediction: which rows make up batch t, padded to one of a few lengths.
 
-The plan is a pure function of (seed, step): every epoch walks all features once, in a new order; within windows of it
-rows of like length come together, so little is padded, and the batches of a window are shuffled again.
+The plan is a pure function of (seed, step): every epoch has all features once, in a new random order; within windows,
+rows of similar length form batches, so there is little padding, and the batches of a window are shuffled.
 
 Axes: N features, B rows of a batch, L tokens of a row.
 """
@@ -15,12 +15,12 @@ import numpy as np
 
 from ppa_jax.tasks.task import IGNORE, Feature
 
-WINDOW = 32  # batches whose rows are sorted by length together
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of rows: a program is compiled for each that occurs
+WINDOW = 32  # batches in a window, whose rows are sorted by length
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of rows; a program is compiled for each length that occurs
 
 
 def padded_length(longest: int) -> int:
-    """The static shape for rows of at most `longest` tokens; past the last of LENGTHS, a multiple of 128."""
+    """The static length for rows of at most `longest` tokens; above the last of LENGTHS, a multiple of 128."""
     return next((length for length in LENGTHS if length >= longest), -(-longest // 128) * 128)
 
 
@@ -48,7 +48,7 @@ class FeatureBatches:
     """The batches of a training run."""
 
     def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int, limit: int) -> None:
-        """`features`: at least one; with fewer than a batch, some appear in it twice. `limit`: see `stack`."""
+        """`features`: at least one; if they are fewer than a batch, some occur in it twice. `limit`: see `stack`."""
         self.features, self.batch_size, self.seed, self.pad_id, self.limit = features, batch_size, seed, pad_id, limit
         self._lengths = np.array([len(feature.ids) for feature in features])
 
@@ -60,7 +60,7 @@ class FeatureBatches:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 - as long as the run
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Every feature once, [N]: those that complete the last batch of the epoch before, whole batches, a rest."""
+        """Every feature once, [N]: the rest of the previous epoch's last batch, whole batches, and what is left."""
         N, B = len(self.features), self.batch_size
         random = np.random.default_rng((self.seed, 0, epoch))
         order = random.permutation(N)
@@ -82,7 +82,7 @@ class FeatureBatches:
 def in_order_of_length(
     features: Sequence[Feature], batch_size: int, pad_id: int, limit: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """(numbers of the features, their batch) until each was there once; the last batch is filled with its last row."""
+    """(numbers of the features, their batch), each feature once; the last batch is filled with its last row."""
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids))
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]

@@ -1,8 +1,8 @@
 """Sentence-level code-switching, PPA's third part: the two sides of an example in different languages.
 
-Pan et al. (2021) fine-tune on translations so that premise and hypothesis, or question and context, need not share a
-language: en-en, xx-xx, en-xx and xx-en, in a ratio that is not known. Here two settings decide: how often the sides
-differ (`rate`), and the languages: English and one other for each row (`pivot`: PPA's), or all by probabilities.
+Pan et al. (2021) fine-tune on translations, where premise and hypothesis, or question and context, may be in different
+languages: en-en, xx-xx, en-xx and xx-en, in an unknown ratio. Two settings control it here: how often the sides differ
+(`rate`), and the languages: English and one other per row (`pivot`, as in PPA), or all, by probabilities.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ppa_jax.errors import UserError
 def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
     """Each row once for every language, with languages drawn independently each time; the same rows for the same seed.
 
-    With a pivot, which is PPA's recipe, a single language has nothing to switch to: its rows stay as they are.
+    With a pivot, which is PPA's recipe, rows of a single language stay unchanged.
 
     Args:
       task: of the examples.
@@ -29,7 +29,7 @@ def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: fl
       seed: for the languages.
 
     Raises:
-      UserError: the task has no two sides; another form of `spec`; the languages do not fit.
+      UserError: the task's examples do not have two sides; `spec` has another form; the languages do not fit.
     """
     field = f"config.data.code_switch={spec}"
     pivot = spec.removeprefix("pivot=") if spec.startswith("pivot=") else ""
@@ -68,18 +68,18 @@ def code_switch(
 
     Args:
       task: mixes two examples.
-      parallel: language -> its examples. They are matched by id, and what a language lacks is left out; where the
-        languages share no ids, or one has an id twice, by row.
+      parallel: language -> its examples. They are matched by id, and ids that a language does not have are left out; by
+        row if the languages share no ids or one has an id twice.
       probabilities: language -> probability; 1 together.
       rng: draws the languages.
       rate: how often the two sides differ in language, from 0 to 1. The first side's language is drawn by the
-        probabilities, and so is another one for the second side. With a pivot or even probabilities the rate has no
-        influence on how often a language appears.
-      pivot: a language; then a row has two, this one and another, which is drawn by `probabilities` (its own does not
-        count), and each side is in either of them as often.
+        probabilities, and so is another one for the second side. With a pivot or equal probabilities, the rate does not
+        affect how often a language occurs.
+      pivot: a language; then a row has two languages, this one and another, drawn by `probabilities` (the pivot's own
+        is ignored), and each side is in either of them with equal probability.
 
     Raises:
-      UserError: probabilities that are none or of languages that are not there; no common rows; `mix`'s.
+      UserError: invalid probabilities, or of unknown languages; no common rows; as `mix`.
     """
     names = list(probabilities)
     missing = [name for name in names if name not in parallel]

@@ -14,7 +14,7 @@ from ppa_jax.data.text_files import Problem, read_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8  # columns
 COLUMNS = 10
-NONE = "_"  # what a column holds where nothing is known
+NONE = "_"  # an unspecified value
 EXPECTED = "CoNLL-U has ten columns with tabs between, words numbered 1, 2, ... and a blank line after each sentence"
 _NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1-2) and empty nodes (1.1)
 
@@ -81,7 +81,7 @@ def table(words: Iterable[str], upos: Iterable[str], heads: Iterable[Any], relat
 
 
 def write(path: Path, sentences: Sequence[Sentence], columns: Sequence[Mapping[int, Sequence[Any]]]) -> None:
-    """Writes the sentences as read, with new values in some columns: {column: a value for each word} of each."""
+    """Writes the sentences as read, except for new values in some columns: {column: a value per word} per sentence."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for sentence, changes in zip(sentences, columns, strict=True):
             rows = [list(row) for row in sentence.rows]

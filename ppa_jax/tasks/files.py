@@ -1,4 +1,4 @@
-"""Where a task's examples come from: LANGUAGE=FILE,..., or a path with {lang} in it for every language there is."""
+"""The source of a task's examples: LANGUAGE=FILE,..., or a path with {lang} that stands for every language found."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def _find_columns(header: Sequence[str]) -> dict[str, int]:
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The three labels, in the same order whatever the data.
+    """The three labels, in a fixed order.
 
     Raises UserError if the examples have no label, or all the same: there is nothing to train on.
     """
@@ -204,9 +204,9 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
 ) -> list[Feature]:
-    """[CLS] premise [SEP] hypothesis [SEP] for each pair, the longer of the two cut where they are too long.
+    """[CLS] premise [SEP] hypothesis [SEP] for each pair; if they are too long, the longer one is truncated.
 
-    Both are cut as transformers' "longest_first" does it in its fast tokenizers.
+    As by "longest_first" in transformers' fast tokenizers.
 
     Raises UserError if `max_length` leaves no room for a piece of each.
     """
@@ -228,7 +228,7 @@ def features(
 
 
 def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """Of premise and hypothesis; a bounded number of texts at once."""
+    """The pieces of premise and hypothesis; tokenises a bounded number of texts at a time."""
     for begin in range(0, len(examples), _ENCODED_AT_ONCE):
         some = examples[begin : begin + _ENCODED_AT_ONCE]
         premises = tokenizer.encode([example.premise for example in some])
@@ -236,7 +236,7 @@ def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple
 
 
 def _cut(first: int, second: int, room: int) -> tuple[int, int]:
-    """The truncated lengths. The shorter one is truncated only if it does not fit into half of the room."""
+    """The truncated lengths. The shorter text is truncated only if it does not fit half of the room."""
     if first + second <= room:
         return first, second
     short = min(first, second, room // 2)
@@ -255,7 +255,7 @@ class Head(nn.Module):
 
     @property
     def first_alone(self) -> bool:
-        """Whether [CLS] is all that it reads of a row's states; else it reads their mean."""
+        """Whether it reads only a row's [CLS] state; else it reads the mean of the states."""
         return self.config.classifier_pooling == "cls"
 
     @nn.compact
@@ -286,7 +286,7 @@ def decode(
     outputs: Sequence[Mapping[str, np.ndarray]],
     labels: Sequence[str],
 ) -> list[str]:
-    """The likeliest label of each pair."""
+    """The most probable label of each pair."""
     return [labels[int(np.argmax(output["logits"]))] for output in outputs]
 
 

@@ -30,12 +30,12 @@ from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_ent
 from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".conllu"
-TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # it has no parser
+TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # transformers has no parser
 
 ARC_SIZE = 500  # these and the dropout are the paper's
 RELATION_SIZE = 100
 DROPOUT = 0.33
-NO_RELATION = "dep"  # Universal Dependencies' relation where no better one is known
+NO_RELATION = "dep"  # Universal Dependencies' unspecified relation
 
 
 class Example(NamedTuple):

@@ -1,9 +1,9 @@
 """Extractive question answering: the answer to a question is a span of its context (SQuAD, XQuAD, MLQA, TyDi GoldP).
 
-The recipe is that of BERT (Devlin et al. 2019, section 4.2) as transformers' run_qa.py has it: question and context in
-one row, a context that is too long in several that overlap, two logits for each token (start and end), and the best
-span of all rows. A span is chosen among the tokens and cut from the context by its characters, so an answer has the
-casing and the spaces of the text. Files: see squad.py. Scores: see qa_scores.py.
+The recipe is that of BERT (Devlin et al. 2019, section 4.2), as in transformers' run_qa.py: question and context in one
+row, a long context in several overlapping rows, two logits per token (start and end), and the best span of all rows. A
+span is chosen among the tokens and extracted from the context by its characters, so an answer has the casing and the
+spaces of the text. Files: see squad.py. Scores: see qa_scores.py.
 
 Axes: B features of a batch, L tokens of a row, D width, W context tokens of one row (a window).
 """
@@ -40,13 +40,13 @@ TRANSFORMERS = {
 }
 
 STRIDE = 128  # tokens that two windows share (run_qa.py's doc_stride); at most half a window
-N_BEST = 20  # starts, and as many ends, that are combined
+N_BEST = 20  # the number of starts, and of ends, that are combined
 LONGEST_ANSWER = 30  # in tokens
-_ENCODED_AT_ONCE = 1000  # texts: the tokenizer's own records are many times larger than what is used of them
+_ENCODED_AT_ONCE = 1000  # texts tokenised at a time; the tokenizer's records are much larger than what is used of them
 
 
 class Window(NamedTuple):
-    """The part of the context that a feature has."""
+    """The part of the context in a feature."""
 
     first: int  # position in the row of its first token
     spans: np.ndarray  # [W, 2]: characters of the context that each token covers, from and up to
@@ -114,7 +114,7 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, tuple[list[
     known, todo = {}, list(dict.fromkeys(texts))
     for begin in range(0, len(todo), _ENCODED_AT_ONCE):
         some = todo[begin : begin + _ENCODED_AT_ONCE]
-        # Not `tokenizer.encode`: that one is faster, and knows no offsets.
+        # Not `tokenizer.encode`, which is faster but returns no offsets.
         for text, encoding in zip(some, tokenizer.backend.encode_batch(some, add_special_tokens=False), strict=True):
             known[text] = encoding.ids, _spans(text, encoding.offsets)
     return known

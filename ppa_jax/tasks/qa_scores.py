@@ -1,4 +1,4 @@
-"""How an answer is compared with the gold ones: as SQuAD v1.1 does, or as MLQA does in its language.
+"""Compares an answer with the gold answers, by the rules of SQuAD v1.1 or by those of MLQA for its language.
 
 The rules are those of SQuAD's evaluate-v1.1.py (Rajpurkar et al. 2016) and of MLQA's mlqa_evaluation_v1.py (Lewis et
 al. 2020), reimplemented. Both lowercase the text, delete punctuation, replace articles by a space, and split the rest

@@ -1,4 +1,4 @@
-"""What a compiled step sends over the network: read from its HLO, not guessed."""
+"""The traffic of a compiled step, read from its HLO."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Collective(NamedTuple):
 def collectives(hlo: str) -> list[Collective]:
     """Every collective in optimised HLO text, largest result first.
 
-    What starts and ends asynchronously counts once: a TPU's program names it in the fusion that starts it, in each that
-    runs beside it and in the one that waits, with a `chain_id` in all of them. A loop has as many turns as the compiler
-    notes, or as its counter is compared with (which `lax.scan` starts at 0); else it counts as one turn.
+    An asynchronous collective counts once: a TPU's program names it in the fusion that starts it, in each that runs at
+    the same time and in the one that waits, with the same `chain_id`. The number of turns of a loop is the compiler's
+    trip count, or the limit of its counter (which `lax.scan` starts at 0); else it counts as one turn.
     """
     found, name = [], ""
     calls: dict[str, list[tuple[str, int | str]]] = {}  # of a computation: who calls it, its turns or their condition
@@ -67,11 +67,11 @@ def collectives(hlo: str) -> list[Collective]:
                 calls.setdefault(callee, []).append((name, loop))
         if match := _OPERATION.search(line):
             result = match[1]
-            # What starts asynchronously gives (operands, results, ...); an all-reduce gives its results alone.
+            # An asynchronous start returns (operands, results, ...); an all-reduce only its results.
             if f"{match[2]}-start(" in line and match[2] != "all-reduce":
                 result = _elements(result)[1]
             n = _devices(line)
-            # A TPU's reduce-scatter is an all-reduce and a slice of it, fused under this name.
+            # On a TPU, a reduce-scatter is an all-reduce fused with a slice, under this name.
             scattered = match[2] == "all-reduce" and name.startswith("all-reduce-scatter") and n
             for kind, dims in _SHAPE.findall(result):
                 size = _size(kind, dims)
@@ -104,7 +104,7 @@ def _elements(tuple_type: str) -> list[str]:
 
 
 def _devices(line: str) -> int:
-    """How many devices take part in one group, of the three ways in which HLO writes groups."""
+    """The number of devices in a group, in any of the three notations of HLO."""
     if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", line):  # {{0,1},{2,3}}
         return len(listed[1].split(","))
     if tiled := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):  # [groups,devices]<=[...]

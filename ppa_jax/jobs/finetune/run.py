@@ -1,8 +1,8 @@
-"""Fine-tuning from files to files: for each seed trains, tests on every language, exports; then reports.
+"""Fine-tuning: for each seed it trains, tests on every language and exports; then it reports.
 
-What it leaves in the workdir: config.json, seed-0/, seed-1/, ... (metrics.jsonl, trained/, predictions/, export/,
-scores.json of that seed; checkpoints/ until it is done), scores.json of all, report.md with its pictures. Of several
-models, each has a directory of its name with these seeds, and the report compares them.
+It writes to the workdir: config.json, seed-0/, seed-1/, ... (metrics.jsonl, trained/, predictions/, export/,
+scores.json of that seed; checkpoints/ until it is done), scores.json of all seeds, and report.md with its plots. With
+several models, each has a directory of its name with these seeds, and the report compares the models.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def align_first(config: Config, workdir: epath.Path) -> Config:
     "config.train.batch_size or config.data.max_length"
 )
 def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path) -> tuple[Any, Records]:
-    """One training and its scores; what is done is read from `directory`.
+    """One training and its scores; finished parts are read from `directory`.
 
     Args:
       setup: the training.
@@ -114,7 +114,7 @@ def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: e
     else:
         with products_in(setup.config.dtype):
             params = train(setup, pretrained, seed, directory)
-        checkpoint.save_params(directory / "trained", params)  # on all processes: they wait for each other in it
+        checkpoint.save_params(directory / "trained", params)  # called by all processes, because it has a barrier
     if jax.process_index() == 0:
         for spent in ("checkpoints", "best"):  # several times as large
             checkpoint.remove(directory / spent)
@@ -183,7 +183,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
 def pretrained_head(task: Any, pretrained: Pretrained) -> dict[str, Any]:
     """The parameters of the head that the checkpoint has, as in transformers.
 
-    They are BERT's pooler and ModernBERT's prediction head. XLM-R's classifier has a layer of its own.
+    These are BERT's pooler and ModernBERT's prediction head. XLM-R's classifier has its own layer.
     """
     _, modules = task.TRANSFORMERS.get(pretrained.config.model_type, ("", {}))
     names = tensor_names(pretrained.config)
@@ -198,7 +198,7 @@ def pretrained_head(task: Any, pretrained: Pretrained) -> dict[str, Any]:
 
 
 class EarlyStopping:
-    """Scores the dev sets, keeps the best parameters in `best/`, and says when to stop."""
+    """Scores the dev sets, saves the best parameters in `best/`, and decides when to stop."""
 
     def __init__(self, setup: Setup, directory: epath.Path, start: int) -> None:
         self._setup, self._directory = setup, directory
@@ -208,11 +208,11 @@ class EarlyStopping:
 
     @property
     def stopped_at(self) -> int | None:
-        """The step at which a run that is now resumed had stopped early."""
+        """The step at which a resumed run had stopped early; None if it had not."""
         return int(self.history[-1][0]) if self._patience_ended() else None
 
     def evaluate(self, state: Any, step: int) -> bool:
-        """Scores the dev sets at a step, once; True when patience is at its end."""
+        """Scores the dev sets at a step, unless it is done; returns whether patience has run out."""
         if any(entry[0] == step for entry in self.history):
             return self._patience_ended()
         scores = [score(self._setup, state.params, dev)[0] for dev in self._setup.dev]
@@ -289,7 +289,7 @@ def test(setup: Setup, params: Any, seed: int, directory: epath.Path) -> Records
 def read_scores(workdir: epath.Path, setup: Setup) -> Records:
     """The scores in a workdir: of all models, seeds and test sets, from this command and earlier ones.
 
-    Where test sets of one language differ, those of this command count; of other languages, the first seed's.
+    If test sets of one language differ, those of this command are used; for other languages, the first seed's.
     """
     contents = {test_set.language: test_set.content for test_set in setup.tests}
     found = [path for depth in ("", "*/") for path in workdir.glob(f"{depth}seed-*/scores.json")]
@@ -305,7 +305,7 @@ def read_scores(workdir: epath.Path, setup: Setup) -> Records:
 
 
 def select_scores(models: Sequence[Model], records: Records) -> Records:
-    """Those of a command's models on its test sets, with all seeds that have been tested on all of these."""
+    """The scores of a command's models on its test sets, with all seeds that were tested on all of these sets."""
     selected = []
     for model in models:
         languages = model.setup.examples["test"]
@@ -320,7 +320,7 @@ def select_scores(models: Sequence[Model], records: Records) -> Records:
 
 
 def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, files_from: Path) -> None:
-    """Writes the fine-tuned model for transformers if it knows the task; else the encoder, with the head beside it."""
+    """Writes the fine-tuned model for transformers if it has the task; else the encoder, and the head as a file."""
     trained = dataclasses.replace(pretrained, params={"encoder": params["encoder"]}, untouched={})
     architecture, modules = setup.task.TRANSFORMERS.get(pretrained.config.model_type, ("Model", {}))
     huggingface.write_task(
@@ -353,6 +353,6 @@ def facts(models: Sequence[Model]) -> dict[str, str]:
 
 
 def examples_table(setup: Setup) -> str:
-    """The numbers of examples, as a Markdown table."""
+    """The numbers of examples as a Markdown table."""
     rows = [(part, language, len(found)) for part, sets in setup.examples.items() for language, found in sets.items()]
     return markdown.table(("part", "language", "examples"), rows)

@@ -1,6 +1,6 @@
 """Turns a configuration into what fine-tuning needs: checks the settings, opens models and files, makes features.
 
-Every mistake of the user is reported here, before the workdir is claimed.
+All mistakes of the user are reported here, before the workdir is claimed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TASKS = {
     "tagging": "ppa_jax.tasks.tagging",
     "parsing": "ppa_jax.tasks.parsing",
 }
-# Settings that may change when a workdir is used again. `init` may name further models; each has its own identity.
+# Settings that may change when a workdir is reused. `init` may name more models; each has its own identity.
 MAY_CHANGE = (
     "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
     "similarity.measure", "test_batch_size", "train.remat", "train.scan",
@@ -64,7 +64,7 @@ class TestSet:
 
 @dataclasses.dataclass(eq=False)
 class Setup:
-    """All of a training but the weights. Models of the same sizes and tokenizer share it, and its compiled programs."""
+    """A training without its weights. Models of the same sizes and tokenizer share it, and its compiled programs."""
 
     config: Config
     task: Any
@@ -84,7 +84,7 @@ class Setup:
         return self.task.features(examples, self.tokenizer, self.config.data.max_length, self.labels)
 
     def training_features(self, seed: int) -> list[Feature]:
-        """Those of all languages, or of code-switched examples, of which there are as many."""
+        """The features of all languages, or of as many code-switched examples."""
         data, train = self.config.data, self.examples["train"]
         if data.code_switch and len(train) > 1:
             return self.features(code_switching.from_spec(self.task, train, data.code_switch, data.switch_rate, seed))
@@ -170,7 +170,7 @@ def open_models(config: Config, workdir: epath.Path) -> list[Model]:
         examples[part] = files.read(task, spec, field=f"config.data.{part}") if spec else {}
     examples["test"] = {language: found[:limit] for language, found in examples["test"].items()}
     train = [example for found in examples["train"].values() for example in found]
-    training_steps(config, len(train))  # raises for too many; there are at least as many features as examples
+    training_steps(config, len(train))  # raises for too many; there is at least one feature per example
     labels = task.labels(train)
     if given := config.data.code_switch:
         code_switching.from_spec(task, examples["train"], given, config.data.switch_rate, seed=0)  # reports mistakes
@@ -208,7 +208,7 @@ def open_models(config: Config, workdir: epath.Path) -> list[Model]:
 
 
 def load_task(config: Config) -> Any:
-    """The module of config.task: one of TASKS, or a file of the user's. Raises UserError if it is incomplete."""
+    """The module of config.task: one of TASKS, or a user's file. Raises UserError if it is incomplete."""
     if config.task in TASKS:
         return importlib.import_module(TASKS[config.task])
     path = Path(config.task).expanduser()
@@ -239,7 +239,7 @@ def claim(models: Sequence[Model], workdir: epath.Path) -> None:
     data = {part: {x: checksum(found) for x, found in examples[part].items()} for part in ("train", "dev")}
     described = config.to_dict()
     runs: list[tuple[epath.Path, Any, tuple[str, ...]]] = []
-    if models[0].name:  # a model without a name may have been there first; of the data, only the content counts
+    if models[0].name:  # the workdir may have held a model without a name; of the data, only the content counts
         may_change = (*MAY_CHANGE, "content.model", "content.tokenizer", "data.train", "data.dev")
         runs.append((workdir, described | {"content": {"data": data}}, may_change))
     for model in models:
