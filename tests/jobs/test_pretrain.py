@@ -112,11 +112,11 @@ def test_the_same_text_gives_the_same_vocabulary(tmp_path, train):
         ({"objective": "dict_mlm", "word_alignment.dictionaries": ""}, "dictionaries is empty: dict_mlm needs them"),
         (
             {"objective": "xlm", "init": "model", "data.pairs": "en-de=sample:0-9,en-ru=sample:0-9"},
-            "config.data.pairs: 3 languages (en, de, ru), and the model has 2 token types for objective=xlm",
+            "config.objective=xlm: its token types are the languages (en, de, ru), but bert has 2 token types; give",
         ),
         (
             {"objective": "xlm", "model.family": "modernbert", "data.pairs": "en-de=sample:0-9"},
-            "config.objective=xlm: languages are token types, and modernbert has none; give a BERT",
+            "config.objective=xlm: its token types are the languages (en, de), but modernbert has 0 token types; give",
         ),
         ({"eval.sample": 10**6}, "config.eval.sample=1000000: must be at most"),
         ({"dict_mlm_form": "output"}, "config.dict_mlm_form=output: must be one of input, label"),

@@ -172,7 +172,7 @@ def check_new_model(config: Config, losses: Losses) -> None:
     for group in ("train", "pretrain"):
         if group in config:
             check_batch_size(config, f"{group}.batch_size", mesh)
-    encoder = new_model.encoder_config(config, config.model.vocab_size)
+    encoder = new_model.encoder_config(config, config.model.vocab_size, token_types(config, losses))
     check_sizes(config, losses, encoder)
     layer = config.contrastive.layer if losses.contrastive else -1
     frozen_modules(config, losses, encoder.num_layers, layer if layer > 0 else encoder.num_layers)
@@ -194,16 +194,13 @@ def check_sizes(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
         )
     if losses.contrastive and (layer := config.contrastive.layer) > encoder.num_layers:
         raise UserError(f"config.contrastive.layer={layer}: the model has {encoder.num_layers} layers")
-    if losses.language_embeddings and not encoder.type_vocab_size:
+    languages = sources.languages_of(config.data.pairs) if losses.language_embeddings else ()
+    if len(languages) > encoder.type_vocab_size:
+        field = "objective=xlm" if "objective" in config else "tlm.language_embeddings"
         raise UserError(
-            f"config.{_languages_field(config)}: languages are token types, and {encoder.model_type} has none; give a "
-            "BERT, or leave it out"
+            f"config.{field}: its token types are the languages ({', '.join(languages)}), but {encoder.model_type} has "
+            f"{encoder.type_vocab_size} token types; give fewer languages, or train a new BERT"
         )
-
-
-def _languages_field(config: Config) -> str:
-    """The setting that makes token types of languages."""
-    return "objective=xlm" if "objective" in config else "tlm.language_embeddings"
 
 
 def frozen_modules(config: Config, losses: Losses, num_layers: int, layer: int) -> tuple[str, ...]:
@@ -327,7 +324,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         shards=mesh.size,
         accumulate=config.train.accumulate,
         own_shards=range(mesh.size) if config.plan else sharding.own_shards(mesh),
-        languages=language_list(config, pretrained.config) if losses.language_embeddings else None,
+        languages=sources.languages_of(data.pairs) if losses.language_embeddings else None,
     )
     run = Run(
         config=config,
@@ -357,17 +354,6 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
                 if vectors:
                     sentence_transformers.write_settings(staged, vectors)
     return run
-
-
-def language_list(config: Config, encoder: EncoderConfig) -> tuple[str, ...]:
-    """The languages in the order of their token types. Raises UserError for more languages than token types."""
-    languages = sources.languages_of(config.data.pairs)
-    if len(languages) > encoder.type_vocab_size:
-        raise UserError(
-            f"config.data.pairs: {len(languages)} languages ({', '.join(languages)}), and the model has "
-            f"{encoder.type_vocab_size} token types for {_languages_field(config)}; give fewer, or train a new model"
-        )
-    return languages
 
 
 def sentence_vectors(
