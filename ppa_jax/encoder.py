@@ -91,8 +91,8 @@ class Encoder:
         self._dtype = jnp.dtype(dtype)
         self._embedders: dict[int, Embedder] = {}
         self.dense = dense
-        [(self.layer, self.pooling)] = self.embedder._checked([(layer, pooling)])
-        self.params = self.embedder._place(params)
+        [(self.layer, self.pooling)] = self.embedder.check_requests([(layer, pooling)])
+        self.params = self.embedder.place_params(params)
 
     @classmethod
     def from_pretrained(

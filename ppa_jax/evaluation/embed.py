@@ -151,13 +151,13 @@ class Embedder:
         Raises:
           UserError: a layer that the encoder does not have, an unknown pooling, or states that are not finite.
         """
-        requests = self._checked(requests)
+        requests = self.check_requests(requests)
         D = self.config.hidden_size
         vectors = {request: np.empty((len(sentences), D), np.float32) for request in requests}
         if not requests or not len(sentences):
             return vectors
         program = self._pooled(requests)
-        params = self._place(params)
+        params = self.place_params(params)
         for begin, end in _chunks(sentences):
             chunk = sentences[begin:end]
             number = {text: i for i, text in enumerate(dict.fromkeys(chunk))}
@@ -192,9 +192,9 @@ class Embedder:
         Raises:
           UserError: a layer that the encoder does not have, or states that are not finite.
         """
-        layers = tuple(layer for layer, _ in self._checked([(layer, "mean") for layer in layers]))
+        layers = tuple(layer for layer, _ in self.check_requests([(layer, "mean") for layer in layers]))
         program = self._states(layers)
-        params = self._place(params)
+        params = self.place_params(params)
         for begin in range(0, len(sequences), CHUNK):
             for numbers, slots, states in self._run(program, params, sequences[begin : begin + CHUNK]):
                 *states_RxWxD, start_Rxk, length_Rxk = map(np.asarray, states)
@@ -209,7 +209,7 @@ class Embedder:
                         {x: s[slot // k, inner] for x, s in zip(layers, states_RxWxD, strict=True)},
                     )
 
-    def _checked(self, requests: Iterable[tuple[Any, Any]]) -> tuple[Request, ...]:
+    def check_requests(self, requests: Iterable[tuple[Any, Any]]) -> tuple[Request, ...]:
         """The requests without repetitions. Raises UserError for an unknown layer or pooling."""
         checked = []
         for given, pooling in requests:
@@ -316,7 +316,7 @@ class Embedder:
             return array
         return put_whole(array, self.mesh, P(BATCH_AXES))
 
-    def _place(self, params: Any) -> Any:
+    def place_params(self, params: Any) -> Any:
         """Parameters on the mesh's devices; copied only if they are not there already."""
 
         def place(leaf: Any) -> Any:
