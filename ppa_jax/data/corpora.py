@@ -253,7 +253,7 @@ def _select(
 
 def _filter(
     prepared: Prepared, tokenizer: Tokenizer, filters: Filters, max_length: int
-) -> tuple[np.ndarray, dict[str, int], int]:
+) -> tuple[np.ndarray, dict[str, int], dict[str, int], int]:
     """The sides that pass, [N, sides] bool: none, or at least two; and the number of truncated pairs.
 
     In between, how many lines each filter dropped (the first one that applies), and how many sides of other lines each
