@@ -22,6 +22,7 @@ from ppa_jax.interop import hub, huggingface
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.interop.names import config_to_hf
 from ppa_jax.model.families import FAMILIES, EncoderConfig, make_encoder, make_masked_lm_head
+from ppa_jax.training import hosts
 from ppa_jax.training.workdir import check_identity, write_identity
 
 FAMILY_NAMES = ("bert", "modernbert")
@@ -67,14 +68,17 @@ def _spec(config: Config, token_types: int) -> dict[str, Any]:
 
 
 def make_random(config: Config, directory: epath.Path, token_types: int = 2) -> None:
-    """Writes the model unless it is there already. Raises UserError if it was made with other settings."""
-    if matches_spec(config, directory, token_types):
-        return
-    logging.info("a new model with random weights")
-    directory.rmtree(missing_ok=True)
-    with storage.staged(directory) as staged:
-        write_random(config, staged, token_types)
-    write_identity(directory / SPEC, _spec(config, token_types))
+    """Writes the model on process 0, unless it is there already; all processes wait for it.
+
+    Raises UserError if it was made with other settings.
+    """
+    if jax.process_index() == 0 and not matches_spec(config, directory, token_types):
+        logging.info("a new model with random weights")
+        directory.rmtree(missing_ok=True)
+        with storage.staged(directory) as staged:
+            write_random(config, staged, token_types)
+        write_identity(directory / SPEC, _spec(config, token_types))
+    hosts.barrier("new model written")
 
 
 def write_random(config: Config, directory: Path, token_types: int = 2) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 
-import jax
 from etils import epath
 
 from ppa_jax.config import POSITIVE, Config, check, one_of
@@ -25,7 +24,6 @@ from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.jobs.align.setup import MAY_CHANGE, Losses, check_new_model
-from ppa_jax.training import hosts
 
 __all__ = ["MAY_CHANGE", "OBJECTIVES", "check_new_model", "run", "validate"]
 
@@ -40,9 +38,7 @@ def run(config: Config, workdir: str) -> None:
         check_new_model(config, losses)
         config = copy.deepcopy(config)
         config.init = str(epath.Path(workdir) / "random")
-        if jax.process_index() == 0:
-            new_model.make_random(config, epath.Path(config.init), align_setup.token_types(config, losses))
-        hosts.barrier("new model written")
+        new_model.make_random(config, epath.Path(config.init), align_setup.token_types(config, losses))
     align_run.train_model(config, losses, epath.Path(workdir))
 
 

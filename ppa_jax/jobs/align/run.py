@@ -69,9 +69,7 @@ def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
     if hosts.broadcast_from_process_0((trained / "report.md").exists()):  # written last
         new_model.matches_spec(config, random)  # raises if not
         return trained / "export"
-    if jax.process_index() == 0:
-        new_model.make_random(config, random)
-    hosts.barrier("new model written")
+    new_model.make_random(config, random)
     first = copy.deepcopy(config)
     first.init = str(random)
     first.train.update(config.pretrain.to_dict(), epochs=0.0, freeze="")
