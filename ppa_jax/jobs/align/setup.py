@@ -166,7 +166,7 @@ def check_new_model(config: Config, losses: Losses) -> None:
     Call it when the processes are connected.
     """
     if config.plan:
-        raise UserError("config.plan: needs config.init; a new model has to be trained first")
+        raise UserError("config.plan: give config.init; a new model has to be trained first")
     new_model.validate(config)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     for group in ("train", "pretrain"):
