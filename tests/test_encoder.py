@@ -120,7 +120,7 @@ def test_thousands_of_sentences_stay_in_order_and_need_few_programs(directory, m
     assert len(np.unique(vectors.round(3), axis=0)) > 0.9 * len(set(many))
     unit = model.encode(many, normalize=True)
     np.testing.assert_allclose(unit, vectors / np.linalg.norm(vectors, axis=1, keepdims=True), atol=1e-5)
-    (program,) = model.embedder._programs.values()
+    (program,) = model.embedder.programs.values()
     assert program._cache_size() <= 3  # full blocks, and two shorter ones
 
 

@@ -8,9 +8,9 @@ import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from absl import logging
 
@@ -19,6 +19,7 @@ from ppa_jax.errors import UserError
 LONGEST_LINE = 1 << 24  # bytes, in files that are read as a whole
 _BUFFER = 1 << 18  # bytes read at once
 _DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+Record = TypeVar("Record")
 
 
 def open_text(path: Path) -> io.BufferedReader:
@@ -138,6 +139,22 @@ def tell_skipped(path: Path | str, problems: Sequence[Problem], used: int, *, fi
             for reason, count in Counter(problem.reason for problem in problems).most_common()
         ]
         logging.warning("%s: %d of %d skipped: %s", path, len(problems), total, "; ".join(reasons))
+
+
+def usable(rows: Iterable[tuple[int, Record | str]], path: Path | str, *, field: str, expected: str) -> list[Record]:
+    """The records of (line number, record) pairs; a string in place of a record says why the line is unusable.
+
+    Unusable lines are counted in the log; raises UserError as `tell_skipped` does.
+    """
+    records: list[Record] = []
+    problems = []
+    for line, row in rows:
+        if isinstance(row, str):
+            problems.append(Problem(line, row))
+        else:
+            records.append(row)
+    tell_skipped(path, problems, len(records), field=field, expected=expected)
+    return records
 
 
 def _damaged(path: Path) -> UserError:

@@ -1,8 +1,8 @@
-"""Models side by side, or one model at several moments: which scores belong together, as tables and panels.
+"""Compares models, or one model at several moments: which scores belong together, as tables and panels.
 
-Every table and picture gives the layer and the pooling. `main` is the same relative depth in every model with mean
-pooling; `own` is what a model was trained with. Differences are always between scores of one kind: at `own`, the
-baseline is taken at the layer and pooling of the model it is compared with.
+Every table and picture states the layer and the pooling. The role `main` is the same relative depth in every model,
+with mean pooling; `own` is the layer and pooling that a model was trained with. Differences never mix them: for `own`,
+the baseline is measured at the layer and pooling of the model that it is compared with.
 """
 
 from __future__ import annotations
@@ -27,23 +27,22 @@ class Measured:
     main: Request
     own: Request | None  # None: unknown
     scores: list[Score]  # the mean over the trainings, if there are several
-    runs: Sequence[Sequence[Score]] = ()  # then those of each training
+    runs: Sequence[Sequence[Score]] = ()  # the scores of each training, if there are several
 
 
 Models = Mapping[str, Measured]
 LOWER_IS_BETTER = ("aer",)
-# Poolings of measures that do not offer a choice: shown at the main layer, or without a layer.
+# Poolings of measures that have only one: shown at the main layer, or without a layer.
 KINDS = ("tokens", "tokens_argmax", "mean_without_special", "input_embeddings")
-WIDE = 3  # tables of more models have no column for each difference
+WIDE = 3  # with more models, tables have no columns of differences
 
 LEGEND = (
     "In brackets: 95% confidence interval, by bootstrap over the items (sentences, words), for CKA by Student's t over "
     "the batches. Differences are paired: both models are measured on the same samples of items. A difference whose "
-    "interval excludes zero is in bold. For a model that was trained several times, ± is the standard deviation over "
-    "the trainings, and the interval is that of their mean; otherwise intervals do not cover the spread between "
-    "trainings. Retrieval, mining, alignment and lexicon in percent, CKA between 0 and 1; lower AER (alignment error "
-    "rate) is better. `both` is the mean of the two directions; every layer and direction is in "
-    "[scores.json](scores.json)."
+    "interval excludes zero is in bold. For a model with several trainings, ± is the standard deviation over them, and "
+    "the interval is that of their mean; otherwise intervals do not cover the variance between trainings. Retrieval, "
+    "mining, alignment and lexicon are in percent, CKA is between 0 and 1; a lower AER (alignment error rate) is "
+    "better. `both` is the mean of the two directions. [scores.json](scores.json) has every layer and direction."
 )
 
 
@@ -53,7 +52,7 @@ class View(NamedTuple):
     task: str
     metric: str
     role: str  # "main" or "own"
-    kind: str  # the pooling, if it is one of KINDS: a measure may have several of them in the same role
+    kind: str  # the pooling, if it is one of KINDS: a measure may have several in the same role
     scores: dict[str, list[Score]]  # by model
     differences: dict[tuple[str, str, str, str], Record]  # by baseline, model, language, direction
 
@@ -64,7 +63,7 @@ class View(NamedTuple):
 
     @property
     def title(self) -> str:
-        """Task, metric and, where all models agree, layer and pooling."""
+        """Task, metric and, if all models agree, layer and pooling."""
         if len(self.settings) > 1:
             shown = "as trained" if self.role == "own" else "two thirds of the depth"
         else:
@@ -74,12 +73,12 @@ class View(NamedTuple):
 
 
 def main_setting(depth: int) -> Request:
-    """Where XTREME measures retrieval: layer 8 of 12, or the same relative depth, and the mean of all tokens."""
+    """The setting of retrieval in XTREME: layer 8 of 12, or the same relative depth, and mean pooling."""
     return round(depth * 2 / 3), "mean"
 
 
 def records_of(models: Models) -> list[Record]:
-    """The records of scores.json. The trainings of a model that has several are called NAME/1, NAME/2, ..."""
+    """The records of scores.json. If a model has several trainings, they are called NAME/1, NAME/2, ..."""
     draw(score for measured in models.values() for scores in (measured.scores, *measured.runs) for score in scores)
     records = []
     for name, measured in models.items():
@@ -93,7 +92,7 @@ def views(models: Models, baselines: Sequence[str]) -> list[View]:
     """The tables of a report, in the order of measurement, with the differences from each baseline."""
     shown: dict[tuple[str, ...], View] = {}
     owns = {measured.own for measured in models.values() if measured.own}
-    # For a model with unknown training: the layer and pooling of all others.
+    # For a model whose training is unknown: the layer and pooling of all others.
     common = next(iter(owns)) if len(owns) == 1 else None
     for name, measured in models.items():
         own = measured.own or common
@@ -167,7 +166,7 @@ def differences_table(shown: Sequence[View], models: Sequence[str], baseline: st
 
 
 def settings_table(models: Models) -> str:
-    """Retrieval at every measured layer and pooling, the exported one in bold: means over the languages.
+    """Retrieval at every measured layer and pooling, with the exported one in bold: means over the languages.
 
     `models` are one model at several moments; the last column compares the settings at the last moment.
     """
@@ -198,7 +197,7 @@ def better_setting(measured: Measured) -> str:
 
 
 def _over_exported(measured: Measured) -> dict[tuple[str, int | None, str], Difference]:
-    """The paired differences of retrieval at other settings from retrieval at the exported one."""
+    """The paired differences between retrieval at other settings and at the exported one."""
     found, gains = _retrieval_means(measured), {}
     for (task, *setting), score in found.items():
         exported = found.get((task, *measured.own)) if measured.own else None
@@ -217,9 +216,9 @@ def _retrieval_means(measured: Measured) -> dict[tuple[str, int | None, str], Sc
 
 
 def language_table(view: View, baseline: str) -> str:
-    """A row for each language, a column for each model, and with few models one for each difference.
+    """A row for each language, a column for each model, and with few models a column for each difference.
 
-    With many models, a score is in bold where its difference from the baseline is.
+    With many models, a score is in bold if its difference from the baseline is.
     """
     names = list(view.scores)
     by_row = {(name, s.language, s.direction): s for name, scores in view.scores.items() for s in scores}
@@ -247,13 +246,13 @@ def language_table(view: View, baseline: str) -> str:
 
 
 def setting_name(layer: int | None, pooling: str) -> str:
-    """Layer and pooling in words."""
+    """Layer and pooling as text."""
     pooling = pooling.replace("_", " ")
     return pooling if layer is None else f"layer {layer}, {pooling}"
 
 
 def _cell(score: Score, view: View) -> str:
-    """The score, with its layer and pooling where the view has several."""
+    """The score, with its layer and pooling if the view has several."""
     text = _value(score)
     return text if len(view.settings) == 1 else f"{text} [{setting_name(score.layer, score.pooling)}]"
 
@@ -274,7 +273,7 @@ def _digits(score: Score) -> int:
 
 
 def _gain(view: View, baseline: str, score: Score | None, model: str) -> str | None:
-    """The difference, with the baseline's value where its own column shows it at a different layer or pooling."""
+    """The difference, with the baseline's value if the baseline's column shows another layer or pooling."""
     if score is None or (record := view.differences.get((baseline, model, score.language, score.direction))) is None:
         return None
     text, at = Difference.of_record(record).text(_digits(score)), (score.layer, score.pooling)

@@ -29,7 +29,7 @@ from ppa_jax.model.families import EncoderConfig, make_encoder
 from ppa_jax.model.pooling import POOLINGS, dense, pool
 from ppa_jax.training.sharding import BATCH_AXES, put_whole
 
-Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last
+Request = tuple[int, str]  # (layer, pooling): layer 0 is the embeddings' output, `num_layers` the last layer
 Vectors = dict[Request, np.ndarray]
 Program = Callable[..., tuple[jax.Array, ...]]
 
@@ -52,7 +52,7 @@ class Block(NamedTuple):
     length: np.ndarray  # [R, k] with special tokens; 0: no sentence
 
 
-def _chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
+def chunks(sentences: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(begin, end) of the sentences tokenised together: bounded in number and characters, at least one sentence."""
     begin, characters = 0, 0
     for i, sentence in enumerate(sentences):
@@ -128,7 +128,7 @@ class Embedder:
             self._widths.append(min(4 * self._widths[-1], widest))
         self._dtype = jnp.dtype(dtype)
         self._encoder = make_encoder(config, self._dtype)
-        self._programs: dict[Any, Program] = {}
+        self.programs: dict[Any, Program] = {}
 
     def embed(
         self,
@@ -156,15 +156,14 @@ class Embedder:
         vectors = {request: np.empty((len(sentences), D), np.float32) for request in requests}
         if not requests or not len(sentences):
             return vectors
-        program = self._pooled(requests)
         params = self.place_params(params)
-        for begin, end in _chunks(sentences):
+        for begin, end in chunks(sentences):
             chunk = sentences[begin:end]
             number = {text: i for i, text in enumerate(dict.fromkeys(chunk))}
             which = np.array([number[text] for text in chunk])
             repeats = np.bincount(which)
             distinct = {request: np.empty((len(number), D), np.float32) for request in requests}
-            for numbers, slots, pooled in self._run(program, params, self.tokenizer.encode(list(number))):
+            for numbers, slots, _, pooled in self._run(requests, params, self.tokenizer.encode(list(number))):
                 for request, vectors_RxkxD in zip(requests, pooled, strict=True):
                     found = np.asarray(vectors_RxkxD).reshape(-1, D)[slots]
                     self._check_finite(request[0], found)
@@ -192,22 +191,19 @@ class Embedder:
         Raises:
           UserError: a layer that the encoder does not have, or states that are not finite.
         """
-        layers = tuple(layer for layer, _ in self.check_requests([(layer, "mean") for layer in layers]))
-        program = self._states(layers)
+        layers = [layer for layer, _ in self.check_requests([(layer, "mean") for layer in layers])]
+        requests = tuple((layer, "") for layer in layers)
         params = self.place_params(params)
         for begin in range(0, len(sequences), CHUNK):
-            for numbers, slots, states in self._run(program, params, sequences[begin : begin + CHUNK]):
-                *states_RxWxD, start_Rxk, length_Rxk = map(np.asarray, states)
-                for layer, found in zip(layers, states_RxWxD, strict=True):
+            for numbers, slots, block, states in self._run(requests, params, sequences[begin : begin + CHUNK]):
+                states_RxWxD = dict(zip(layers, map(np.asarray, states), strict=True))
+                for layer, found in states_RxWxD.items():
                     self._check_finite(layer, found)
-                k = start_Rxk.shape[1]
+                k = block.start.shape[1]
                 for number, slot in zip(numbers, slots, strict=True):
-                    start, length = start_Rxk.flat[slot], length_Rxk.flat[slot]
+                    start, length = block.start.flat[slot], block.length.flat[slot]
                     inner = slice(start + 1, start + length - 1)
-                    yield (
-                        begin + int(number),
-                        {x: s[slot // k, inner] for x, s in zip(layers, states_RxWxD, strict=True)},
-                    )
+                    yield begin + int(number), {x: found[slot // k, inner] for x, found in states_RxWxD.items()}
 
     def check_requests(self, requests: Iterable[tuple[Any, Any]]) -> tuple[Request, ...]:
         """The requests without repetitions. Raises UserError for an unknown layer or pooling."""
@@ -224,22 +220,25 @@ class Embedder:
     def _check_finite(self, layer: int, found: np.ndarray) -> None:
         if not np.isfinite(found).all():
             raise UserError(
-                f"layer {layer}: the model's weights, or dtype={self._dtype}, give values that are not numbers; "
+                f"layer {layer}: the model's weights, or dtype={self._dtype}, give values that are not finite; "
                 "check the weights, or use another dtype"
             )
 
-    def _run(self, program: Program, params: Any, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[Any, Any, Any]]:
-        """Yields the results of block t - 1 while block t is computed."""
+    def _run(
+        self, requests: tuple[Request, ...], params: Any, pieces: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[Any, Any, Block, tuple[jax.Array, ...]]]:
+        """(*block, results) for each of `blocks`. Block t is already being computed when t - 1 is yielded."""
         waiting = None
-        for numbers, slots, block in self._blocks(pieces):
-            dispatched = numbers, slots, program(params, *(self._put(array) for array in block))
+        for block in self.blocks(pieces):
+            arrays = block[-1] if self.mesh is None else [put_whole(x, self.mesh, P(BATCH_AXES)) for x in block[-1]]
+            dispatched = *block, self.program(requests)(params, *arrays)
             if waiting is not None:
                 yield waiting
             waiting = dispatched
         if waiting is not None:
             yield waiting
 
-    def _blocks(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, Block]]:
+    def blocks(self, pieces: Sequence[Sequence[int]]) -> Iterator[tuple[np.ndarray, np.ndarray, Block]]:
         """(numbers [n] of the sequences in the block, their indices [n] in its R * k slots, the block)."""
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         tokens = [[cls, *ids[: self.max_length - 2], sep] for ids in pieces]
@@ -285,36 +284,25 @@ class Embedder:
         arrays = rows.ids, rows.positions, rows.segments
         return numbers, slots, Block(*(x.reshape(R, -1) for x in (*arrays, start, length)))
 
-    def _pooled(self, requests: tuple[Request, ...]) -> Program:
-        def pooled(params, ids, positions, segments, start, length):
+    def program(self, requests: tuple[Request, ...]) -> Program:
+        """The jitted forward pass: for each request, vectors [R, k, D], or with pooling "" the states [R, W, D]."""
+
+        def compute(params, ids, positions, segments, start, length):
             layers = max(layer for layer, _ in requests)
-            states = self._apply(params, ids, positions, segments, layers)
-            return tuple(pool(states[layer], start, length, pooling) for layer, pooling in requests)
+            with products_in(self._dtype):
+                states = self._encoder.apply(
+                    {"params": params}, ids, positions, segments, all_hidden=True, layers=layers
+                )
+            return tuple(
+                pool(states[layer], start, length, pooling) if pooling else states[layer].astype(jnp.float32)
+                for layer, pooling in requests
+            )
 
-        return self._program(requests, pooled)
-
-    def _states(self, layers: tuple[int, ...]) -> Program:
-        def states(params, ids, positions, segments, start, length):
-            all_states = self._apply(params, ids, positions, segments, max(layers))
-            return *(all_states[layer].astype(jnp.float32) for layer in layers), start, length
-
-        return self._program(layers, states)
-
-    def _apply(self, params: Any, ids: Any, positions: Any, segments: Any, layers: int) -> Any:
-        with products_in(self._dtype):
-            return self._encoder.apply({"params": params}, ids, positions, segments, all_hidden=True, layers=layers)
-
-    def _program(self, key: Any, function: Program) -> Program:
-        if key not in self._programs:
+        if requests not in self.programs:
             # Replicated, so that each of several processes can read the whole result.
             out = None if self.mesh is None else NamedSharding(self.mesh, P())
-            self._programs[key] = jax.jit(function, out_shardings=out)
-        return self._programs[key]
-
-    def _put(self, array: np.ndarray) -> Any:
-        if self.mesh is None:
-            return array
-        return put_whole(array, self.mesh, P(BATCH_AXES))
+            self.programs[requests] = jax.jit(compute, out_shardings=out)
+        return self.programs[requests]
 
     def place_params(self, params: Any) -> Any:
         """Parameters on the mesh's devices; copied only if they are not there already."""

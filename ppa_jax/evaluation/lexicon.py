@@ -5,15 +5,15 @@ Precision at 1 (P@1) over the test words of a MUSE dictionary, by cosine and by 
 words of the query language, so that hubs no longer win.
 
 The protocol, which every number depends on:
-- Queries: source words 5,000 to 6,500 in order of first appearance, as MUSE cuts its dictionaries. A file with fewer
-  words contributes its last 1,500, or all.
+- Queries: source words 5,000 to 6,500 in order of first appearance, as in MUSE's test dictionaries. Of a file with
+  fewer words, the last 1,500 or all.
 - Candidates: all distinct target words of the file. (MUSE takes the 200,000 most frequent words of monolingual
-  embeddings; an encoder comes without such a list.) The neighbours in CSLS are all distinct source words.
-- Any of the word's targets is a hit. The other direction reverses the same file, unless a file of that direction is
-  given: its queries are the targets of the test words that translate no earlier word, so that a model trained on the
+  embeddings, but an encoder has no such list.) The neighbours in CSLS are all distinct source words.
+- Any target of the word is a hit. The other direction reverses the same file, unless there is a file for it: its
+  queries are those targets of the test words that do not translate an earlier word, so that a model trained on the
   first 5,000 words has seen none of them.
-- Words are not changed: MUSE's are in lower case, which a cased model may have seen less often.
-- Many pairs are spelled alike (names), which is trivial with shared word pieces. As in MUSE, `p_at_1_cosine` and
+- Words are used as they are: MUSE's are in lower case, which a cased model may have seen less often.
+- Many pairs (names) are spelled alike, which is trivial with shared subword tokens. As in MUSE, `p_at_1_cosine` and
   `p_at_1_csls` include them. `p_at_1_cosine_other_spelling` and `p_at_1_csls_other_spelling` leave out queries that
   have themselves as a target; the candidates are the same.
 
@@ -27,49 +27,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from ppa_jax.data.dictionaries import Dictionary
 from ppa_jax.evaluation.embed import Embedder, Request
-from ppa_jax.evaluation.neighbours import BLOCK, knn, nearest
+from ppa_jax.evaluation.neighbours import knn, nearest
 from ppa_jax.evaluation.retrieval import PIVOT, any_language, means
 from ppa_jax.evaluation.scores import Score, per_item
 
-INPUT_EMBEDDINGS = "input_embeddings"  # the pooling of scores without a layer: the mean of a word's pieces in the table
+INPUT_EMBEDDINGS = "input_embeddings"  # the pooling of scores without a layer: the mean of a word's input embeddings
 NEIGHBOURS = 10
-_CHUNK = 16_384  # words tokenised together
-
-
-def hubness(
-    sources: np.ndarray, targets: np.ndarray, k: int = NEIGHBOURS, *, block: int = BLOCK
-) -> tuple[np.ndarray, np.ndarray]:
-    """The r of CSLS for both sides: a vector's mean cosine with its k nearest of the other side, or with all of fewer.
-
-    Args:
-      sources: [N, D] of any length, not empty.
-      targets: [M, D], likewise.
-      k: neighbours.
-      block: as in `knn`.
-
-    Returns:
-      [N] for the sources, [M] for the targets.
-    """
-    forward, backward = knn(sources, targets, k, block=block)
-    return forward.cosines.mean(1), backward.cosines.mean(1)
+_CHUNK = 16_384  # words tokenized together
 
 
 def input_embeddings(embedder: Embedder, params: Any, words: Sequence[str]) -> np.ndarray:
-    """Mean of the input embeddings of each word's pieces, [N, D] float32; zeros for a word without pieces."""
+    """The mean of the input embeddings of each word's tokens, [N, D] float32; zeros for a word without tokens."""
     table_VxD = np.asarray(params["embeddings"]["word_embeddings"]["embedding"], np.float32)
-    vectors = np.zeros((len(words), table_VxD.shape[1]), np.float32)
+    vectors: list[np.ndarray] = [table_VxD[:0]]
     for begin in range(0, len(words), _CHUNK):
-        pieces = embedder.tokenizer.encode(list(words[begin : begin + _CHUNK]))
-        lengths = np.array([len(ids) for ids in pieces])
-        chunk = vectors[begin : begin + len(pieces)]
-        for i in range(lengths.max()):  # piece i of all words at once
-            has = np.flatnonzero(lengths > i)
-            chunk[has] += table_VxD[[pieces[w][i] for w in has]]
-        chunk /= np.maximum(lengths, 1)[:, None]
-    return vectors
+        tokens = embedder.tokenizer.encode(list(words[begin : begin + _CHUNK]))
+        ids, ends = list(itertools.chain(*tokens)), np.cumsum([0, *map(len, tokens)])
+        # Row w of this matrix has a 1 in the column of each of the word's tokens.
+        of_word = sparse.csr_array((np.ones(len(ids), np.float32), ids, ends), shape=(len(tokens), len(table_VxD)))
+        vectors.append((of_word @ table_VxD) / np.maximum(np.diff(ends), 1).astype(np.float32)[:, None])
+    return np.concatenate(vectors)
 
 
 def evaluate_lexicon(
@@ -81,22 +62,22 @@ def evaluate_lexicon(
     task: str = "lexicon",
     k: int = NEIGHBOURS,
 ) -> list[Score]:
-    """P@1 in percent for each dictionary, both directions, with an item for each source word.
+    """P@1 in percent for each dictionary and direction; the items are the source words.
 
-    Memory: the vectors of all words of one file, for each of the requests, and the blocks of the search.
+    Memory: the vectors of all words of one file for each request, and the blocks of the search.
 
     Args:
       embedder: of the model.
       params: the encoder's parameters.
       dictionaries: see data/dictionaries.py.
-      requests: (layer, pooling) of contextual vectors, with each word as a sentence of its own. The input embeddings
-        are always measured: layer None, pooling `input_embeddings`. (Layer 0 adds positions and LayerNorm to them.)
+      requests: (layer, pooling) of contextual vectors, where each word is a sentence of its own. The input embeddings
+        are always measured: layer None, pooling `input_embeddings`. (Layer 0 adds positions and LayerNorm.)
       task: the task's name in the scores.
       k: neighbours in CSLS.
 
     Returns:
-      Scores with the metrics `p_at_1_cosine`, `p_at_1_csls`, and both `..._other_spelling` (absent where every query
-      has itself as a target); then their means over the languages, direction `en-xx` or `xx-en`.
+      Scores with the metrics `p_at_1_cosine`, `p_at_1_csls`, and both `..._other_spelling` (absent if every query has
+      itself as a target); then their means over the languages, direction `en-xx` or `xx-en`.
     """
     given = {(dictionary.source, dictionary.target) for dictionary in dictionaries}
     scores: list[Score] = []
@@ -111,30 +92,27 @@ def evaluate_lexicon(
         for layer, pooling in ((None, INPUT_EMBEDDINGS), *list(contextual)):
             vectors = input_embeddings(embedder, params, every) if layer is None else contextual.pop((layer, pooling))
             space = {language: vectors[[index[word] for word in words[language]]] for language in words}
-            hubs = dict(zip(words, hubness(space[dictionary.source], space[dictionary.target], k), strict=True))
+            neighbours = knn(space[dictionary.source], space[dictionary.target], k)
+            hubness = {language: found.cosines.mean(1) for language, found in zip(words, neighbours, strict=True)}
             for direction in directions:
-                for metric, hits in _hits(direction, words, space, hubs).items():
-                    source, target, *_ = direction
-                    language = target if source == PIVOT else source
-                    group, name = per_item(hits), f"{source}-{target}"
-                    scores.append(Score(task, language, name, layer, pooling, metric, (group,), len(hits)))
+                source, target, *_ = direction
+                language, name = target if source == PIVOT else source, f"{source}-{target}"
+                for metric, hits in _hits(direction, words, space, hubness[target]).items():
+                    scores.append(Score(task, language, name, layer, pooling, metric, (per_item(hits),), len(hits)))
     return scores + means(scores, any_language)
 
 
 def _hits(
-    dictionary: Dictionary,
-    words: dict[str, list[str]],
-    vectors: dict[str, np.ndarray],
-    hubs: dict[str, np.ndarray],
+    dictionary: Dictionary, words: dict[str, list[str]], vectors: dict[str, np.ndarray], hubness: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Metric -> which queries are right, [N] bool; `vectors` and `hubs` belong to the `words` of each language."""
+    """Metric -> which queries are correct, [N] bool; `vectors` are of the `words`, `hubness` of the target words."""
     source, target, entries, _ = dictionary
     index = {word: i for i, word in enumerate(words[source])}
     tested = dictionary.test_words()
     queries = vectors[source][[index[word] for word in tested]]
     chosen = {
         "p_at_1_cosine": nearest(queries, vectors[target]),
-        "p_at_1_csls": nearest(queries, vectors[target], hubs[target] / 2),  # CSLS is 2 cos - hubness
+        "p_at_1_csls": nearest(queries, vectors[target], hubness / 2),  # CSLS is 2 cos - hubness, of both words
     }
     other = np.array([word not in entries[word] for word in tested])
     found = {}

@@ -1,12 +1,12 @@
 """Bitext mining: which sentences of two comparable texts translate each other?
 
-The BUCC 2018 task as LASER and XTREME do it. A pair's score is its cosine over the mean cosine of both sides'
-neighbourhoods (ratio margin: Artetxe & Schwenk 2019, section 3). Every sentence proposes its best neighbour, in both
-directions; proposals are accepted in order of score, each sentence at most once ("max" retrieval). Pairs below a
-threshold are dropped: the one with the best F1 on the development set.
+The BUCC 2018 task as in LASER and XTREME. The score of a pair is its cosine divided by the mean cosine of both
+sentences with their neighbours (ratio margin: Artetxe & Schwenk 2019, section 3). Every sentence of either side
+proposes its best neighbour; proposals are accepted in order of score, each sentence at most once ("max" retrieval).
+Pairs below a threshold are dropped; the threshold is the one with the best F1 on the development set.
 
-Texts that appear several times on a side are searched once and never reported, as in XTREME, since it is unknown which
-of them is meant. Their gold pairs are missed.
+Texts that appear several times on a side are searched once and never reported, as in XTREME, because it is unknown
+which one is meant. Their gold pairs are missed.
 
 Axes: N queries or sources, M targets, D width, k neighbours, P found pairs.
 """
@@ -32,7 +32,7 @@ from ppa_jax.evaluation.scores import Score
 FORM = "xx-en.SPLIT.xx, xx-en.SPLIT.en (id<TAB>sentence) and xx-en.SPLIT.gold (id<TAB>id)"
 TUNING = ("dev", "sample", "training", "train", "test")  # the first one present chooses the threshold
 SCORED = ("test", "training", "train")  # the first other one present is scored
-LARGE = 200_000  # sentences from which on layers are embedded one after the other, not all at once
+LARGE = 200_000  # sentences; larger sets are embedded one layer at a time
 MAX_ITEMS = 10_000  # of the bootstrap
 _NAME = re.compile(rf"([a-z]{{2,3}})-([a-z]{{2,3}})\.({'|'.join(TUNING)})\.(gold|[a-z]{{2,3}})")
 
@@ -47,22 +47,22 @@ class Bitext(NamedTuple):
 
 
 class Mined(NamedTuple):
-    """Found pairs, best first; every sentence is in one of them at most."""
+    """Found pairs, best first; every sentence is in at most one of them."""
 
     source: np.ndarray  # [P] int64
     target: np.ndarray  # [P] int64
     score: np.ndarray  # [P] float64
 
 
-Sets = Mapping[str, tuple[Bitext, Bitext]]  # "zh-en" -> (chooses the threshold, is scored); may be the same
+Sets = Mapping[str, tuple[Bitext, Bitext]]  # "zh-en" -> (chooses the threshold, is scored); may be the same set
 
 
 def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[str, tuple[Bitext, Bitext]]:
     """Language pair -> (the set that chooses the threshold, the set that is scored), sorted by pair.
 
-    The threshold is chosen on `dev` (or `sample`, BUCC's own name for it) and applied to `test` or else `training`
-    (XTREME's test set is BUCC's training set). A split without a gold file is left out. The only split left, if there
-    is just one, is both.
+    The threshold is chosen on `dev` (or `sample`, BUCC's name for it) and applied to `test`, or else to `training`
+    (XTREME's test set is BUCC's training set). A split without a gold file is left out. If only one split remains, it
+    is used for both.
 
     Args:
       prefix_or_directory: "data/bucc" for all language pairs in it, "data/bucc/zh-en" for one.
@@ -70,7 +70,7 @@ def read_bucc(prefix_or_directory: str | Path, field: str = "mining") -> dict[st
 
     Raises:
       UserError: no files of this form, a text without its other side, no gold at all, an id that appears twice, gold
-        that names an unknown id, text that is not UTF-8. Lines without id or tab are skipped and counted in the log.
+        with an unknown id, text that is not UTF-8. Lines without id or tab are skipped and counted in the log.
     """
     path = storage.local(prefix_or_directory, beside=True)
     directory, prefix = (path, "") if path.is_dir() else (path.parent, path.name)
@@ -180,10 +180,10 @@ def mine(source: np.ndarray, target: np.ndarray, k: int = 4, block: int = BLOCK)
 
 
 def best_threshold(score: np.ndarray, right: np.ndarray, gold: int) -> float:
-    """The threshold with the best F1 if pairs of at least this score are reported; the highest of equally good ones.
+    """The score from which on pairs are to be reported for the best F1; the highest of equally good thresholds.
 
-    Halfway between the worst pair reported and the next one, so never between equal scores. Infinite if no pair is
-    right.
+    It lies halfway between the scores of the worst reported pair and the next one, and so never between equal scores.
+    Infinite if no pair is correct.
 
     Args:
       score: [P], best first.
@@ -204,12 +204,11 @@ def evaluate_mining(
 ) -> list[Score]:
     """F1, precision and recall in percent, for each language pair and (layer, pooling), and their means.
 
-    A metric is called `f1_best_threshold` (`precision_`, `recall_`) if the threshold was chosen on the scored set
-    itself: an upper bound, whose interval does not cover that choice. The items of the bootstrap are the source
-    sentences, each with its gold and its found pairs, the same ones for every model; in large sets neighbouring
-    sentences are joined to 10,000 items. `count` is the number of gold pairs. The language is the one that is not
-    English; the direction is the name of the pair, and that of the means `xx-en` or `en-xx`, or `all` if pairs differ
-    in it.
+    The metrics are called `f1_best_threshold`, ... if the threshold was chosen on the scored set itself: an upper
+    bound, whose interval does not cover that choice. The items of the bootstrap are the source sentences with their
+    gold and found pairs, the same ones for every model; in large sets, neighbouring sentences are joined into 10,000
+    items. `count` is the number of gold pairs. The language is the one that is not English. The direction is the name
+    of the pair; for the means it is `xx-en` or `en-xx`, or `all` if the pairs differ in it.
 
     Args:
       embedder: of the model.
@@ -236,14 +235,14 @@ def evaluate_mining(
                 for metric, group in _items(reported, scored).items()
             ]
     directions = {any_language(score) for score in scores}
-    direction = directions.pop() if len(directions) == 1 else "all"  # swapping the sides changes next to nothing
+    direction = directions.pop() if len(directions) == 1 else "all"  # swapping the sides changes almost nothing
     return scores + means(scores, lambda score: direction)
 
 
 def _mine_all(
     embedder: Embedder, params: Any, bitext: Bitext, requests: Sequence[Request], k: int, name: str
 ) -> dict[Request, Mined]:
-    """The pairs found for each request, among sentences whose text appears once."""
+    """The pairs found for each request, among the sentences whose text appears only once."""
     source, source_index, source_count = distinct(bitext.source)
     target, target_index, target_count = distinct(bitext.target)
     repeated = (source_count > 1).sum(), (target_count > 1).sum()
@@ -266,7 +265,7 @@ def _is_gold(found: Mined, bitext: Bitext) -> np.ndarray:
 
 
 def _items(found: Mined, bitext: Bitext) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (numerators, denominators) by source sentence, or by a few neighbouring ones in a large set."""
+    """Metric -> (numerators, denominators) of each source sentence, or of a few neighbouring ones in a large set."""
     N = len(bitext.source)
     items = min(N, MAX_ITEMS)
 

@@ -1,7 +1,7 @@
 """Nearest neighbours by cosine: exact, in blocks, so that a million vectors fit in memory.
 
-Equal vectors need not have equal cosines: a matrix product may round a column differently at another position. Where
-the same text appears twice, search the `distinct` texts; the caller then chooses which of several equal ones is found.
+Equal vectors need not have equal cosines: a matrix product may round differently at different positions. If texts
+repeat, search only the `distinct` ones and choose among the equal texts afterwards.
 
 Axes: N queries or sources, M targets, D width, k neighbours.
 """
@@ -27,7 +27,7 @@ class Neighbours(NamedTuple):
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """The distinct texts in order of first appearance, and for each its first index and its count (int64)."""
+    """The distinct texts in order of first appearance, and the first index and the count of each (int64)."""
     count = Counter(texts)
     first = {text: i for i, text in reversed(list(enumerate(texts)))}
     return list(count), np.array([first[text] for text in count], np.int64), np.array(list(count.values()), np.int64)
@@ -42,10 +42,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def nearest(
     queries: np.ndarray, targets: np.ndarray, penalty: np.ndarray | None = None, *, block: int = BLOCK
 ) -> np.ndarray:
-    """Index [N] of the best target for each query; the first of equal cosines, but see above. Memory: block squared.
+    """Index [N] of the best target for each query; the first of equal cosines (but see above). Memory: block squared.
 
     Args:
-      queries: [N, D] of any length; a vector of zeros has cosine 0 with everything.
+      queries: [N, D] of any norm; a zero vector has cosine 0 with everything.
       targets: [M, D], M at least 1.
       penalty: [M], subtracted from the cosine with each target; none by default.
       block: queries, and targets, in one matrix product.
@@ -70,13 +70,13 @@ def nearest(
 def knn(sources: np.ndarray, targets: np.ndarray, k: int, *, block: int = BLOCK) -> tuple[Neighbours, Neighbours]:
     """The k nearest targets of every source, and the k nearest sources of every target: exact, by cosine.
 
-    Every product is computed once, on the default device, in float32. Beside the vectors and the result, memory holds a
-    few products of two blocks, 200 MB in all, even for a million sentences on either side.
+    Every product is computed once, in float32 on the default device. Besides the vectors and the result, a few products
+    of two blocks are in memory: 200 MB, even for a million sentences on either side.
 
     Args:
-      sources: [N, D] of any length; a vector of zeros has cosine 0 with everything.
+      sources: [N, D] of any norm; a zero vector has cosine 0 with everything.
       targets: [M, D].
-      k: at most M for the sources and N for the targets. Ties at the k-th place are broken arbitrarily.
+      k: at most M neighbours of a source and N of a target are found. Ties for the k-th are broken arbitrarily.
       block: sources, and targets, in one matrix product.
 
     Returns:
@@ -92,7 +92,7 @@ def knn(sources: np.ndarray, targets: np.ndarray, k: int, *, block: int = BLOCK)
         for i, t in enumerate(range(0, len(targets), block)):
             target = np.asarray(targets[t : t + block], np.float32)
             found, backward[i] = _merge(source, target, found, backward[i], s, t)
-        forward.append(jax.device_get(found))  # waits, so that few blocks are on the device at a time
+        forward.append(jax.device_get(found))  # waits, so that only a few blocks are on the device at once
     return _concatenate(forward), _concatenate(jax.device_get(backward))
 
 
@@ -109,9 +109,9 @@ def _concatenate(blocks: Sequence[Neighbours]) -> Neighbours:
 def _merge(
     source: Any, target: Any, forward: Neighbours, backward: Neighbours, s: Any, t: Any
 ) -> tuple[Neighbours, Neighbours]:
-    """Both sides' neighbours so far, after a block of sources from index s met a block of targets from index t."""
+    """Updates both sides' neighbours with a block of sources, from index s, and a block of targets, from index t."""
     source, target = (x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (source, target))
-    cosines = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)  # else accelerators round to 10 bits
+    cosines = jnp.matmul(source, target.T, precision=jax.lax.Precision.HIGHEST)  # the default rounds to 10 bits or less
 
     def best(known: Neighbours, cosines: Any, start: Any) -> Neighbours:
         k = known.cosines.shape[1]

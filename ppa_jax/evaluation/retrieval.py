@@ -1,15 +1,14 @@
 """Sentence retrieval: is the nearest sentence of the other language the translation?
 
-The Tatoeba test of LASER and XTREME: cosine similarity, top-1, accuracy in percent. A query counts as right if the
-index found is its own. Where the same text appears twice among the targets, the first is found, so the query of the
-second fails; XTREME searches all targets and lets either of the two fail.
+The Tatoeba test of LASER and XTREME: cosine similarity, top-1, accuracy in percent. A query is correct if the index
+found is its own. If a text appears twice among the targets, the first one is found, so the query of the second fails;
+XTREME searches all targets, and either of the two fails.
 
 Axes: N queries, M targets, D width.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ PIVOT = "en"
 FORM = "tatoeba.xxx-eng.xxx and tatoeba.xxx-eng.eng"
 _NAME = re.compile(r"tatoeba\.([a-z]{3})-eng\.([a-z]{3})")
 
-# ISO 639-3, as in the names of files, to ISO 639-1. Other languages keep their three letters.
+# From ISO 639-3, used in the file names, to ISO 639-1. Other languages keep their three letters.
 _CODES = """
 afr=af amh=am ara=ar aze=az bel=be ben=bn bos=bs bre=br bul=bg cat=ca ces=cs cmn=zh cor=kw cym=cy dan=da deu=de ell=el
 epo=eo est=et eus=eu fao=fo fin=fi fra=fr fry=fy gla=gd gle=ga glg=gl heb=he hin=hi hrv=hr hun=hu hye=hy ido=io ile=ie
@@ -45,7 +44,7 @@ LANGUAGES: dict[str, str] = {code[:3]: code[4:] for code in _CODES.split()}
 def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[str, tuple[list[str], list[str]]]:
     """All test sets of a directory: ISO 639-1 code -> (English sentences, their translations), sorted by code.
 
-    Pairs with a blank side are left out, and counted in the log.
+    Pairs with a blank side are left out and counted in the log.
 
     Raises:
       UserError: no such directory, no file of this form in it, a file without its other side, sides of different
@@ -72,7 +71,7 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
 
 
 def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
-    """The last sentences of the built-in sample, which training ranges do not reach: language -> (en, language)."""
+    """Language -> (English, translations): the last sentences of the built-in sample, on which no recipe trains."""
     start = sample.size() - count
     english = sample.sentences("en", start)
     return {language: (english, sample.sentences(language, start)) for language in sample.LANGUAGES[1:]}
@@ -91,21 +90,19 @@ def evaluate_retrieval(
       task: the task's name in the scores.
 
     Returns:
-      Scores whose direction `en-de` has English queries and German targets; `both` is the average of the two. The
-      language `mean` averages the languages, each with the same weight: `en-xx`, `xx-en` and `both`. `count` is the
-      number of queries.
+      Scores by direction: `en-de` has English queries and German targets, `both` is the average of the two directions.
+      The language `mean` averages the languages with equal weights: `en-xx`, `xx-en` and `both`. `count` is the number
+      of queries.
     """
     scores: list[Score] = []
-    shared = len({tuple(english) for english, _ in sets.values()}) == 1  # n-way text: the same sentences everywhere
+    shared = len({tuple(english) for english, _ in sets.values()}) == 1  # n-way text: the same sentences in all
     english_vectors: Vectors = {}
     for language, (english, foreign) in sets.items():
         if len(english) != len(foreign) or not len(english):
             raise ValueError(f"{task}, {language}: {len(english)} English and {len(foreign)} foreign sentences")
         for code, side in ((PIVOT, english), (language, foreign)):
             if repeated := len(side) - len(set(side)):
-                message = (
-                    "%s, %s: %d of %d %s sentences repeat an earlier one; only the first of equal targets is found"
-                )
+                message = "%s, %s: %d of %d %s sentences repeat an earlier one, and only the first can be found"
                 logging.info(message, task, language, repeated, len(side), code)
         if not (shared and english_vectors):
             english_vectors = embedder.embed(params, english, requests)
@@ -121,14 +118,14 @@ def evaluate_retrieval(
                 (f"{language}-{PIVOT}", back, 1),
                 ("both", forth.astype(int) + back, 2),
             ):
-                group = hits.astype(float), np.full(len(own), float(queries))
-                score = Score(task, language, direction, layer, pooling, "accuracy", (group,), queries * len(own))
-                scores.append(dataclasses.replace(score, shared_items=shared))
+                group, count = (hits.astype(float), np.full(len(own), float(queries))), queries * len(own)
+                where = task, language, direction, layer, pooling
+                scores.append(Score(*where, "accuracy", (group,), count, shared_items=shared))
     return scores + means(scores, any_language)
 
 
 def means(scores: Sequence[Score], direction_of: Callable[[Score], str]) -> list[Score]:
-    """Means over the languages: one for each layer, pooling, metric and direction as named by `direction_of`."""
+    """Means over the languages, for each layer, pooling, metric and direction; `direction_of` names the latter."""
     groups: dict[tuple[Any, ...], list[Score]] = {}
     for score in scores:
         groups.setdefault((score.layer, score.pooling, score.metric, direction_of(score)), []).append(score)
@@ -136,7 +133,7 @@ def means(scores: Sequence[Score], direction_of: Callable[[Score], str]) -> list
 
 
 def any_language(score: Score) -> str:
-    """The direction with `xx` for the language: `en-xx` for `en-de`, `xx-en` for `de-en`; others stay unchanged."""
+    """The direction with `xx` for the language: `en-xx` for `en-de`, `xx-en` for `de-en`; others are unchanged."""
     names = {f"{PIVOT}-{score.language}": f"{PIVOT}-xx", f"{score.language}-{PIVOT}": f"xx-{PIVOT}"}
     return names.get(score.direction, score.direction)
 

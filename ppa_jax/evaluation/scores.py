@@ -1,10 +1,10 @@
 """Scores and the items they were measured on: values, confidence intervals, differences between two models.
 
-Every measure here is a ratio of two sums over items: accuracy is hits over queries, F1 is 2 * right over found + gold,
-the alignment error rate likewise. So one bootstrap serves all: items are drawn with replacement, a thousand times, and
-the interval holds the middle 95% of the ratios. Two models are compared on the same draws (paired bootstrap; Koehn
-2004, Berg-Kirkpatrick et al. 2012). A measure of a few large batches (CKA) has too few items to draw from: its interval
-is Student's, of the batches or of their paired differences.
+Every measure here is a ratio of two sums over items: accuracy is hits over queries, F1 is 2 * correct over found +
+gold, and so on. So one bootstrap serves all: items are drawn with replacement a thousand times, and the interval covers
+the middle 95% of the ratios. Two models are compared on the same draws (paired bootstrap; Koehn 2004, Berg-Kirkpatrick
+et al. 2012). A measure over a few large batches (CKA) has too few items to resample: its interval is Student's t, over
+the batches or their paired differences.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from ppa_jax.training.workdir import atomic
 
 DRAWS = 1000
 MIDDLE = (2.5, 97.5)  # percentiles: an interval of 95%
+FIELDS = ("task", "language", "direction", "layer", "pooling", "metric")
 Record = dict[str, Any]
 
 
@@ -34,7 +35,7 @@ Record = dict[str, Any]
 class Score:
     """One score. Its items form one or more groups, for example languages; the value is the mean over the groups.
 
-    For a model that was trained several times, the groups of each training follow those of the one before.
+    For a model with several trainings, the groups of each training follow those of the previous one.
     """
 
     task: str  # "tatoeba", "bucc", ...
@@ -46,9 +47,9 @@ class Score:
     groups: tuple[tuple[np.ndarray, np.ndarray], ...]  # of (numerators [N], denominators [N])
     count: int  # items, as a reader would count them: queries, sentence pairs, batches
     scale: float = 100.0
-    shared_items: bool = False  # item i of every group is the same sentence (n-way text): drawn in all groups or none
-    batches: bool = False  # the items are batches: few, and each has a value
-    runs: int = 1  # trainings: groups i, i + len(groups) / runs, ... are the same items
+    shared_items: bool = False  # item i is the same sentence in every group (n-way text): drawn in all groups or none
+    batches: bool = False  # the items are batches: few, and each with a value
+    runs: int = 1  # trainings: groups i, i + len(groups) / runs, ... have the same items
 
     @property
     def value(self) -> float:
@@ -63,19 +64,19 @@ class Score:
 
     @property
     def by_batch(self) -> np.ndarray:
-        """The value of each batch, [N], where items are batches: batch i has the same sentences in all groups."""
+        """The value of each batch, [N], if items are batches: batch i has the same sentences in all groups."""
         return self.scale * np.mean([_ratio(top, bottom) for top, bottom in self.groups], axis=0)
 
     @property
     def sizes(self) -> list[int]:
-        """Items of each group of one training. Two models are compared only when these agree."""
+        """Items of each group of one training. Two models are compared only if these agree."""
         return [len(top) for top, _ in self.groups[: len(self.groups) // self.runs]]
 
     @functools.cached_property
     def draws(self) -> np.ndarray:
-        """The value in each bootstrap sample, [DRAWS]; every model and training gets the same samples of items.
+        """The value in each bootstrap sample, [DRAWS]; the samples of items are the same for every model and training.
 
-        `draw` computes the draws of many scores faster.
+        `draw` is faster for many scores.
         """
         draw([self])
         return vars(self)["draws"]
@@ -92,26 +93,15 @@ class Score:
     def record(self, model: str) -> Record:
         """The record of scores.json: fixed names, `low` and `high` None without an interval."""
         low, high = _rounded(self.interval)
-        return {
-            "model": model,
-            "task": self.task,
-            "language": self.language,
-            "direction": self.direction,
-            "layer": self.layer,
-            "pooling": self.pooling,
-            "metric": self.metric,
-            "value": round(self.value, 4),
-            "count": self.count,
-            "low": low,
-            "high": high,
-        }
+        where = {name: getattr(self, name) for name in FIELDS}
+        return {"model": model, **where, "value": round(self.value, 4), "count": self.count, "low": low, "high": high}
 
 
 def draw(scores: Iterable[Score]) -> None:
     """Computes `draws` of many scores at once: one matrix product for all groups of a size, and each group only once.
 
-    A comparison has tens of thousands of groups, many of them in several scores: a language's group is also in the
-    mean over the languages, a training's also in the score of its model.
+    A comparison has tens of thousands of groups, many of them in several scores: the group of a language is also part
+    of the mean over the languages, and that of a training part of the score of its model.
     """
     todo = [score for score in scores if "draws" not in vars(score) and not score.batches and min(score.sizes) > 1]
     columns: dict[tuple[int, int], dict[tuple[int, int], tuple[np.ndarray, np.ndarray, list[int]]]] = {}
@@ -139,17 +129,14 @@ def per_item(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mean_over_languages(scores: Sequence[Score], direction: str) -> Score:
-    """The score `mean`: every language of `scores` has the same weight. `shared_items` is taken from the first."""
+    """The score `mean`, in which every language has the same weight. Other fields are those of the first score."""
     groups = tuple(group for score in scores for group in score.groups)
     count = sum(score.count for score in scores)
     return dataclasses.replace(scores[0], language="mean", direction=direction, groups=groups, count=count)
 
 
-FIELDS = ("task", "language", "direction", "layer", "pooling", "metric")
-
-
 def difference(score: Score, baseline: Score, model: str, baseline_model: str) -> Record | None:
-    """A model's score minus the baseline's, paired, as a record of scores.json with the additional field `baseline`.
+    """A model's score minus the baseline's, paired: a record as in scores.json with the additional field `baseline`.
 
     None unless both were measured on the same items.
     """
@@ -161,7 +148,7 @@ def difference(score: Score, baseline: Score, model: str, baseline_model: str) -
 
 
 def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
-    """The mean over several trainings of one model, for scores that all of them have on the same items."""
+    """The mean over several trainings of one model, for the scores that all of them have on the same items."""
     if len(runs) == 1:
         return list(runs[0])
     by_key = [{tuple(getattr(score, name) for name in FIELDS): score for score in run} for run in runs]
@@ -175,7 +162,7 @@ def over_runs(runs: Sequence[Sequence[Score]]) -> list[Score]:
 
 
 def save_scores(path: str | os.PathLike, models: Mapping[str, Sequence[Score]]) -> None:
-    """Writes scores with their items to an .npz file, so that later measurements can be compared with them.
+    """Writes scores with their items to an .npz file, so that later scores can be compared with them.
 
     Raises UserError if the file cannot be written.
     """
@@ -191,7 +178,7 @@ def save_scores(path: str | os.PathLike, models: Mapping[str, Sequence[Score]]) 
 
 
 def load_scores(path: str | os.PathLike) -> dict[str, list[Score]]:
-    """Reads what `save_scores` wrote, by model; empty if there is no such file. Raises UserError if it is damaged."""
+    """The scores that `save_scores` wrote, by model; empty without such a file. Raises UserError if it is damaged."""
     path = epath.Path(path)
     if not path.exists():
         return {}
@@ -220,9 +207,18 @@ def t_interval(values: Any) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def mean_and_spread(values: Sequence[float], digits: int = 1) -> str | None:
-    """ "12.3 ±0.4": mean and standard deviation over training seeds; the value alone for one seed, None for none."""
-    if not len(values):
+BySeed = Mapping[int, float]  # seed of a training -> value
+
+
+def minus(one: BySeed, other: BySeed) -> BySeed:
+    """one - other, for the seeds that both have."""
+    return {seed: one[seed] - other[seed] for seed in one if seed in other}
+
+
+def mean_and_spread(by_seed: BySeed, digits: int = 1) -> str | None:
+    """ "12.3 ±0.4": mean and standard deviation over the seeds; the value alone for one seed, None for none."""
+    values = list(by_seed.values())
+    if not values:
         return None
     return f"{np.mean(values):.{digits}f}" + (f" ±{np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else "")
 
@@ -235,8 +231,9 @@ class Difference(NamedTuple):
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Difference:
-        """The mean of one difference for each training seed, with Student's interval."""
+    def of(cls, by_seed: BySeed) -> Difference:
+        """The mean of the differences of several seeds, with Student's t interval."""
+        values = list(by_seed.values())
         low, high = t_interval(values) if len(values) > 1 else (float("nan"), float("nan"))
         return cls(float(np.mean(values)) if len(values) else float("nan"), low, high)
 

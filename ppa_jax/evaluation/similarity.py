@@ -1,25 +1,24 @@
-"""How similar an encoder represents parallel sentences of two languages, by layer: CKA and retrieval.
+"""How similarly an encoder represents parallel sentences of two languages, by layer: CKA and retrieval.
 
-CKA (Kornblith et al. 2019) compares the similarities between the sentences of a batch in one language with those in the
+CKA (Kornblith et al. 2019) compares the similarities among the sentences of a batch in one language with those in the
 other: it is 1 if the two sets of vectors differ only by rotation, translation and scale. First Align, then Predict
 (Muller et al. 2021) follows it through the layers of mBERT with the RBF kernel; the linear kernel is more common.
 
-The usual estimator is biased upwards when a batch has few sentences for the width D: independent Gaussian matrices of
-256 sentences and D = 384 have a linear CKA of 0.6, not 0. So report the batch size with every value, and compare models
-on equal batch sizes and widths. The kinds `linear_debiased` and `rbf_debiased` use the unbiased estimator of HSIC (Song
+The usual estimator is biased upwards if a batch has few sentences for the width D: independent Gaussian matrices of 256
+sentences and D = 384 have a linear CKA of 0.6, not 0. So report the batch size with every value, and compare models
+at equal batch sizes and widths. `cka_linear_debiased` and `cka_rbf_debiased` use the unbiased estimator of HSIC (Song
 et al. 2012; for CKA Nguyen et al. 2021), which is around 0 for independent matrices.
 
-CKA ignores where the two sets of vectors lie; `retrieval` asks whether a sentence's nearest neighbour in the other
-language is its translation, which fails for sets that are far apart or rotated.
+CKA ignores where the two sets of vectors are. `retrieval` is the share of sentences whose nearest neighbour in the
+other language is their translation: it is low for sets that are far apart or rotated.
 
-The readers return n-way parallel text as {language: sentences}, for retrieval as well.
+N-way parallel text is {language: sentences}; it also serves for retrieval.
 
 Axes: N sentences of a batch, D width (X and Y may differ in it).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
@@ -36,8 +35,8 @@ from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered
 from ppa_jax.evaluation.neighbours import nearest
-from ppa_jax.evaluation.retrieval import LANGUAGES, PIVOT
-from ppa_jax.evaluation.scores import Score, mean_over_languages, per_item
+from ppa_jax.evaluation.retrieval import LANGUAGES, PIVOT, any_language, means
+from ppa_jax.evaluation.scores import Score, per_item
 from ppa_jax.tasks import conllu
 
 Texts = Mapping[str, Sequence[str]]  # language -> sentences, line i of each a translation of line i of the others
@@ -48,7 +47,7 @@ arb=ar bod=bo guj=gu hau=ha ibo=ig fas=fa lao=lo lav=lv ltz=lb mlt=mt mri=mi msa
 pan=pa pus=ps sin=si smo=sm sna=sn snd=sd som=so ssw=ss swa=sw tgk=tg tir=ti tsn=tn ven=ve wol=wo yor=yo zho=zh
 zul=zu
 """
-# The codes of Tatoeba's files, and those that other test sets use.
+# The codes in Tatoeba's file names, and those of other test sets.
 CODES = LANGUAGES | {"eng": PIVOT} | {code[:3]: code[4:] for code in _CODES.split()}
 _TEXT = re.compile(r"(?:.+\.)?([a-z]{2,3})((?:[-_][A-Za-z]+)*)\.txt")
 _CONLLU = re.compile(r"([a-z]{2,3})(_)[a-z]+-ud-[a-z]+\.conllu")
@@ -59,10 +58,10 @@ _CHUNK = 4096  # sentences embedded together
 def read_parallel(spec: str | Path, *, field: str = "parallel") -> dict[str, list[str]]:
     """N-way parallel text: language code -> sentences, sorted by code, the same number for every language.
 
-    Plain text is parallel by line. CoNLL-U is parallel by `parallel_id` (the part after its `/`), else by `sent_id`,
-    each with its letter, which in PUD distinguishes news from Wikipedia. A sentence that is missing or blank in one
-    language is left out of all, and counted in the log. Of several files of a language (`fra`, `fra-CA`) the one
-    without a variant has the bare code, the others keep the variant: `fr`, `fr-CA`.
+    Plain text is parallel by line. CoNLL-U is parallel by `parallel_id` (the part after `/`), or else by `sent_id`,
+    whose letter in PUD distinguishes news from Wikipedia. A sentence that is missing or blank in one language is left
+    out of all and counted in the log. If a language has several files (`fra`, `fra-CA`), their codes include the
+    variant: `fr`, `fr-CA`.
 
     Args:
       spec: a directory (its PUD files if it has any, otherwise its text files), or comma-separated files of one of the
@@ -86,7 +85,7 @@ def read_parallel(spec: str | Path, *, field: str = "parallel") -> dict[str, lis
     complete = [i for i, row in enumerate(zip(*rows.values(), strict=True)) if all(text.strip() for text in row)]
     dropped = len(rows[PIVOT]) - len(complete)
     if not complete:
-        raise UserError(f"{field}: {spec}: no sentence is there in all of {', '.join(files)}; leave a language out")
+        raise UserError(f"{field}: {spec}: no sentence exists in all of {', '.join(files)}; leave a language out")
     if dropped:
         logging.info("%s: left out %d sentences that are missing in one of %s", spec, dropped, ", ".join(files))
     return {language: [lines[i] for i in complete] for language, lines in sorted(rows.items())}
@@ -142,9 +141,9 @@ def _read_conllu(path: Path, field: str) -> dict[str, str]:
 
 
 def cka_linear(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
-    """CKA with the linear kernel of X [N, D] and Y [N, D'], rows paired; computed in float64, memory N squared.
+    """CKA with the linear kernel of X [N, D] and Y [N, D'], rows paired; in float64, memory N squared.
 
-    0 to 1, or slightly below 0 if `debiased`, which needs N of at least 4. 0 if all rows of one side are equal.
+    From 0 to 1, or slightly below 0 if `debiased`, which needs N >= 4. 0 if all rows of one side are equal.
     """
     return _alignment(_linear(X), _linear(Y), debiased)
 
@@ -157,28 +156,26 @@ def cka_rbf(X: np.ndarray, Y: np.ndarray, *, debiased: bool = False) -> float:
     return _alignment(_rbf(X), _rbf(Y), debiased)
 
 
-KINDS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "linear": cka_linear,
-    "rbf": cka_rbf,
-    "linear_debiased": functools.partial(cka_linear, debiased=True),
-    "rbf_debiased": functools.partial(cka_rbf, debiased=True),
-}
-
-
 def retrieval(X: np.ndarray, Y: np.ndarray) -> float:
-    """Share of rows of X [N, D] whose nearest row of Y [N, D], by cosine, is their own; mean of both directions.
+    """Share of rows of X [N, D] whose nearest row of Y [N, D] by cosine has the same index; mean of both directions.
 
-    0 to 1, with 1/N at chance: like CKA, it depends on N.
+    From 0 to 1; 1/N by chance, so it depends on N, as CKA does.
     """
     own = np.arange(len(X))
     return float(np.mean([nearest(X, Y) == own, nearest(Y, X) == own]))
 
 
-MEASURES = {f"cka_{kind}": cka for kind, cka in KINDS.items()} | {"retrieval": retrieval}  # of X and Y, rows paired
+MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {  # of X and Y, rows paired
+    "cka_linear": cka_linear,
+    "cka_rbf": cka_rbf,
+    "cka_linear_debiased": functools.partial(cka_linear, debiased=True),
+    "cka_rbf_debiased": functools.partial(cka_rbf, debiased=True),
+    "retrieval": retrieval,
+}
 
 
 def _linear(X: np.ndarray) -> np.ndarray:
-    """Gram matrix [N, N] of the centred rows: a large common part would cost precision."""
+    """Gram matrix [N, N] of the rows, centred because a large common part would cost precision."""
     X = np.asarray(X, np.float64)
     centred = X - X.mean(0)
     if np.linalg.norm(centred) <= 1e-12 * np.linalg.norm(X):
@@ -217,7 +214,7 @@ def _centred(K: np.ndarray, debiased: bool) -> np.ndarray:
         np.fill_diagonal(centred, 0)
     else:
         centred = K - K.mean(0) - K.mean(1)[:, None] + K.mean()
-    # A constant matrix leaves nothing but rounding errors.
+    # Only rounding errors remain of a constant matrix.
     return centred if np.linalg.norm(centred) > 1e-12 * np.linalg.norm(K) else np.zeros_like(K)
 
 
@@ -236,15 +233,15 @@ def evaluate_similarity(
     """Similarity of English with every other language, by layer: an item is a batch, the value is their mean.
 
     The sentences are shuffled (neighbouring lines often come from one document) and split into disjoint batches, the
-    same for all languages, layers and models; an incomplete batch is left out. Memory: vectors of 4,096 sentences (or
-    of a batch, if larger) in two languages at all layers, and matrices of batch squared.
+    same for all languages, layers and models; an incomplete batch is left out. Memory: the vectors of 4,096 sentences
+    (or of a batch, if larger) in two languages at all layers, and matrices of batch x batch.
 
     Args:
       embedder: of the model.
       params: the encoder's parameters.
       texts: see `read_parallel`.
       layers: 0 is the embeddings' output.
-      batch: N, sentences; the value depends on it (see above), so report it with every score.
+      batch: sentences, N; report it with every score, because the value depends on it (see above).
       measures: of MEASURES, the metrics of the scores.
       pooling: of the tokens' states.
       task: the task's name in the scores.
@@ -275,15 +272,11 @@ def evaluate_similarity(
                 X, Y = (vectors[layer, pooling][first : first + batch] for vectors in (english, foreign))
                 for measure in measures:
                     values[language, layer, measure].append(MEASURES[measure](X, Y))
-    scores, means = [], []
-    for (layer, metric), keys in itertools.groupby(values, key=lambda key: key[1:]):
-        group = []
-        for language, *_ in keys:
-            items = per_item(np.array(values[language, layer, metric]))
-            direction = f"{PIVOT}-{language}"
-            count = len(items[0])
-            score = Score(task, language, direction, layer, pooling, metric, (items,), count, scale=1.0)
-            group.append(dataclasses.replace(score, shared_items=True, batches=True))
-        scores += group
-        means.append(mean_over_languages(group, f"{PIVOT}-xx"))
-    return scores + means
+    scores = [
+        Score(
+            task, language, f"{PIVOT}-{language}", layer, pooling, measure, (per_item(np.array(items)),), len(items),
+            scale=1.0, shared_items=True, batches=True,
+        )
+        for (language, layer, measure), items in values.items()
+    ]  # fmt: skip
+    return scores + means(scores, any_language)

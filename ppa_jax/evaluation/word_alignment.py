@@ -1,13 +1,13 @@
-"""Word alignment: do the states of words that translate each other find one another?
+"""Word alignment: which words of two sentences translate each other, by the states of their tokens?
 
-As awesome-align extracts it (Dou & Neubig 2021, section 2.2): the products of all piece states of two sentences, a
-softmax over each side, and the pairs of pieces above a threshold in both. Or as SimAlign does (Jalili Sabet et al.
-2020, "Argmax"): the pairs that are each other's nearest by cosine. Words are aligned when any of their pieces are.
+As in awesome-align (Dou & Neubig 2021, section 2.2): the products of all token states of two sentences, a softmax over
+each side, and the pairs of tokens above a threshold in both. Or as in SimAlign (Jalili Sabet et al. 2020, "Argmax"):
+the mutual nearest neighbours by cosine. Words are aligned if any of their tokens are.
 
 The alignment error rate (Och & Ney 2003) of links A against the sure links S and the possible links P, which include S:
 1 - (|A and S| + |A and P|) / (|A| + |S|), lower is better; precision |A and P| / |A|; recall |A and S| / |S|.
 
-Axes: M source pieces or words, N target ones, D width.
+Axes: M source tokens or words, N target ones, D width.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from ppa_jax.evaluation.neighbours import unit
 from ppa_jax.evaluation.retrieval import language_of, means
 from ppa_jax.evaluation.scores import Score
 
-METHODS = {"softmax": "tokens", "argmax": "tokens_argmax"}  # the pooling in their scores
 THRESHOLD = 1e-3
 UNSPACED = ("zh", "ja", "th", "lo", "km", "my")  # written without spaces between words
 LONGEST_WORDS = 10  # characters, on average over a file; see `_words`
@@ -37,7 +36,7 @@ PAIRS_AT_ONCE = 64  # sentence pairs whose states are in memory
 FORM = "test.xx and test.yy (words separated by spaces) and alignv2.txt, or one of align*, *.align, *.pharaoh"
 _PAIR = re.compile(r"([a-z]{2,3})-([a-z]{2,3})")
 _LINK = re.compile(r"(\d+)([-p])(\d+)")
-_AM = "\u0e33\u0eb3"  # Thai and Lao vowels, letters in Unicode, that belong to the character before (UAX 29)
+_AM = "\u0e33\u0eb3"  # Thai and Lao vowels that Unicode calls letters but UAX 29 joins to the character before
 
 Links = set[tuple[int, int]]  # (source word, target word), from 0
 
@@ -66,21 +65,21 @@ def read_gold(
     word_base: int | None = None,
     sentence_base: int | None = None,
 ) -> dict[str, GoldSet]:
-    """Language pair -> gold set, of a directory named like `de-en`, or of all such directories in the one given.
+    """Language pair -> gold set, from a directory named like `de-en`, or from all such directories in it.
 
-    Each has one file of sentences for either language (`test.de`, `test.en`) and one of links: `alignv2.txt`, or the
-    only file named `align*`, `*.align` or `*.pharaoh`. Links are either columns `sentence source target [S|P]`, where
-    no mark means sure; or one line per sentence, `0-0 1p2`, with `-` for sure and `p` for possible.
+    Each has a file of sentences for either language (`test.de`, `test.en`) and a file of links: `alignv2.txt`, or the
+    only file named `align*`, `*.align` or `*.pharaoh`. Links are either columns `sentence source target [S|P]`, where S
+    is the default, or one line per sentence, `0-0 1p2`, with `-` for sure and `p` for possible.
 
     Words are separated by spaces; for languages written without spaces see `_words`. A negative word, or 0 if words are
-    counted from 1, means no partner: such links are skipped and counted in the log. In columns, sentences without any
-    link count as not annotated and are left out; their number is logged.
+    counted from 1, means no partner: such links are skipped and counted in the log. In columns, sentences without links
+    are assumed not to be annotated: they are left out and counted in the log.
 
     Args:
       directory: of one set or of several.
       field: the setting, for error messages.
-      word_base: whether words are counted from 0 or 1. By default from 0 if a word has the number 0, from 1 if one has
-        the number of words in its sentence; if neither, 1 in columns and 0 in lines, as is common, with a warning.
+      word_base: whether words are counted from 0 or 1. By default from 0 if the number 0 occurs, or from 1 if the
+        number of words of a sentence occurs in it; if neither, from 1 in columns and 0 in lines, with a warning.
       sentence_base: the same for the sentences of columns.
 
     Raises:
@@ -111,17 +110,14 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     if not columns and len(lines) != count:
         raise UserError(f"{where} has {len(lines)} lines and {paths[0].name} has {count}; they must have the same")
     links = list((_columns if columns else _pharaoh)(lines, where))
-    if not columns:
-        sentence_base = 0  # line i is sentence i
-    elif sentence_base is None:
-        sentence_base = _guess_base("sentence", [(link.sentence, count) for link in links], 1, where)
+    numbers = [(link.line, link.sentence, count, "there are") for link in links]
+    sentence_base = _base("sentence", numbers, sentence_base if columns else 0, 1, where)
+    numbers = []
     for link in links:
-        if not 0 <= link.sentence - sentence_base < count:
-            raise _outside("sentence", link.sentence, sentence_base, count, f"{where}:{link.line}", "there are")
-    if word_base is None:
-        ends = [(link.sentence - sentence_base, (link.source, link.target)) for link in links]
-        numbers = [(end, len(words[i])) for i, pair in ends for end, words in zip(pair, sides, strict=True)]
-        word_base = _guess_base("word", numbers, 1 if columns else 0, where)
+        i = link.sentence - sentence_base
+        for word, words, side in zip((link.source, link.target), sides, paths, strict=True):
+            numbers.append((link.line, word, len(words[i]), f"{side.name}:{i + 1} has"))
+    word_base = _base("word", numbers, word_base, 1 if columns else 0, where)
     logging.info("%s: words from %d, sentences from %d", where, word_base, sentence_base)
 
     sure: list[Links] = [set() for _ in range(count)]
@@ -129,10 +125,6 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     without = 0
     for link in links:
         sentence = link.sentence - sentence_base
-        for number, words, side in zip((link.source, link.target), sides, paths, strict=True):
-            if number - word_base >= len(words[sentence]):
-                has = f"{side.name}:{sentence + 1} has"
-                raise _outside("word", number, word_base, len(words[sentence]), f"{where}:{link.line}", has)
         pair = link.source - word_base, link.target - word_base
         if min(pair) < 0:
             without += 1
@@ -156,34 +148,38 @@ def _read_set(directory: Path, field: str, word_base: int | None, sentence_base:
     )
 
 
-def _guess_base(what: str, numbers: Sequence[tuple[int, int]], custom: int, where: str) -> int:
-    """Whether numbers, given with how many there are, count from 0 or 1; `custom`, with a warning, if both fit."""
-    if any(number == 0 for number, _ in numbers):
-        return 0
-    if any(number == count for number, count in numbers):
-        return 1
-    logging.warning(
-        "%s: no %s has the number 0, and none that of the last: taken as counted from %d; if that is wrong, set "
-        "config.%s_base=%d", where, what, custom, what, 1 - custom,
-    )  # fmt: skip
-    return custom
+def _base(what: str, numbers: Sequence[tuple[int, int, int, str]], base: int | None, usual: int, where: str) -> int:
+    """Whether words or sentences are counted from 0 or 1: `base`; if None, detected, or else `usual` with a warning.
 
-
-def _outside(what: str, number: int, base: int, count: int, where: str, has: str) -> UserError:
-    """The error for a number that does not exist; it suggests the other base if the number then would."""
-    other = f", or set config.{what}_base={1 - base}" if 0 <= number - (1 - base) < count else ""
-    message = f"{where}: {what} {number}, counted from {base}, but {has} {count}; take the texts of the same release"
-    return UserError(message + other)
+    `numbers` are (line, number, how many there are, what an error message says before that). Raises UserError for a
+    number that does not exist, and suggests the other base if it would then exist.
+    """
+    if base is None and any(number == 0 for _, number, *_ in numbers):
+        base = 0
+    if base is None and any(number == count for _, number, count, _ in numbers):
+        base = 1
+    if base is None:
+        base = usual
+        logging.warning(
+            "%s: no %s has the number 0, and none that of the last: assumed to be counted from %d; if this is wrong, "
+            "set config.%s_base=%d", where, what, usual, what, 1 - usual,
+        )  # fmt: skip
+    for line, number, count, has in numbers:
+        if number - base >= count or (what == "sentence" and number < base):  # word -1 means no partner
+            other = f", or set config.{what}_base={1 - base}" if 0 <= number - (1 - base) < count else ""
+            message = f"{where}:{line}: {what} {number}, counted from {base}, but {has} {count}"
+            raise UserError(f"{message}; take the texts of the same release{other}")
+    return base
 
 
 def _words(lines: list[str], language: str, path: Path, field: str) -> list[list[str]]:
     """The words of every line as gold links count them: separated by spaces, or single characters.
 
-    Characters are the words of a language written without spaces, unless the file is segmented into words, which no
-    single line shows: it may be one word, and raw text has spaces, too, around foreign names and, in Thai, between
-    phrases. A segmented file has a space for every 2 to 5 characters, raw Chinese one for 60 and more, raw Thai one for
-    25 to 40. So more than 10 characters for each space in the whole file mean that it is raw. Vowel signs, tone marks
-    and the like belong to the character before them.
+    In a language written without spaces, the words are characters, unless the file is segmented into words. A single
+    line does not show that: it may be one word, and raw text also has spaces, around foreign names and, in Thai,
+    between phrases. A segmented file has a space for every 2 to 5 characters, raw Chinese one for 60 or more, raw Thai
+    one for 25 to 40. So a file with more than 10 characters per space is raw. Vowel signs, tone marks and the like
+    belong to the character before them.
     """
     words = [[word for word in line.split(" ") if word] for line in lines]
     characters = sum(len(word) for line in words for word in line)
@@ -224,7 +220,7 @@ def _pharaoh(lines: list[str], where: str) -> Iterator[_Link]:
         for part in line.split():
             match = _LINK.fullmatch(part)
             if not match:
-                raise UserError(f"{where}:{number}: {part!r} is no link like 0-0 (sure) or 0p0 (possible)")
+                raise UserError(f"{where}:{number}: {part!r} is not a link like 0-0 (sure) or 0p0 (possible)")
             yield _Link(number, number - 1, int(match[1]), int(match[3]), match[2] == "-")
 
 
@@ -237,11 +233,11 @@ def _only(directory: Path, field: str, *names: str) -> Path:
 
 
 def align_softmax(source: np.ndarray, target: np.ndarray, threshold: float = THRESHOLD) -> np.ndarray:
-    """[M, N] bool: pairs of pieces whose probability is above the threshold in both directions.
+    """[M, N] bool: the pairs of tokens whose probability is above the threshold in both directions.
 
     Args:
       source: [M, D] states; target: [N, D].
-      threshold: on the softmax of the unscaled products, over the target for each source piece and vice versa.
+      threshold: on the softmax of the unscaled products, over the target for each source token and vice versa.
     """
     product = source @ target.T
     if not product.size:
@@ -254,7 +250,7 @@ def align_softmax(source: np.ndarray, target: np.ndarray, threshold: float = THR
 
 
 def align_argmax(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """[M, N] bool: the pairs of pieces that are each other's nearest by cosine; only the first of equally near ones."""
+    """[M, N] bool: the mutual nearest neighbours among the tokens by cosine; of equally near ones only the first."""
     cosine = unit(source) @ unit(target).T
     both = np.zeros(cosine.shape, bool)
     if cosine.size:
@@ -264,13 +260,16 @@ def align_argmax(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return both
 
 
+METHODS = {"softmax": (align_softmax, "tokens"), "argmax": (align_argmax, "tokens_argmax")}  # with the scores' pooling
+
+
 def join_words(aligned: np.ndarray, source_word: Sequence[int], target_word: Sequence[int]) -> Links:
-    """The links between words, from aligned pieces [M, N] bool and the word of each piece, [M] and [N]."""
+    """The links between words, from aligned tokens [M, N] bool and the word of each token, [M] and [N]."""
     return {(source_word[i], target_word[j]) for i, j in zip(*map(np.ndarray.tolist, aligned.nonzero()), strict=True)}
 
 
 def counts(found: Links, sure: Links, possible: Links) -> dict[str, tuple[int, int]]:
-    """Metric -> (numerator, denominator) of one sentence pair; for several pairs divide the sums."""
+    """Metric -> (numerator, denominator) of one sentence pair; a set's score is the ratio of the sums."""
     in_sure, in_possible = len(found & sure), len(found & possible)
     total = len(found) + len(sure)
     return {
@@ -287,7 +286,6 @@ def evaluate_word_alignment(
     layers: Sequence[int],
     *,
     method: str = "softmax",
-    threshold: float = THRESHOLD,
     task: str = "word_alignment",
 ) -> list[Score]:
     """Alignment error rate, precision and recall in percent, for each gold set and layer, and their means.
@@ -296,12 +294,11 @@ def evaluate_word_alignment(
     for that method. `count` is the number of sentence pairs.
 
     Args:
-      embedder: of the model. Pieces beyond its max_length stay unaligned; the log counts such sentences.
+      embedder: of the model. Tokens beyond its max_length remain unaligned; the log counts such sentences.
       params: the encoder's parameters.
       gold_sets: see `read_gold`.
-      layers: any number, from 0, the embeddings' output; one forward pass serves all.
+      layers: from 0, the embeddings' output; one forward pass serves all.
       method: "softmax" (awesome-align) or "argmax" (SimAlign).
-      threshold: of the softmax.
       task: the task's name in the scores.
 
     Raises:
@@ -313,9 +310,7 @@ def evaluate_word_alignment(
     if not layers:
         return []
 
-    def align(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-        return align_softmax(source, target, threshold) if method == "softmax" else align_argmax(source, target)
-
+    align, pooling = METHODS[method]
     scores: list[Score] = []
     for pair, gold in gold_sets.items():
         found = _links(embedder, params, gold, layers, align, f"{task}, {pair}")
@@ -323,8 +318,8 @@ def evaluate_word_alignment(
             rows = [counts(*links) for links in zip(found[layer], gold.sure, gold.possible, strict=True)]
             for metric in rows[0]:
                 top, bottom = np.array([row[metric] for row in rows], np.float64).T
-                group, pooling = (top, bottom), METHODS[method]
-                scores.append(Score(task, language_of(pair), pair, layer, pooling, metric, (group,), len(rows)))
+                groups = ((top, bottom),)
+                scores.append(Score(task, language_of(pair), pair, layer, pooling, metric, groups, len(rows)))
     return scores + means(scores, lambda score: "all")
 
 
@@ -337,13 +332,13 @@ def _links(
     name: str,
 ) -> dict[int, list[Links]]:
     """The links found at each layer, by sentence pair."""
-    sides = [_pieces(embedder, side) for side in (gold.source, gold.target)]
+    sides = [_tokens(embedder, side) for side in (gold.source, gold.target)]
     found: dict[int, list[Links]] = {layer: [set() for _ in gold.source] for layer in layers}
     truncated = 0
     for begin in range(0, len(gold.source), PAIRS_AT_ONCE):
         pairs = list(zip(*(side[begin : begin + PAIRS_AT_ONCE] for side in sides), strict=True))
         sequences = [[x for x, _ in pieces] for pair in pairs for pieces in pair]
-        states = dict(embedder.token_states(params, sequences, layers))  # of sequence number: {layer: [pieces, D]}
+        states = dict(embedder.token_states(params, sequences, layers))  # index of the sequence -> {layer: [tokens, D]}
         for i, pair in enumerate(pairs):
             source, target = states[2 * i], states[2 * i + 1]
             source_word, target_word = ([word for _, word in pieces] for pieces in pair)
@@ -353,13 +348,13 @@ def _links(
                 links = join_words(align(source[layer], target[layer]), source_word, target_word)
                 found[layer][begin + i] = links
     if truncated:
-        message = "%s: %d sentences have more than %d pieces; the rest is unaligned"
+        message = "%s: %d sentences have more than %d tokens; the rest is unaligned"
         logging.warning(message, name, truncated, embedder.max_length - 2)
     return found
 
 
-def _pieces(embedder: Embedder, sentences: Sequence[Sequence[str]]) -> list[list[tuple[int, int]]]:
-    """(id, index of its word) of every piece of every sentence; each word is tokenised separately."""
+def _tokens(embedder: Embedder, sentences: Sequence[Sequence[str]]) -> list[list[tuple[int, int]]]:
+    """(id, index of its word) of every token of every sentence; words are tokenized separately."""
     words = list(dict.fromkeys(word for sentence in sentences for word in sentence))
     ids = dict(zip(words, embedder.tokenizer.encode(words), strict=True))
     return [[(x, i) for i, word in enumerate(sentence) for x in ids[word]] for sentence in sentences]

@@ -1,8 +1,8 @@
-"""Measures models side by side: retrieval, bitext mining, word alignment, lexicon induction, CKA.
+"""Compares models by retrieval, bitext mining, word alignment, lexicon induction and CKA.
 
-All data is read, and all settings and tokenizers are checked, before the first model's weights are read. One model is
-in memory at a time. For a model with several trainings, the mean over them is reported. Scores are saved in the
-workdir, so that the same command resumes.
+All data is read, and every setting and tokenizer checked, before the weights of the first model are read. One model is
+in memory at a time. A model with several trainings is measured by the mean over them. Scores are saved in the workdir,
+and the same command resumes after them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from ppa_jax.training.memory import device_memory
 from ppa_jax.training.workdir import file_digest, write_identity
 
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
-MEMORY = 8 << 30  # bytes of the host for vectors that two measures share; where they need more, they are computed twice
+MEMORY = 8 << 30  # bytes on the host for vectors that two measures share; if they need more, they are computed twice
 DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
-BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (found out from the file), 0 or 1")
+BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (detected from the file), 0 or 1")
 LIMITS = {
     "layer": Limit(lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1"),
-    "max_length": Limit(lambda n: n == 0 or n >= 3, "0 (the longest that all models take) or at least 3"),
+    "max_length": Limit(lambda n: n == 0 or n >= 3, "0 (the longest that all models support) or at least 3"),
     "cka_batch": at_least(4),
     "batch_size": at_least(1),
     "dictionary_words": Limit(lambda n: n >= 0, "0 (all) or a number of words"),
@@ -62,8 +62,8 @@ class Model:
 class Requests:
     """The layers and poolings at which a model is measured."""
 
-    main: Request  # mean pooling, at the same share of the depth in every model
-    mining: list[Request]  # main, and those that any of the models was trained with: all are compared there
+    main: Request  # mean pooling at the same relative depth in every model
+    mining: list[Request]  # main, and those that any of the models was trained with
     retrieval: list[Request]
     layers: list[int]  # of the curves
 
@@ -78,7 +78,7 @@ def run(config: Config, workdir: str) -> None:
     directory = epath.Path(workdir)
     directory.mkdir(parents=True, exist_ok=True)
     models = {name: read_model_info(name, given, config) for name, given in sources.items()}
-    max_length = config.max_length or min(model.max_length for model in models.values())  # the same for all
+    max_length = config.max_length or min(model.max_length for model in models.values())  # the same for all models
     parts = open_parts(config)
     write_identity(directory, config.to_dict())
 
@@ -124,7 +124,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     models: dict[str, tuple[str, ...]] = {}
     for entry in entries(config.models):
         name, equals, source = entry.partition("=")
-        if not equals or "/" in name:  # a path with a "=" in it
+        if not equals or "/" in name:  # a path that contains "="
             name, source = short_name(entry), entry
         sources = tuple(filter(None, source.split("|")))
         if not name or not sources:
@@ -149,7 +149,7 @@ def validate(config: Config) -> tuple[dict[str, tuple[str, ...]], list[str]]:
 
 
 def short_name(source: str) -> str:
-    """`x` of runs/x/export, `bert-base` of google/bert-base."""
+    """`x` for runs/x/export, `bert-base` for google/bert-base."""
     parts = [part for part in Path(source).parts if part not in ("export", "/")]
     return parts[-1] if parts else source
 
@@ -161,8 +161,8 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
     """Reads a model's configuration and checks its tokenizer; reads no weights.
 
     Raises:
-      UserError: there is no such model, its tokenizer does not fit, it does not have config.layer, its trainings are of
-        different models.
+      UserError: there is no such model, its tokenizer does not match, it does not have config.layer, or its trainings
+        are of different models.
     """
     found = []
     for source in sources:
@@ -180,12 +180,12 @@ def read_model_info(name: str, sources: tuple[str, ...], config: Config) -> Mode
             logging.warning("%s: its own sentence vectors are not measured: %s", name, error)
         found.append(Model(sources, sizes.num_layers, own, sizes.max_length))
     if len(set(found)) > 1:
-        raise UserError(f"config.models: the trainings of {name} differ in layers, pooling or length; give them apart")
+        raise UserError(f"config.models: the trainings of {name} differ in layers, pooling or length; name them apart")
     return found[0]
 
 
 def choose_requests(model: Model, models: Iterable[Model], config: Config) -> Requests:
-    """The layers and poolings at which one of the models is measured."""
+    """The layers and poolings at which a model is measured."""
     main = comparison.main_setting(model.depth) if config.layer == -1 else (config.layer, "mean")
     trained = [m.own for m in models if m.own is not None and m.own[0] <= model.depth]
     layers = list(range(model.depth + 1)) if config.every_layer else [main[0]]
@@ -197,7 +197,7 @@ def choose_requests(model: Model, models: Iterable[Model], config: Config) -> Re
 def measure(
     name: str, source: str, requests: Requests, parts: list[Part], max_length: int, config: Config
 ) -> list[Score]:
-    """Opens one model and measures all parts with it."""
+    """Opens a model and measures all parts with it."""
     layer, pooling = requests.main
     encoder = Encoder.from_pretrained(
         source, layer=layer, pooling=pooling, max_length=max_length, batch_size=config.batch_size, dtype=config.dtype
@@ -212,7 +212,7 @@ def measure(
 
 
 def digest(source: str, requests: Requests, max_length: int, config: Config) -> str:
-    """A hash of all that a model's scores depend on; files count by name and content, so a copy has the same hash."""
+    """A hash of everything that a model's scores depend on; of files the name and content, so a copy has the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
     given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
     if not config.mining:
@@ -231,7 +231,7 @@ def digest(source: str, requests: Requests, max_length: int, config: Config) -> 
 
 
 def open_parts(config: Config) -> list[Part]:
-    """Reads the data of every configured part. Raises UserError, naming the field, for unusable data."""
+    """Reads the data of every configured part. Raises UserError, naming the field, for invalid data."""
     parts: list[Part] = []
     if config.tatoeba:
         parts.append(_retrieval(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))
@@ -243,8 +243,8 @@ def open_parts(config: Config) -> list[Part]:
         name = Path(directory).resolve().name
         if name in names:
             raise UserError(
-                f"config.parallel: the scores of {directory} would get the name {name}, which another test set has; "
-                "rename the directory or give it once"
+                f"config.parallel: the scores of {directory} would be named {name}, like those of another test set; "
+                "rename the directory or give it only once"
             )
         names.add(name)
         english = texts[similarity.PIVOT]

@@ -1,4 +1,4 @@
-"""Spearman's rank correlation over a few points, with a bootstrap interval for points that belong together."""
+"""Spearman's rank correlation over a few points, with a bootstrap interval for points that are not independent."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from ppa_jax.evaluation.scores import DRAWS, MIDDLE
 
-FEWEST = 8  # points; a coefficient of fewer says next to nothing
-GROUPS = 5  # with fewer groups of a kind there is no interval: the bootstrap's would be far too narrow
+FEWEST = 8  # points; a coefficient of fewer means almost nothing
+GROUPS = 5  # with fewer groups of a kind there is no interval: it would be far too narrow
 
 
 class Correlation(NamedTuple):
-    """Spearman's coefficient; `low` and `high` are NaN where some kind of group has too few groups."""
+    """Spearman's coefficient; `low` and `high` are NaN if there are too few groups of some kind."""
 
     rho: float
     low: float
@@ -33,8 +33,8 @@ def spearman(x: Sequence[float], y: Sequence[float], groups: Mapping[str, Sequen
     """Spearman's rank correlation of [N] and [N], with a 95% interval from a cluster bootstrap.
 
     Points that share a language vary together, as do points that share a training run. Resampling single points would
-    give too narrow an interval, so whole groups are resampled: every sample draws groups of every kind, and takes a
-    point as often as all of its groups were drawn together.
+    make the interval too narrow, so whole groups are resampled: each sample draws groups of every kind, and the number
+    of times that it contains a point is the product of the counts of its groups.
 
     Args:
       x: N values.
@@ -61,7 +61,7 @@ def _interval(x: np.ndarray, y: np.ndarray, kinds: Sequence[Sequence[Hashable]])
     rng = np.random.default_rng(0)
     drawn = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a constant sample has no coefficient: NaN, left out of the percentiles
+        warnings.simplefilter("ignore")  # the coefficient of a constant sample is NaN and ignored in the percentiles
         for _ in range(DRAWS):
             times = np.ones(len(x), int)
             for group in numbers:

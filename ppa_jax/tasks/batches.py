@@ -1,7 +1,7 @@
 """Batches of features for fine-tuning and prediction: which rows make up batch t, padded to one of a few lengths.
 
-The plan is a pure function of (seed, step): every epoch has all features once, in a new random order; within windows,
-rows of similar length form batches, so there is little padding, and the batches of a window are shuffled.
+The plan is a pure function of (seed, step). Every epoch visits all features once, in a new order. Within windows of
+that order, rows are batched by length to save padding, and the batches are shuffled again.
 
 Axes: N features, B rows of a batch, L tokens of a row.
 """
@@ -15,24 +15,23 @@ import numpy as np
 
 from ppa_jax.tasks.task import IGNORE, Feature
 
-WINDOW = 32  # batches in a window, whose rows are sorted by length
-LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of rows; a program is compiled for each length that occurs
+WINDOW = 32  # batches whose rows are sorted by length together
+LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of rows; one program is compiled for each that occurs
 
 
 def padded_length(longest: int) -> int:
-    """The static length for rows of at most `longest` tokens; above the last of LENGTHS, a multiple of 128."""
+    """The row length for features of at most `longest` tokens: one of LENGTHS, or beyond them a multiple of 128."""
     return next((length for length in LENGTHS if length >= longest), -(-longest // 128) * 128)
 
 
 def stack(features: Sequence[Feature], pad_id: int, limit: int) -> dict[str, np.ndarray]:
     """One batch: ids, types, mask and the features' arrays [B, L], the features' values [B]; int32.
 
-    L is at most `limit`, the positions that the model has; no feature is longer.
+    `limit` is the number of positions of the model; no feature may be longer.
     """
     L = min(padded_length(max(len(feature.ids) for feature in features)), limit)
     shape = len(features), L
-    batch = {"ids": np.full(shape, pad_id, np.int32), "types": np.zeros(shape, np.int32)}
-    batch |= {"mask": np.zeros(shape, np.int32)}
+    batch = {"ids": np.full(shape, pad_id, np.int32)} | {x: np.zeros(shape, np.int32) for x in ("types", "mask")}
     batch |= {name: np.full(shape, IGNORE, np.int32) for name in features[0].arrays}
     for i, feature in enumerate(features):
         n = len(feature.ids)
@@ -48,7 +47,7 @@ class FeatureBatches:
     """The batches of a training run."""
 
     def __init__(self, features: Sequence[Feature], batch_size: int, seed: int, pad_id: int, limit: int) -> None:
-        """`features`: at least one; if they are fewer than a batch, some occur in it twice. `limit`: see `stack`."""
+        """`features`: at least one; if they are fewer than a batch, they repeat within it. `limit`: see `stack`."""
         self.features, self.batch_size, self.seed, self.pad_id, self.limit = features, batch_size, seed, pad_id, limit
         self._lengths = np.array([len(feature.ids) for feature in features])
 
@@ -58,9 +57,9 @@ class FeatureBatches:
         epochs, within = np.divmod(positions, len(self.features))
         return np.concatenate([self._epoch(epoch)[within[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
 
-    @functools.lru_cache(maxsize=4)  # noqa: B019 - as long as the run
+    @functools.lru_cache(maxsize=4)  # noqa: B019 - lives as long as the run
     def _epoch(self, epoch: int) -> np.ndarray:
-        """Every feature once, [N]: the rest of the previous epoch's last batch, whole batches, and what is left."""
+        """Every feature once, [N]: those that complete the last batch of the previous epoch, whole batches, a rest."""
         N, B = len(self.features), self.batch_size
         random = np.random.default_rng((self.seed, 0, epoch))
         order = random.permutation(N)
@@ -82,7 +81,7 @@ class FeatureBatches:
 def in_order_of_length(
     features: Sequence[Feature], batch_size: int, pad_id: int, limit: int
 ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-    """(numbers of the features, their batch), each feature once; the last batch is filled with its last row."""
+    """(indices of the features, their batch), each feature once; the last row of an incomplete batch repeats."""
     order = sorted(range(len(features)), key=lambda i: len(features[i].ids))
     for begin in range(0, len(order), batch_size):
         rows = order[begin : begin + batch_size]

@@ -1,8 +1,8 @@
 """Sentence-level code-switching, PPA's third part: the two sides of an example in different languages.
 
-Pan et al. (2021) fine-tune on translations, where premise and hypothesis, or question and context, may be in different
-languages: en-en, xx-xx, en-xx and xx-en, in an unknown ratio. Two settings control it here: how often the sides differ
-(`rate`), and the languages: English and one other per row (`pivot`, as in PPA), or all, by probabilities.
+Pan et al. (2021) fine-tune on translations in which premise and hypothesis, or question and context, may differ in
+language: en-en, xx-xx, en-xx and xx-en, in a ratio that the paper does not give. Here `rate` sets how often the sides
+differ, and `spec` the languages: English and one other per row (PPA's `pivot`), or all of them by probabilities.
 """
 
 from __future__ import annotations
@@ -16,105 +16,78 @@ from absl import logging
 from ppa_jax.errors import UserError
 
 
-def from_spec(task: Any, train: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
-    """Each row once for every language, with languages drawn independently each time; the same rows for the same seed.
-
-    With a pivot, which is PPA's recipe, rows of a single language stay unchanged.
-
-    Args:
-      task: of the examples.
-      train: language -> its examples.
-      spec: `pivot=en`, `uniform`, or probabilities as `en=0.5,de=0.5`.
-      rate: how often the two sides differ in language.
-      seed: for the languages.
-
-    Raises:
-      UserError: the task's examples do not have two sides; `spec` has another form; the languages do not fit.
-    """
-    field = f"config.data.code_switch={spec}"
-    pivot = spec.removeprefix("pivot=") if spec.startswith("pivot=") else ""
-    if len(train) < 2:
-        if not pivot:
-            raise UserError(f"{field}: give config.data.train in two languages or more, row by row alike")
-        return [row for examples in train.values() for row in examples]
-    if not hasattr(task, "mix"):
-        raise UserError(f"{field}: the examples of this task have no two sides; leave it empty")
-    probabilities = dict.fromkeys(train, 1 / len(train))
-    if spec != "uniform" and not pivot:
-        try:
-            entries = [entry.split("=") for entry in spec.split(",")]
-            probabilities = {name.strip(): float(share) for name, share in entries}
-        except ValueError:
-            raise UserError(f"{field}: give pivot=en, uniform, or en=0.5,de=0.5") from None
-    if unused := [name for name in train if name not in probabilities]:
-        raise UserError(
-            f"{field} does not name {', '.join(unused)} of config.data.train; name all its languages, or leave them "
-            "out there"
-        )
-    rng = np.random.default_rng((seed, 2))
-    return [row for _ in train for row in code_switch(task, train, probabilities, rng, rate=rate, pivot=pivot)]
-
-
-def code_switch(
-    task: Any,
-    parallel: Mapping[str, Sequence[Any]],
-    probabilities: Mapping[str, float],
-    rng: np.random.Generator,
-    *,
-    rate: float = 0.5,
-    pivot: str = "",
-) -> list[Any]:
-    """An example for each row of the translations, in the order of the first language.
+def code_switch(task: Any, parallel: Mapping[str, Sequence[Any]], spec: str, rate: float, seed: int) -> list[Any]:
+    """Code-switched examples: each row as many times as there are languages, drawn independently each time.
 
     Args:
       task: mixes two examples.
-      parallel: language -> its examples. They are matched by id, and ids that a language does not have are left out; by
-        row if the languages share no ids or one has an id twice.
-      probabilities: language -> probability; 1 together.
-      rng: draws the languages.
-      rate: how often the two sides differ in language, from 0 to 1. The first side's language is drawn by the
-        probabilities, and so is another one for the second side. With a pivot or equal probabilities, the rate does not
-        affect how often a language occurs.
-      pivot: a language; then a row has two languages, this one and another, drawn by `probabilities` (the pivot's own
-        is ignored), and each side is in either of them with equal probability.
+      parallel: language -> its examples. They are matched by id, and ids that a language lacks are left out; if the
+        languages share no ids, or an id appears twice in one, they are matched by row.
+      spec: `uniform` or probabilities such as `en=0.5,de=0.5`: the languages of the first side, and of the others those
+        of the second side where it differs. `pivot=en`: each row has English and another language, all equally likely,
+        and each side is equally likely to be in either. A pivot alone has nothing to switch to: its rows are unchanged.
+      rate: how often the languages of the two sides differ, from 0 to 1. With a pivot or equal probabilities, it does
+        not change how often a language appears.
+      seed: of the random languages; the same seed gives the same examples.
 
     Raises:
-      UserError: invalid probabilities, or of unknown languages; no common rows; as `mix`.
+      UserError: examples of the task do not have two sides; `spec` has another form, or does not match the languages;
+        no common rows; as `task.mix`.
     """
-    names = list(probabilities)
-    missing = [name for name in names if name not in parallel]
-    if missing:
-        raise UserError(f"code-switching: no translated training data for {', '.join(missing)}")
-    weights = np.array([probabilities[name] for name in names])
-    if not names or not (weights >= 0).all() or abs(weights.sum() - 1) > 1e-6:
-        raise UserError(f"code-switching: probabilities must be 0 or more and sum to 1, got {dict(probabilities)}")
+    field = f"config.data.code_switch={spec}"
+    pivot = spec.removeprefix("pivot=") if spec.startswith("pivot=") else ""
+    if len(parallel) < 2:
+        if not pivot:
+            raise UserError(f"{field}: give translations in config.data.train, in two or more languages")
+        return [row for examples in parallel.values() for row in examples]
+    if not hasattr(task, "mix"):
+        raise UserError(f"{field}: the examples of this task do not have two sides; leave it empty")
+    probabilities = _probabilities(spec, field) if spec != "uniform" and not pivot else {}
+    probabilities = probabilities or dict.fromkeys(parallel, 1 / len(parallel))
+    for given, known in ((parallel, probabilities), (probabilities, parallel), ([pivot] if pivot else [], parallel)):
+        if missing := [name for name in given if name not in known]:
+            raise UserError(f"{field}: {', '.join(missing)}: must name the languages of config.data.train, "
+                            f"{', '.join(parallel)}")  # fmt: skip
+    names, weights = list(probabilities), np.array(list(probabilities.values()))
     rows = _rows({name: parallel[name] for name in names})
-    if not 0 <= rate <= 1:
-        raise UserError(f"code-switching: the rate must be from 0 to 1, got {rate:g}")
-    if pivot:
-        if pivot not in names or len(names) < 2:
-            raise UserError(
-                f"code-switching: the pivot {pivot} and another language are needed, got {', '.join(names)}; "
-                "give the pivot's data, too, or set config.data.code_switch= (empty) to train without"
-            )
-        center = np.arange(len(names)) == names.index(pivot)
-        other = rng.choice(len(names), size=len(rows), p=_normalised(np.where(center, 0, weights)))
-        first = np.where(rng.random(len(rows)) < 0.5, names.index(pivot), other)
-        second = names.index(pivot) + other - first
-    else:
-        first = rng.choice(len(names), size=len(rows), p=_normalised(weights))
-        second = first.copy()
-        for language in np.unique(first):
-            others = np.where(np.arange(len(names)) == language, 0, weights)
-            if others.any():
-                here = first == language
-                second[here] = rng.choice(len(names), size=here.sum(), p=_normalised(others))
-    second = np.where(rng.random(len(rows)) < rate, second, first)
-    return [row[a] if a == b else task.mix(row[a], row[b]) for row, a, b in zip(rows, first, second, strict=True)]
+    rng = np.random.default_rng((seed, 2))
+    mixed = []
+    for _ in names:
+        first, second = _two_languages(rng, weights, len(rows), names.index(pivot) if pivot else None)
+        second = np.where(rng.random(len(rows)) < rate, second, first)
+        mixed += [row[a] if a == b else task.mix(row[a], row[b]) for row, a, b in zip(rows, first, second, strict=True)]
+    return mixed
 
 
-def _normalised(weights: np.ndarray) -> np.ndarray:
-    return weights / weights.sum()
+def _probabilities(spec: str, field: str) -> dict[str, float]:
+    try:
+        entries = [entry.split("=") for entry in spec.split(",")]
+        probabilities = {name.strip(): float(share) for name, share in entries}
+    except ValueError:
+        raise UserError(f"{field}: give pivot=en, uniform, or en=0.5,de=0.5") from None
+    if not (all(share >= 0 for share in probabilities.values()) and abs(sum(probabilities.values()) - 1) <= 1e-6):
+        raise UserError(f"{field}: probabilities must be 0 or more and sum to 1")
+    return probabilities
+
+
+def _two_languages(
+    rng: np.random.Generator, weights: np.ndarray, rows: int, pivot: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of two different languages for each row, [rows] each; the same one twice if no other has a weight."""
+
+    def draw(language: int | None, size: int) -> np.ndarray:
+        others = np.where(np.arange(len(weights)) == language, 0, weights)
+        return rng.choice(len(weights), size=size, p=others / others.sum()) if others.any() else np.full(size, language)
+
+    if pivot is not None:
+        other = draw(pivot, rows)
+        first = np.where(rng.random(rows) < 0.5, pivot, other)
+        return first, pivot + other - first
+    first = draw(None, rows)
+    second = first.copy()
+    for language in np.unique(first):
+        second[first == language] = draw(language, (first == language).sum())
+    return first, second
 
 
 def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
@@ -125,13 +98,13 @@ def _rows(parallel: Mapping[str, Sequence[Any]]) -> list[tuple[Any, ...]]:
     if common and unique:
         longest = max(map(len, by_id))
         if len(common) < longest:
-            logging.warning("code-switching: %d of %d rows are in all languages; the others are left out",
-                            len(common), longest)  # fmt: skip
+            message = "code-switching: %d of %d rows are in all languages; the others are left out"
+            logging.warning(message, len(common), longest)
         return [tuple(found[id] for found in by_id) for id in by_id[0] if id in common]
     if len({len(examples) for examples in parallel.values()}) == 1:
         return list(zip(*parallel.values(), strict=True))
     sizes = ", ".join(f"{name} {len(examples)}" for name, examples in parallel.items())
     raise UserError(
         f"code-switching: neither ids nor the number of rows agree ({sizes}); give aligned files, "
-        "or set config.data.code_switch= (empty) to train without"
+        "or set config.data.code_switch= (empty) to train without code-switching"
     )

@@ -1,4 +1,4 @@
-"""CoNLL-U, read and written without loss.
+"""Reads and writes CoNLL-U without loss.
 
 Format: https://universaldependencies.org/format.html.
 """
@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppa_jax.data.text_files import Problem, read_lines
+from ppa_jax.data.text_files import read_lines
 
 ID, FORM, UPOS, HEAD, DEPREL, DEPS = 0, 1, 3, 6, 7, 8  # columns
 COLUMNS = 10
-NONE = "_"  # an unspecified value
-EXPECTED = "CoNLL-U has ten columns with tabs between, words numbered 1, 2, ... and a blank line after each sentence"
+NONE = "_"  # in a column without a value
+EXPECTED = "CoNLL-U has ten tab-separated columns, words numbered 1, 2, ... and a blank line after each sentence"
 _NO_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens (1-2) and empty nodes (1.1)
 
 
@@ -23,8 +23,8 @@ class Sentence(NamedTuple):
     """A sentence as read."""
 
     line: int  # of its first line in the file
-    comments: list[str]  # with their "#"; sent_id is one of them
-    rows: list[list[str]]  # ten columns each; multiword tokens and empty nodes too
+    comments: list[str]  # with their "#"; they include sent_id
+    rows: list[list[str]]  # of ten columns, including multiword tokens and empty nodes
     words: list[int]  # the indices of the rows that are words
 
     def column(self, column: int) -> list[str]:
@@ -45,30 +45,20 @@ def blocks(path: Path, *, field: str) -> Iterator[tuple[int, list[str]]]:
             block = []
 
 
-def parse(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[Sentence], list[Problem]]:
-    """The sentences among `blocks`, and the problems of those that are not CoNLL-U."""
-    sentences: list[Sentence] = []
-    problems: list[Problem] = []
+def parse(blocks: Iterable[tuple[int, list[str]]]) -> Iterator[tuple[int, Sentence | str]]:
+    """(line number, sentence, or what is wrong with it) of each block that has more than comments."""
     for start, block in blocks:
         comments = [line for line in block if line.startswith("#")]
         rows = [line.split("\t") for line in block if not line.startswith("#")]
         words = [i for i, row in enumerate(rows) if not _NO_WORD.fullmatch(row[ID])]
-        if not rows:
-            continue  # only comments: no sentence was lost
-        problem = _problem(rows, words)
-        if problem is None:
-            sentences.append(Sentence(start, comments, rows, words))
-        else:
-            problems.append(Problem(start, problem))
-    return sentences, problems
-
-
-def _problem(rows: list[list[str]], words: list[int]) -> str | None:
-    if any(len(row) != COLUMNS for row in rows):
-        return "a row without ten columns"
-    if [rows[i][ID] for i in words] != [str(number) for number in range(1, len(words) + 1)]:
-        return "words not numbered 1, 2, ..."
-    return None if words else "a sentence without words"
+        if any(len(row) != COLUMNS for row in rows):
+            yield start, "a row without ten columns"
+        elif [rows[i][ID] for i in words] != [str(number) for number in range(1, len(words) + 1)]:
+            yield start, "words not numbered 1, 2, ..."
+        elif words:
+            yield start, Sentence(start, comments, rows, words)
+        elif rows:
+            yield start, "a sentence without words"
 
 
 def table(words: Iterable[str], upos: Iterable[str], heads: Iterable[Any], relations: Iterable[str]) -> list[list[str]]:
@@ -81,7 +71,7 @@ def table(words: Iterable[str], upos: Iterable[str], heads: Iterable[Any], relat
 
 
 def write(path: Path, sentences: Sequence[Sentence], columns: Sequence[Mapping[int, Sequence[Any]]]) -> None:
-    """Writes the sentences as read, except for new values in some columns: {column: a value per word} per sentence."""
+    """Writes the sentences as read, except for the columns in `columns`: {column: a value for each word} of each."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for sentence, changes in zip(sentences, columns, strict=True):
             rows = [list(row) for row in sentence.rows]

@@ -1,4 +1,4 @@
-"""The source of a task's examples: LANGUAGE=FILE,..., or a path with {lang} that stands for every language found."""
+"""Where a task's examples come from: LANGUAGE=FILE,..., or a path with {lang} for every language that has a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import glob
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ppa_jax import config as configs
@@ -20,7 +20,7 @@ from ppa_jax.tasks.task import Task
 # en, zh-Hans; context/question in MLQA's grid
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*(/[A-Za-z]{2,3}(-[A-Za-z0-9]+)*)?")
 _DATASET = re.compile(r"((?:tfds|hf):.*?)(?:@([\w-]+))?")
-_ROW_LIMIT = 1 << 24  # bytes of a line of a dataset in JSON lines
+_ROW_LIMIT = 1 << 24  # bytes of a line in JSON lines
 
 
 def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
@@ -28,14 +28,14 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
 
     Args:
       task: reads the files.
-      spec: entries with commas between: `de=FILE`, `de=FILE|FILE`, `de=hf:NAME[/CONFIG][@SPLIT]`, `de=tfds:...`,
+      spec: comma-separated entries: `de=FILE`, `de=FILE|FILE`, `de=hf:NAME[/CONFIG][@SPLIT]`, `de=tfds:...`,
         `de=sample:0-1000` (the built-in sample), or `dir/dev.{lang}.tsv` for every language that has such a file;
-        in MLQA's grid `de/en=FILE` (context/question), or a path with {lang} and {question}.
-      field: the setting, for messages. A dataset's split is its last part's, unless it is given: train, dev
-        (validation), test.
+        for MLQA `de/en=FILE` (context/question), or a path with {lang} and {question}.
+      field: the setting, for messages. Its last part (train, dev, test) chooses the split of a dataset if the entry
+        does not name one.
 
     Raises:
-      UserError: an entry of another form, a file that is not there or that the task cannot read, no example at all.
+      UserError: an entry of another form, a file that does not exist or that the task cannot read, no example at all.
     """
     examples: dict[str, list[Any]] = {}
     for language, path in language_files(spec, field):
@@ -49,19 +49,19 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
                 raise UserError(f"{field}: no such file: {path}")
             found = task.read(file, language=language, field=field)
         if not found:
-            raise UserError(f"{field}: {path} has no example that can be used")
+            raise UserError(f"{field}: {path} has no usable example")
         examples.setdefault(language, []).extend(found)
     return examples
 
 
 def checksum(examples: Sequence[Any]) -> int:
-    """A checksum of all examples and their number."""
+    """A checksum of the examples and their number."""
     return functools.reduce(lambda crc, example: zlib.crc32(repr(example).encode(), crc), examples, len(examples))
 
 
 def _from_dataset(task: Any, location: str, split: str | None, *, language: str, field: str) -> list[Any]:
     if not hasattr(task, "from_rows"):
-        raise UserError(f"{field}: {location}: this task reads files: it has no from_rows")
+        raise UserError(f"{field}: {location}: this task only reads files: it has no from_rows")
     split = split or {"dev": "validation", "test": "test"}.get(field.rsplit(".", 1)[-1], "train")
     dataset = public_datasets.open_dataset(location, where=f"{field}: {location}", split=split)
     return task.from_rows(dataset.stream(_ROW_LIMIT), where=location, language=language, field=field)
@@ -83,8 +83,8 @@ def language_files(spec: str, field: str) -> list[tuple[str, str]]:
     return found
 
 
-def _expand(pattern: str, field: str) -> Iterator[tuple[str, str]]:
-    """The languages for which there is a file; a name that appears twice is the same language both times."""
+def _expand(pattern: str, field: str) -> list[tuple[str, str]]:
+    """(language, path) of each file that matches; a name that appears twice in the pattern is one language."""
     parts = re.split(r"\{(lang|question)\}", str(storage.local(pattern)))
     text, names = parts[::2], parts[1::2]
     expression = re.escape(text[0])
@@ -99,4 +99,4 @@ def _expand(pattern: str, field: str) -> Iterator[tuple[str, str]]:
                 found.append(("/".join(languages), path))
     if not found:
         raise UserError(f"{field}: no file {pattern}, with a language for {{lang}}")
-    return iter(found)
+    return found

@@ -1,7 +1,7 @@
 """Natural language inference: does the premise entail the hypothesis, contradict it, or neither?
 
-XNLI (Conneau et al. 2018), MultiNLI, SNLI and what is laid out like them; the classifier is that of BERT (Devlin et
-al. 2019) and of XTREME (Hu et al. 2020).
+XNLI (Conneau et al. 2018), MultiNLI, SNLI and files with the same columns. The classifier is the one of BERT (Devlin et
+al. 2019) and XTREME (Hu et al. 2020).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppa_jax.data import public_datasets
-from ppa_jax.data.text_files import Problem, read_lines, tell_skipped
+from ppa_jax.data.text_files import read_lines, usable
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.families import EncoderConfig, family_of
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
+from ppa_jax.tasks.task import IGNORE, MODERNBERT, Batch, Feature, HostOutputs, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".tsv"
 LABELS = ("entailment", "neutral", "contradiction")
@@ -33,21 +33,18 @@ TRANSFORMERS = {
     "bert": ("ForSequenceClassification", {"pooler": "bert.pooler.dense", "classifier": "classifier"}),
     "xlm-roberta": ("ForSequenceClassification", {"pooler": "classifier.dense", "classifier": "classifier.out_proj"}),
     "distilbert": ("ForSequenceClassification", {"pooler": "pre_classifier", "classifier": "classifier"}),
-    "modernbert": (
-        "ForSequenceClassification",
-        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},
-    ),
+    "modernbert": ("ForSequenceClassification", MODERNBERT | {"classifier": "classifier"}),
 }
 
-_SPELLINGS = {  # the numbers are those of Hugging Face's and TFDS's snli, multi_nli and xnli
+_SPELLINGS = {  # numbers as in snli, multi_nli and xnli on the Hub and in TFDS
     **{label: label for label in LABELS},
     **{str(number): label for number, label in enumerate(LABELS)},
     "contradictions": "contradiction",
     "contradictory": "contradiction",
 }
-_ENCODED_AT_ONCE = 10_000  # pairs: the tokenizer's own records are several times larger than what is used
+_ENCODED_AT_ONCE = 10_000  # pairs: the records of the tokenizers library are several times as large as the ids
 _NO_GOLD = ("-", "-1")  # the annotators did not agree
-_COLUMNS = {  # in small letters; the first that a file has counts
+_COLUMNS = {  # in lower case; the first one found is used
     "premise": ("premise", "prem", "sentence1", "sentence_a"),
     "hypothesis": ("hypothesis", "hyp", "hypo", "sentence2", "sentence_b"),
     "label": ("gold_label", "label", "entailment_judgment"),
@@ -56,7 +53,7 @@ _COLUMNS = {  # in small letters; the first that a file has counts
 }
 _CSV_QUOTED = re.compile('"(?:[^"]|"")*"')
 _EXPECTED = (
-    "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL that name "
+    "NLI files are premise<TAB>hypothesis<TAB>label, or TSV with a header or JSONL with the names "
     "sentence1, sentence2, gold_label (or premise, hypothesis, label); labels: " + ", ".join(LABELS)
 )
 
@@ -68,13 +65,13 @@ class Example(NamedTuple):
     hypothesis: str
     label: str | None  # one of LABELS; None in a file without labels
     language: str
-    id: str  # the file's own, or the number of the line
+    id: str  # from the file, or the line number
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The pairs of a TSV or JSONL file; of a file of several languages (XNLI's own), those of `language`.
+    """The pairs of a TSV or JSONL file; only those of `language` if it has a language column, as XNLI does.
 
-    Rows without a gold label ("-"), with an unknown one or without text are skipped and counted in the log.
+    Rows without a gold label ("-"), with an unknown label or without text are skipped and counted in the log.
 
     Raises:
       UserError: `read_lines`'; neither header nor known layout; the file has no such language; most rows are unusable.
@@ -83,10 +80,10 @@ def read(path: Path, *, language: str, field: str) -> list[Example]:
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
-    """The pairs of a dataset's rows: premise, hypothesis and label, or columns of the names that files have.
+    """The pairs of a dataset's rows: premise, hypothesis and label, or columns named as in files.
 
-    A side that holds several languages (XNLI's `all_languages`) gives that of `language`. Labels that are numbers are
-    those of snli, multi_nli and xnli in both catalogues: 0 is entailment, 1 neutral, 2 contradiction.
+    From a column with several languages (XNLI's `all_languages`), the one of `language` is taken. Numeric labels are
+    those of snli, multi_nli and xnli on the Hub and in TFDS: 0 is entailment, 1 neutral, 2 contradiction.
     """
     found = ((i, row if isinstance(row, str) else _columns(row, language)) for i, row in enumerate(rows, 1))
     return _examples(found, where, language=language, field=field)
@@ -96,41 +93,42 @@ def _columns(row: Mapping[Any, Any], language: str) -> dict[str, str]:
     """The columns of _COLUMNS that the row has."""
     values = [public_datasets.side(value, language) if isinstance(value, Mapping) else value for value in row.values()]
     texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in values]
-    places = _find_columns([str(name) for name in row])
-    return {name: str(texts[i]) for name, i in places.items() if texts[i] is not None}
+    columns = _find_columns([str(name) for name in row])
+    return {name: str(texts[i]) for name, i in columns.items() if texts[i] is not None}
 
 
 def _examples(
     rows: Iterable[tuple[int, dict[str, str] | str]], path: Path | str, *, language: str, field: str
 ) -> list[Example]:
-    examples: list[Example] = []
-    problems: list[Problem] = []
+    found: list[tuple[int, Example | str]] = []
     others: set[str] = set()
     for number, row in rows:
         if isinstance(row, str):
-            problems.append(Problem(number, row))
-            continue
-        if row.get("language", language) != language:
+            found.append((number, row))
+        elif row.get("language", language) != language:
             others.add(row["language"])
-            continue
-        premise, hypothesis, label = row.get("premise", ""), row.get("hypothesis", ""), row.get("label")
-        known = _SPELLINGS.get(label.strip().lower()) if label is not None else None
-        if not premise.strip() or not hypothesis.strip():
-            problems.append(Problem(number, "premise or hypothesis is missing"))
-        elif label is not None and label.strip() in _NO_GOLD:
-            problems.append(Problem(number, f"no gold label ({label.strip()})"))
-        elif label is not None and known is None:
-            problems.append(Problem(number, f"unknown label {label[:40]!r}"))
         else:
-            examples.append(Example(premise, hypothesis, known, language, row.get("id", str(number))))
-    if others and not examples and not problems:
+            found.append((number, _example(row, number, language)))
+    if others and not found:
         raise UserError(f"{field}: {path}: no row of language {language!r}; it has {', '.join(sorted(others))}")
-    tell_skipped(path, problems, len(examples), field=field, expected=_EXPECTED)
-    return examples
+    return usable(found, path, field=field, expected=_EXPECTED)
+
+
+def _example(row: Mapping[str, str], number: int, language: str) -> Example | str:
+    """The example of a row, or what is wrong with it."""
+    premise, hypothesis, label = row.get("premise", ""), row.get("hypothesis", ""), row.get("label")
+    known = None if label is None else _SPELLINGS.get(label.strip().lower())
+    if not premise.strip() or not hypothesis.strip():
+        return "premise or hypothesis is missing"
+    if label is not None and label.strip() in _NO_GOLD:
+        return f"no gold label ({label.strip()})"
+    if label is not None and known is None:
+        return f"unknown label {label[:40]!r}"
+    return Example(premise, hypothesis, known, language, row.get("id", str(number)))
 
 
 def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """(line number, the columns of _COLUMNS that the row has, or what is wrong with it)."""
+    """(line number, the columns of _COLUMNS that the row has, or what is wrong with it) of each row."""
     lines = [(number, line) for number, line in enumerate(read_lines(path, field=field), 1) if line.strip()]
     if lines and lines[0][1].lstrip().startswith("{"):
         for number, line in lines:
@@ -164,10 +162,10 @@ def _rows(path: Path, language: str, field: str) -> Iterator[tuple[int, dict[str
 
 
 def _has_csv_quotes(lines: Iterable[str]) -> bool:
-    """Whether fields with quotes are written as CSV does: the field in quotes, and those inside it doubled.
+    """Whether fields that contain quotes are quoted as in CSV: the field in quotes, and the quotes inside it doubled.
 
-    TaxiNLI, counterfactual SNLI and what pandas saves are such files with tabs; XNLI, MultiNLI, SNLI and SICK quote
-    nothing, and a quote is text there.
+    Tab-separated CSV is written by pandas and used for TaxiNLI and counterfactual SNLI. XNLI, MultiNLI, SNLI and SICK
+    do not quote: there a quote is part of the text.
     """
     as_csv = as_text = 0
     for line in lines:
@@ -179,19 +177,15 @@ def _has_csv_quotes(lines: Iterable[str]) -> bool:
 
 
 def _find_columns(header: Sequence[str]) -> dict[str, int]:
-    places = {name.strip().lower(): i for i, name in reversed(list(enumerate(header)))}
-    found = {}
-    for name, spellings in _COLUMNS.items():
-        present = [places[spelling] for spelling in spellings if spelling in places]
-        if present:
-            found[name] = present[0]
-    return found
+    names = [name.strip().lower() for name in header]
+    chosen = {name: next(filter(names.__contains__, spellings), None) for name, spellings in _COLUMNS.items()}
+    return {name: names.index(spelling) for name, spelling in chosen.items() if spelling}
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """The three labels, in a fixed order.
+    """The three labels, in an order that does not depend on the data.
 
-    Raises UserError if the examples have no label, or all the same: there is nothing to train on.
+    Raises UserError if the examples have no label or all have the same: there is nothing to train on.
     """
     known = {example.label for example in examples} - {None}
     if not known:
@@ -204,39 +198,33 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
 ) -> list[Feature]:
-    """[CLS] premise [SEP] hypothesis [SEP] for each pair; if they are too long, the longer one is truncated.
+    """[CLS] premise [SEP] hypothesis [SEP] for each pair, truncated as by "longest_first" in transformers.
 
-    As by "longest_first" in transformers' fast tokenizers.
-
-    Raises UserError if `max_length` leaves no room for a piece of each.
+    Raises UserError if `max_length` leaves no room for a token of each.
     """
     doubled = tokenizer.doubles_separators
     room = max_length - (4 if doubled else 3)
     if room < 2:
         raise UserError(f"max_length {max_length} leaves no room for two sentences; 128 is usual")
+    separator = [tokenizer.sep_id] * doubled
     found = []
-    for i, (premise, hypothesis) in enumerate(_pieces(examples, tokenizer)):
-        kept_premise, kept_hypothesis = _cut(len(premise), len(hypothesis), room)
-        first = [tokenizer.cls_id, *premise[:kept_premise], tokenizer.sep_id]
-        second = [*([tokenizer.sep_id] if doubled else []), *hypothesis[:kept_hypothesis], tokenizer.sep_id]
-        types = [0] * len(first) + [0 if doubled else 1] * len(second)
-        label = examples[i].label
-        values = {"label": IGNORE if label is None else labels.index(label)}
-        # Arrays: lists would take gigabytes for the 400,000 pairs of MultiNLI in several languages.
-        found.append(Feature(i, array("i", first + second), array("b", types), {}, values))
-    return found
-
-
-def _pieces(examples: Sequence[Example], tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """The pieces of premise and hypothesis; tokenises a bounded number of texts at a time."""
     for begin in range(0, len(examples), _ENCODED_AT_ONCE):
         some = examples[begin : begin + _ENCODED_AT_ONCE]
         premises = tokenizer.encode([example.premise for example in some])
-        yield from zip(premises, tokenizer.encode([example.hypothesis for example in some]), strict=True)
+        hypotheses = tokenizer.encode([example.hypothesis for example in some])
+        for example, premise, hypothesis in zip(some, premises, hypotheses, strict=True):
+            m, n = _cut(len(premise), len(hypothesis), room)
+            first = [tokenizer.cls_id, *premise[:m], tokenizer.sep_id]
+            second = [*separator, *hypothesis[:n], tokenizer.sep_id]
+            types = [0] * len(first) + [0 if doubled else 1] * len(second)
+            values = {"label": IGNORE if example.label is None else labels.index(example.label)}
+            # Arrays: lists would take gigabytes for the 400,000 pairs of MultiNLI in several languages.
+            found.append(Feature(len(found), array("i", first + second), array("b", types), {}, values))
+    return found
 
 
 def _cut(first: int, second: int, room: int) -> tuple[int, int]:
-    """The truncated lengths. The shorter text is truncated only if it does not fit half of the room."""
+    """The truncated lengths. The shorter text is truncated only if it is longer than half of the room."""
     if first + second <= room:
         return first, second
     short = min(first, second, room // 2)
@@ -244,9 +232,9 @@ def _cut(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 class Head(nn.Module):
-    """What the family's classifier of sentences reads (BERT's pooler), dropout, and the classifier of transformers.
+    """The sentence classifier of the model's family, as in transformers: its features (BERT's pooler), dropout, dense.
 
-    XLM-R's computes the same by other names, with one more dropout on what goes into the pooler, which is left out.
+    The classifier of XLM-R has one more dropout, on the input of its first dense layer, which is left out here.
     """
 
     config: EncoderConfig
@@ -255,16 +243,16 @@ class Head(nn.Module):
 
     @property
     def first_alone(self) -> bool:
-        """Whether it reads only a row's [CLS] state; else it reads the mean of the states."""
+        """Whether it reads only the state of [CLS], not the mean of all states."""
         return self.config.classifier_pooling == "cls"
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
-        """{"logits": [B, T]} in float32, from the states [B, L, D] or those of the first tokens, [B, 1, D]."""
+        """{"logits": [B, T]} in float32, from the states [B, L, D], or [B, 1, D] of the first tokens."""
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
         if c.classifier_pooling == "cls":
-            state_Bx1xD = hidden[:, :1]  # keeps the axis for the dropout, which is per token
+            state_Bx1xD = hidden[:, :1]  # with the axis of tokens, for the dropout
         else:
             mask = batch["mask"][:, :, None].astype(jnp.float32)
             state_Bx1xD = jnp.sum(hidden * mask, axis=1, keepdims=True) / jnp.sum(mask, axis=1, keepdims=True)
@@ -276,17 +264,14 @@ class Head(nn.Module):
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy, summed over the pairs with a label, and their number."""
+    """(cross-entropy summed over the pairs that have a label, their number)."""
     return cross_entropy(outputs["logits"], batch["label"])
 
 
 def decode(
-    examples: Sequence[Example],
-    features: Sequence[Feature],
-    outputs: Sequence[Mapping[str, np.ndarray]],
-    labels: Sequence[str],
+    examples: Sequence[Example], features: Sequence[Feature], outputs: HostOutputs, labels: Sequence[str]
 ) -> list[str]:
-    """The most probable label of each pair."""
+    """The most likely label of each pair."""
     return [labels[int(np.argmax(output["logits"]))] for output in outputs]
 
 

@@ -1,4 +1,4 @@
-"""Dependency parsing with a biaffine graph parser (Dozat and Manning 2017, "Deep biaffine attention") on the encoder.
+"""Dependency parsing: a biaffine graph parser (Dozat and Manning 2017, "Deep biaffine attention") on the encoder.
 
 A word is represented by its first subword token, the root by [CLS]. Every word scores every other as its head; the
 prediction is the highest-scoring tree with exactly one root, as Universal Dependencies require. Relations are scored
@@ -19,32 +19,32 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ppa_jax.data.text_files import Problem, tell_skipped
+from ppa_jax.data.text_files import usable
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import MASKED
 from ppa_jax.model.families import EncoderConfig
 from ppa_jax.tasks import conllu
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
+from ppa_jax.tasks.task import IGNORE, Batch, Feature, HostOutputs, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".conllu"
 TRANSFORMERS: Mapping[str, tuple[str, Mapping[str, str]]] = {}  # transformers has no parser
 
-ARC_SIZE = 500  # these and the dropout are the paper's
+ARC_SIZE = 500  # the sizes and the dropout are the paper's
 RELATION_SIZE = 100
 DROPOUT = 0.33
-NO_RELATION = "dep"  # Universal Dependencies' unspecified relation
+NO_RELATION = "dep"  # in Universal Dependencies: an unspecified relation
 
 
 class Example(NamedTuple):
-    """A sentence and its tree. A sentence without a tree is parsed, but neither trained on nor scored."""
+    """A sentence and its tree. Sentences without a tree are parsed, but neither trained on nor scored."""
 
     words: Sequence[str]
     upos: Sequence[str]
-    heads: Sequence[int]  # from 1; 0 is the root; empty where there is no tree
-    relations: Sequence[str]  # universal ones ("nmod" for "nmod:poss"); empty where there is no tree
+    heads: Sequence[int]  # word numbers from 1, and 0 for the root; empty without a tree
+    relations: Sequence[str]  # without subtypes ("nmod" for "nmod:poss"); empty without a tree
     language: str
     sentence: conllu.Sentence  # as read, for writing the predictions
 
@@ -57,73 +57,55 @@ class Tree(NamedTuple):
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The sentences of a CoNLL-U file. A sentence whose heads are all "_" has no tree and is only parsed.
+    """The sentences of a CoNLL-U file. A sentence whose heads are all "_" has no tree.
 
     Sentences whose heads do not form a tree with one root are skipped and counted in the log.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
-    sentences, problems = conllu.parse(conllu.blocks(path, field=field))
-    return _examples(sentences, problems, path, language=language, field=field)
+    return _examples(conllu.parse(conllu.blocks(path, field=field)), path, language=language, field=field)
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
-    """The sentences of a dataset's rows, in the columns of universal_dependencies: `tokens`, `head`, `deprel`, `upos`.
+    """The sentences of a dataset's rows, with the columns `tokens`, `head`, `deprel`, `upos` of universal_dependencies.
 
-    Words without a head are left out: their parts follow.
+    Words without a head are left out: their parts follow as words of their own.
     """
-    sentences, problems = [], []
-    for number, row in enumerate(rows, 1):
-        names = ("tokens", "head", "deprel", "upos")
-        columns = [] if isinstance(row, str) else [as_strings(row.get(name), numbers=name == "head") for name in names]
-        if not columns or any(column is None or len(column) != len(columns[0] or ()) for column in columns):
-            what = "no tokens, head, deprel and upos, as lists of text and as long as each other"
-            problems.append(Problem(number, row if isinstance(row, str) else what))
-            continue
-        words = [word for word in zip(*filter(None, columns), strict=True) if word[1].isdecimal()]
-        forms, heads, relations, upos = zip(*words, strict=True) if words else ((),) * 4
-        table = conllu.table(forms, upos, heads, relations)
-        sentences.append(conllu.Sentence(number, [], table, list(range(len(table)))))
-    return _examples(sentences, problems, where, language=language, field=field)
+    found = ((i, row if isinstance(row, str) else _from_row(row, i)) for i, row in enumerate(rows, 1))
+    return _examples(found, where, language=language, field=field)
+
+
+def _from_row(row: Mapping[str, Any], number: int) -> conllu.Sentence | str:
+    columns = [as_strings(row.get(name), numbers=name == "head") for name in ("tokens", "head", "deprel", "upos")]
+    if any(column is None or len(column) != len(columns[0] or ()) for column in columns):
+        return "no tokens, head, deprel and upos, as lists of strings of equal length"
+    words = [word for word in zip(*filter(None, columns), strict=True) if word[1].isdecimal()]
+    forms, heads, relations, upos = zip(*words, strict=True) if words else ((),) * 4
+    table = conllu.table(forms, upos, heads, relations)
+    return conllu.Sentence(number, [], table, list(range(len(table))))
 
 
 def _examples(
-    sentences: Iterable[conllu.Sentence],
-    problems: list[Problem],
-    path: Path | str,
-    *,
-    language: str,
-    field: str,
+    sentences: Iterable[tuple[int, conllu.Sentence | str]], path: Path | str, *, language: str, field: str
 ) -> list[Example]:
-    examples = []
-    for sentence in sentences:
+    def example(sentence: conllu.Sentence) -> Example | str:
         words, upos, column = map(sentence.column, (conllu.FORM, conllu.UPOS, conllu.HEAD))
-        heads = [int(head) if head.isdecimal() else -1 for head in column]
         if set(column) == {conllu.NONE}:
-            examples.append(Example(words, upos, [], [], language, sentence))
-        elif is_tree(heads):
-            relations = [relation.partition(":")[0] for relation in sentence.column(conllu.DEPREL)]
-            examples.append(Example(words, upos, heads, relations, language, sentence))
-        else:
-            problems.append(Problem(sentence.line, "the heads form no tree with one root"))
-    tell_skipped(path, problems, len(examples), field=field, expected=conllu.EXPECTED)
-    return examples
+            return Example(words, upos, [], [], language, sentence)
+        heads = [int(head) if head.isdecimal() else -1 for head in column]
+        if not is_tree(heads):
+            return "the heads form no tree with one root"
+        relations = [relation.partition(":")[0] for relation in sentence.column(conllu.DEPREL)]
+        return Example(words, upos, heads, relations, language, sentence)
+
+    examples = ((line, found if isinstance(found, str) else example(found)) for line, found in sentences)
+    return usable(examples, path, field=field, expected=conllu.EXPECTED)
 
 
 def is_tree(heads: Sequence[int]) -> bool:
     """Whether the heads of words 1, 2, ... are a tree whose root, 0, has exactly one child."""
-    if sum(head == 0 for head in heads) != 1 or not all(0 <= head <= len(heads) for head in heads):
-        return False
-    reached = {0}
-    for word in range(1, len(heads) + 1):
-        path = []
-        while word not in reached and len(path) <= len(heads):
-            path.append(word)
-            word = heads[word - 1]
-        if word not in reached:
-            return False  # a cycle
-        reached.update(path)
-    return True
+    one_root = sum(head == 0 for head in heads) == 1 and all(0 <= head <= len(heads) for head in heads)
+    return one_root and not _cycle([0, *heads])
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -141,10 +123,10 @@ def features(
 ) -> list[Feature]:
     """Windows of the sentences (see `words.windows`). The arrays:
 
-    - `words`: 1 at [CLS] and at the first pieces of the window's words, which may be heads; IGNORE elsewhere.
-    - `heads`: at the first piece of a word that the window decides, the token of its head (0, [CLS], for the root);
-      IGNORE elsewhere, for a head outside of the window, which cannot be trained, and in sentences without a tree.
-    - `relations`: there, the number of the relation; IGNORE also for one that training did not have.
+    - `words`: 1 at the possible heads, which are [CLS] and the first token of each word; IGNORE elsewhere.
+    - `heads`: at the first token of each word that the window decides, the position of its head (0, [CLS], for the
+      root); IGNORE elsewhere, if the head is outside the window and so cannot be trained, and without a tree.
+    - `relations`: at the same positions, the index of the relation; IGNORE also if it is not in the training data.
     """
     numbers = {label: i for i, label in enumerate(labels)}
     found = []
@@ -164,10 +146,7 @@ def features(
 
 
 class Head(nn.Module):
-    """Two pairs of dense layers and the two biaffine maps.
-
-    Dropout masks are drawn per token; the paper shares them along a sentence.
-    """
+    """Two pairs of dense layers and two biaffine maps. Dropout masks differ between tokens; the paper shares them."""
 
     config: EncoderConfig
     labels: Sequence[str]
@@ -175,12 +154,12 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
-        """From the states [B, L, D], with `words` and `heads` of `features` in `batch`:
+        """From the states [B, L, D], and `words` and `heads` of the batch (see `features`):
 
-        - `arcs` [B, L, L] float32: how well token j is the head of token i; MASKED where j is neither word nor root.
-        - `relations` [B, L, T] float32: scores of the relations to the gold head, for the loss.
-        - `best` [B, L, L] int16: the relation with the highest score for the pair. The scores of all relations for
-          all pairs are never in memory at once. The loss does not read `best`, so a compiled training step omits it.
+        - `arcs` [B, L, L] float32: the score of token j as the head of token i; MASKED if j is neither word nor root.
+        - `relations` [B, L, T] float32: the scores of the relations to the gold head, for the loss.
+        - `best` [B, L, L] int16: the highest-scoring relation of each pair. The scores of all relations for all pairs
+          are never in memory at once. The loss does not use `best`, so the compiled training step leaves it out.
         """
         T = len(self.labels)
 
@@ -199,7 +178,7 @@ class Head(nn.Module):
         head_BxLxA = layer("arc_head", ARC_SIZE, 2)
         child_BxLxR = with_one(layer("relation_dependent", RELATION_SIZE, 3))
         parent_BxLxR = with_one(layer("relation_head", RELATION_SIZE, 4))
-        # Zeros make all heads, and all relations, equally likely at the start.
+        # With zeros, all heads and all relations are equally likely at the start.
         arc = self.param("arc", nn.initializers.zeros, (ARC_SIZE + 1, ARC_SIZE)).astype(self.dtype)
         relation = self.param("relation", nn.initializers.zeros, (T, RELATION_SIZE + 1, RELATION_SIZE + 1))
         relation = relation.astype(self.dtype)
@@ -217,7 +196,7 @@ class Head(nn.Module):
 
 
 def _best_relations(child_BxLxR: jax.Array, parent_BxLxR: jax.Array, relation_TxRxR: jax.Array) -> jax.Array:
-    """[B, L, L] int16: for tokens i and j the number of the relation that scores highest with j as the head of i."""
+    """[B, L, L] int16: for tokens i and j, the index of the relation that scores highest with j as the head of i."""
 
     def step(carry: tuple[jax.Array, jax.Array], numbered: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         highest, best = carry
@@ -229,28 +208,25 @@ def _best_relations(child_BxLxR: jax.Array, parent_BxLxR: jax.Array, relation_Tx
         product = jnp.einsum("bir,rs->bis", child_BxLxR, matrix)
         return jnp.einsum("bis,bjs->bij", product, parent_BxLxR, preferred_element_type=jnp.float32)
 
-    first = score_of(relation_TxRxR[0])  # a constant could not be carried inside `shard_map`
+    first = score_of(relation_TxRxR[0])  # `shard_map` does not accept a constant as the initial carry
     numbers = jnp.arange(1, len(relation_TxRxR), dtype=jnp.int16)
     return jax.lax.scan(step, (first, jnp.zeros_like(first, jnp.int16)), (numbers, relation_TxRxR[1:]))[0][1]
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the heads and that of the relations to the gold heads, summed over words; number of words."""
+    """(cross-entropy of heads and of relations to the gold heads, summed over words; number of words)."""
     arcs, words = cross_entropy(outputs["arcs"], batch["heads"])
     relations, _ = cross_entropy(outputs["relations"], batch["relations"])
     return arcs + relations, words
 
 
 def decode(
-    examples: Sequence[Example],
-    features: Sequence[Feature],
-    outputs: Sequence[Mapping[str, np.ndarray]],
-    labels: Sequence[str],
+    examples: Sequence[Example], features: Sequence[Feature], outputs: HostOutputs, labels: Sequence[str]
 ) -> list[Tree]:
-    """The best tree of each sentence.
+    """The highest-scoring tree of each sentence.
 
-    A word's scores come from the one window that decides it. Heads outside that window rank below all others: they are
-    used only where no tree with one root exists without them, with the relation "dep".
+    The scores of a word come from the window that decides it. Heads outside that window score below all others: they
+    are used, with the relation "dep", only if there is no tree with one root without them.
     """
     scores = [np.full((len(e.words) + 1, len(e.words) + 1), -np.inf) for e in examples]  # [dependent, head]
     best = [np.full(table.shape, -1) for table in scores]
@@ -265,7 +241,7 @@ def decode(
     trees = []
     for table, relation in zip(scores, best, strict=True):
         known = table[np.isfinite(table)]
-        floor = known.min() - 1 - len(table) * (known.max() - known.min())  # any tree that avoids it scores higher
+        floor = known.min() - 1 - len(table) * (known.max() - known.min())  # below every tree without such heads
         heads = best_tree(np.where(np.isfinite(table), table, floor))
         chosen = [int(relation[word, head]) for word, head in enumerate(heads, 1)]
         trees.append(Tree(heads, [NO_RELATION if number < 0 else labels[number] for number in chosen]))
@@ -275,11 +251,11 @@ def decode(
 def best_tree(scores: np.ndarray) -> list[int]:
     """The heads of words 1, 2, ... in the highest-scoring tree whose root has exactly one child.
 
-    The algorithm of Chu and Liu (1965) and Edmonds (1967) allows the root several children. Subtracting more than any
-    tree could gain from every arc of the root makes a second child never pay, and changes no other comparison.
+    The algorithm of Chu and Liu (1965) and Edmonds (1967) allows the root several children. From every arc of the root,
+    more is subtracted than any tree could gain: a second child then never pays, and no other comparison changes.
 
     Args:
-      scores: [n + 1, n + 1] of dependent and head, 0 being the root; finite. Row 0 and the diagonal are ignored.
+      scores: [n + 1, n + 1] by dependent and head, where 0 is the root; finite. Row 0 and the diagonal are ignored.
     """
     scores = scores.astype(np.float64)
     np.fill_diagonal(scores, -np.inf)
@@ -288,10 +264,10 @@ def best_tree(scores: np.ndarray) -> list[int]:
     finite = scores[np.isfinite(scores)]
     scores[1:, 0] -= 1 + n * (finite.max() - finite.min())
 
-    contracted = []  # of each cycle that became one node: its nodes, the best arcs into and out of it, the other nodes
+    contracted = []  # for each contracted cycle: its nodes, their heads, the best arcs into and out of it, other nodes
     while cycle := _cycle(heads := np.r_[0, scores[1:].argmax(1)]):
         others = [node for node in range(len(scores)) if node not in set(cycle)]  # the root stays number 0
-        # An arc into the cycle replaces one of the cycle's own, so its score is the gain over that one.
+        # An arc into the cycle replaces one of the cycle's arcs, so its score is the gain over that arc.
         gains = scores[np.ix_(cycle, others)] - scores[cycle, heads[cycle]][:, None]
         leaving = scores[np.ix_(others, cycle)]
         smaller = np.full((len(others) + 1, len(others) + 1), -np.inf)
@@ -309,9 +285,9 @@ def best_tree(scores: np.ndarray) -> list[int]:
     return heads[1:].tolist()
 
 
-def _cycle(heads: np.ndarray) -> list[int]:
-    """The nodes of a cycle in a graph where each node but 0 has one head; empty if the graph is a tree."""
-    seen = np.zeros(len(heads), int)  # the node from which a node was first reached
+def _cycle(heads: Sequence[int] | np.ndarray) -> list[int]:
+    """The nodes of a cycle in a graph in which each node but 0 has one head; empty if the graph is a tree."""
+    seen = np.zeros(len(heads), int)  # the start of the walk that first reached the node
     for start in range(1, len(heads)):
         node = start
         while node and not seen[node]:
@@ -326,9 +302,9 @@ def _cycle(heads: np.ndarray) -> list[int]:
 
 
 def score(examples: Sequence[Example], predictions: Sequence[Tree], language: str) -> dict[str, Score]:
-    """Words with the right head (UAS), and with the right relation too (LAS); of all words and without UPOS PUNCT.
+    """Percentage of words with the correct head (UAS), and also the correct relation (LAS); with and without PUNCT.
 
-    Sentences without a gold tree are ignored; the result is empty if there are no others.
+    Sentences without a gold tree are ignored; if there are no others, there are no scores.
     """
     rows = [
         (head == gold, head == gold and relation == gold_relation, upos != "PUNCT")
@@ -347,7 +323,7 @@ def score(examples: Sequence[Example], predictions: Sequence[Tree], language: st
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Tree]) -> None:
-    """Writes CoNLL-U as read, with the predicted trees; enhanced dependencies, which repeat the gold tree, go."""
+    """Writes CoNLL-U as read, with the predicted trees and without enhanced dependencies: these show the gold tree."""
     columns = [
         {conllu.HEAD: heads, conllu.DEPREL: relations, conllu.DEPS: [conllu.NONE] * len(heads)}
         for heads, relations in predictions

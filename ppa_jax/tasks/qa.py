@@ -1,9 +1,9 @@
 """Extractive question answering: the answer to a question is a span of its context (SQuAD, XQuAD, MLQA, TyDi GoldP).
 
-The recipe is that of BERT (Devlin et al. 2019, section 4.2), as in transformers' run_qa.py: question and context in one
-row, a long context in several overlapping rows, two logits per token (start and end), and the best span of all rows. A
-span is chosen among the tokens and extracted from the context by its characters, so an answer has the casing and the
-spaces of the text. Files: see squad.py. Scores: see qa_scores.py.
+The recipe is BERT's (Devlin et al. 2019, section 4.2) as in transformers' run_qa.py: question and context form one row,
+a context that is too long several overlapping rows; each token gets two logits, for start and end; the answer is the
+best span of all rows. The span is chosen by tokens but cut out of the context by characters, so the answer has the
+casing and spaces of the text. Files: see squad.py. Scores: see qa_scores.py.
 
 Axes: B features of a batch, L tokens of a row, D width, W context tokens of one row (a window).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,35 +28,32 @@ from ppa_jax.model.attention import MASKED
 from ppa_jax.model.families import EncoderConfig, family_of
 from ppa_jax.tasks import qa_scores
 from ppa_jax.tasks.squad import Example, from_rows, mix, read, write  # noqa: F401 - parts of the task
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
+from ppa_jax.tasks.task import IGNORE, MODERNBERT, Batch, Feature, HostOutputs, Outputs, Score, cross_entropy
 
 SUFFIX: str = ".json"
 TRANSFORMERS = {
     **dict.fromkeys(("bert", "xlm-roberta", "distilbert"), ("ForQuestionAnswering", {"qa_outputs": "qa_outputs"})),
-    "modernbert": (
-        "ForQuestionAnswering",
-        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "qa_outputs": "classifier"},
-    ),
+    "modernbert": ("ForQuestionAnswering", MODERNBERT | {"qa_outputs": "classifier"}),
 }
 
 STRIDE = 128  # tokens that two windows share (run_qa.py's doc_stride); at most half a window
-N_BEST = 20  # the number of starts, and of ends, that are combined
+N_BEST = 20  # starts, and as many ends, are combined
 LONGEST_ANSWER = 30  # in tokens
-_ENCODED_AT_ONCE = 1000  # texts tokenised at a time; the tokenizer's records are much larger than what is used of them
+_ENCODED_AT_ONCE = 1000  # texts: the records of the tokenizers library are many times as large as ids and spans
 
 
 class Window(NamedTuple):
-    """The part of the context in a feature."""
+    """The part of the context that a feature covers."""
 
-    first: int  # position in the row of its first token
-    spans: np.ndarray  # [W, 2]: characters of the context that each token covers, from and up to
+    first: int  # position of its first token in the row
+    spans: np.ndarray  # [W, 2]: the characters of the context that each token covers, [start, end)
 
 
-# ---- what the encoder sees
+# ---- rows for the encoder
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
-    """None: the choice is among tokens. Raises UserError if no example has an answer: there is nothing to train on."""
+    """Empty: spans are predicted, not labels. Raises UserError if no example has an answer to train on."""
     if not any(answer.start >= 0 for example in examples for answer in example.answers):
         raise UserError("the training data has no answers; they are under answers, with text and answer_start")
     return ()
@@ -65,18 +62,19 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str] = ()
 ) -> list[Feature]:
-    """Rows [CLS] question [SEP] window [SEP]; <s> question </s></s> window </s> for a tokenizer that joins texts so.
+    """Rows [CLS] question [SEP] window [SEP], or <s> question </s></s> window </s> as in XLM-R.
 
-    A question takes at most half of the room and is cut there. Windows overlap by STRIDE tokens, or by half a window
-    where that is less. The values `start` and `end` are the positions in the row of the first gold answer (including
-    tokens that are partly in it); both are 0, the position of [CLS], where the window lacks a part of it, and IGNORE if
-    the example has no answer in its context.
+    A question is truncated at half of the room. Windows overlap by STRIDE tokens, or by half a window if that is less.
+    The values `start` and `end` are the positions of the first gold answer in the row (including tokens that overlap it
+    partly); both are 0, the position of [CLS], if the window does not contain all of it, and IGNORE if the example has
+    no answer in its context.
 
     Raises:
-      UserError: `max_length` has no room for a token of each.
+      UserError: `max_length` leaves no room for a token of each.
     """
-    separators, second = (2, 0) if tokenizer.doubles_separators else (1, 1)  # of the two texts; the second's type
-    room = max_length - separators - 2  # less [CLS] and the last [SEP]
+    # Separators between the two texts, and the token type of the second.
+    separators, second = (2, 0) if tokenizer.doubles_separators else (1, 1)
+    room = max_length - separators - 2  # without [CLS] and the last [SEP]
     if room < 2:
         raise UserError(f"config.data.max_length={max_length}: too short for a question and a context; 384 is usual")
     pieces = _encode(tokenizer, [text for example in examples for text in (example.question, example.context)])
@@ -90,15 +88,15 @@ def features(
         overlap = min(STRIDE, size // 2)
         for begin in range(0, max(1, len(ids) - overlap), size - overlap):
             window = ids[begin : begin + size]
-            outside = len(before) - begin  # from a token's position in the context to that in the row
+            shift = len(before) - begin  # from a token's position in the context to its position in the row
             start, end = IGNORE, IGNORE
             if gold is not None:
                 inside = begin <= gold[0] and gold[1] < begin + size
-                start, end = (gold[0] + outside, gold[1] + outside) if inside else (0, 0)
+                start, end = (gold[0] + shift, gold[1] + shift) if inside else (0, 0)
             rows.append(
                 Feature(
                     example=number,
-                    # Arrays: a training set is some 100,000 rows, and lists would take a gigabyte.
+                    # Arrays: lists would take a gigabyte for the 100,000 rows of a training set.
                     ids=array("i", [*before, *window, tokenizer.sep_id]),
                     types=array("b", [0] * len(before) + [second] * (len(window) + 1)),
                     arrays={},
@@ -110,19 +108,19 @@ def features(
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, tuple[list[int], np.ndarray]]:
-    """text -> (ids, spans [tokens, 2]), without special tokens; several questions have the same context."""
+    """text -> (ids, spans [tokens, 2]), without special tokens. Contexts shared by questions are encoded once."""
     known, todo = {}, list(dict.fromkeys(texts))
     for begin in range(0, len(todo), _ENCODED_AT_ONCE):
         some = todo[begin : begin + _ENCODED_AT_ONCE]
-        # Not `tokenizer.encode`, which is faster but returns no offsets.
+        # `tokenizer.encode` is faster but returns no offsets.
         for text, encoding in zip(some, tokenizer.backend.encode_batch(some, add_special_tokens=False), strict=True):
             known[text] = encoding.ids, _spans(text, encoding.offsets)
     return known
 
 
 def _spans(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The characters of each token, [tokens, 2]: without the space that SentencePiece adds to the word after it, and
-    with the combining accents that an uncased tokenizer drops."""
+    """The characters of each token, [tokens, 2], without the space that SentencePiece puts before a word, and with the
+    combining accents that an uncased tokenizer drops."""
     spans = np.array(offsets, np.int32).reshape(-1, 2)
     for i, (start, end) in enumerate(offsets):
         while start < end and text[start].isspace():
@@ -135,7 +133,7 @@ def _spans(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
-    """The first and the last token of the first answer that is in the context."""
+    """(first token, last token) of the first answer that is in the context."""
     for answer in example.answers:
         if answer.start >= 0:
             inside = np.flatnonzero((spans[:, 1] > answer.start) & (spans[:, 0] < answer.start + len(answer.text)))
@@ -148,11 +146,10 @@ def _gold_tokens(example: Example, spans: np.ndarray) -> tuple[int, int] | None:
 
 
 class Head(nn.Module):
-    """What the family's classifier of tokens reads, and one dense layer, without dropout: transformers' `qa_outputs`.
+    """The token features of the model's family and one dense layer without dropout, transformers' `qa_outputs`.
 
-    Its two columns cost nothing, so they are always computed in float32: in bfloat16 the logits of neighbouring tokens
-    would often be equal. Padding is excluded from the softmax, where transformers includes it; on rows without padding
-    the two are the same.
+    The dense layer is always computed in float32: it is cheap, and in bfloat16 the logits of neighbouring tokens would
+    often be equal. Padding is excluded from the softmax; transformers includes it, which differs only if there is any.
     """
 
     config: EncoderConfig
@@ -172,7 +169,7 @@ class Head(nn.Module):
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """(sum over rows of the mean cross-entropy of start and end, number of rows): rows without gold do not count."""
+    """(sum over rows of the mean cross-entropy of start and end, number of rows); rows without gold are ignored."""
     start, rows = cross_entropy(outputs["start"], batch["start"])
     end, _ = cross_entropy(outputs["end"], batch["end"])
     return (start + end) / 2, rows
@@ -182,12 +179,9 @@ def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 
 def decode(
-    examples: Sequence[Example],
-    features: Sequence[Feature],
-    outputs: Sequence[Mapping[str, np.ndarray]],
-    labels: Sequence[str] = (),
+    examples: Sequence[Example], features: Sequence[Feature], outputs: HostOutputs, labels: Sequence[str] = ()
 ) -> list[str]:
-    """An answer for each example, from the window whose best span has the greatest sum; "" where there is no span."""
+    """The answer to each question, from the window whose best span has the highest score; "" if there is no span."""
     answers = [""] * len(examples)
     best = [-np.inf] * len(examples)
     for feature, output in zip(features, outputs, strict=True):
@@ -203,7 +197,7 @@ def decode(
 def best_span(start_W: np.ndarray, end_W: np.ndarray) -> tuple[float, int, int] | None:
     """(sum of the two logits, first token, last token) of the best span of a window; None if none is allowed.
 
-    The N_BEST starts are combined with the N_BEST ends; a span has 1 to LONGEST_ANSWER tokens.
+    The N_BEST best starts are combined with the N_BEST best ends; a span has 1 to LONGEST_ANSWER tokens.
     """
     starts, ends = (np.argsort(-logits, kind="stable")[:N_BEST] for logits in (start_W, end_W))
     lengths = ends[None, :] - starts[:, None] + 1
@@ -216,15 +210,14 @@ def best_span(start_W: np.ndarray, end_W: np.ndarray) -> tuple[float, int, int] 
 
 
 def score(examples: Sequence[Example], predictions: Sequence[str], language: str) -> dict[str, Score]:
-    """F1 and exact match in percent, of each question the best over its gold answers: by MLQA's rules and by SQuAD's.
+    """F1 and exact match in percent, each the maximum over the gold answers, by the rules of MLQA and of SQuAD.
 
-    MLQA's are those of the language of the context, which in its grid need not be the test set's `language`. XTREME has
-    `squad_f1` and `squad_em` for XQuAD and TyDi, whatever the language.
-    Questions without gold do not count; a test set that has none has no scores.
+    MLQA's rules depend on the language of the context. `squad_f1` and `squad_em` are what XTREME reports for XQuAD and
+    TyDi in every language. Questions without gold are ignored; if there are no others, there are no scores.
     """
     pairs = [(example, found) for example, found in zip(examples, predictions, strict=True) if example.answers]
     if not pairs:
-        logging.warning("%s: no question has a gold answer; the predictions are written, and not scored", language)
+        logging.warning("%s: no question has a gold answer; the predictions are written but not scored", language)
         return {}
     scores = {}
     for rules in ("", "squad_"):

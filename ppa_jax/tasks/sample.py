@@ -1,4 +1,4 @@
-"""Examples of the tasks from the built-in sample, written as files and read by the tasks' own readers."""
+"""Examples of the tasks from the built-in sample: written to a file, and read by the task's own reader."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ppa_jax.tasks.task import Task
 
 
 def read(task: Task, source: str, *, language: str, field: str) -> list[Any]:
-    """The examples A to B - 1 of a language, from `sample:A-B`; `de/en` for each side of NLI pairs and questions.
+    """The examples A to B - 1 of a language, from `sample:A-B`. `de/en` gives the languages of the two sides (NLI, QA).
 
-    Examples with the same number are translations of each other. Cut at multiples of 12: neighbours share a hypothesis
-    (NLI, three of them) or a context (questions, four).
+    Examples with the same number are translations of each other. Split the sample at multiples of 12: in NLI three
+    neighbours share a hypothesis, in QA four share a context.
 
-    Raises UserError for a source of another form, and for a range, a language or a task that the sample does not have.
+    Raises UserError for a source of another form, or a range, language or task that the sample does not have.
     """
     kind = getattr(task, "__name__", "").rsplit(".", 1)[-1]
     if kind not in _FILES:
@@ -66,7 +66,7 @@ def _parsing(language: str, _: str, start: int, stop: int) -> Iterator[str]:
         yield ""
 
 
-# The lines of a range in a task's format, (language of each side, start, stop); the number of examples.
+# Task -> (lines in its format, from the languages of both sides, start and stop; the number of examples).
 _FILES: dict[str, tuple[Callable[[str, str, int, int], Iterator[str]], Callable[[], int]]] = {
     "nli": (_nli, lambda: len(sample.nli("en"))),
     "qa": (_qa, lambda: len(sample.questions("en"))),

@@ -1,6 +1,6 @@
-"""Questions about contexts in the form of SQuAD v1.1: read from files and from rows of datasets, mixed, written.
+"""Data sets in the format of SQuAD v1.1: reading files and rows of datasets, mixing translations, writing predictions.
 
-Sets of this form: SQuAD, XQuAD, MLQA (whose grid has contexts and questions in different languages), TyDi QA GoldP.
+They include SQuAD, XQuAD, TyDi QA GoldP, and MLQA, where context and question may be in different languages.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 
 from absl import logging
 
-from ppa_jax.data.text_files import Problem, open_text, tell_skipped
+from ppa_jax.data.text_files import open_text, usable
 from ppa_jax.errors import UserError
+
+_Parts = tuple[str, str, str, list[tuple[str, int]]]  # id, question, context, (text, start) of the answers
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Answer:
     """A gold answer."""
 
     text: str
-    start: int  # of its first character in the context; -1 if it is not there: scored, but not trained
+    start: int  # of its first character in the context; -1 if it is not there: scored, but not trained on
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Example:
     id: str
     question: str
     context: str
-    answers: tuple[Answer, ...]  # none in a test set without gold
-    language: str  # of the context, and so of the answer
+    answers: tuple[Answer, ...]  # empty without gold
+    language: str  # of the context, and thus of the answer
     question_language: str
 
 
 def grid_languages(path: str | Path) -> tuple[str, str] | None:
-    """The languages of (context, question) by the file name in MLQA's grid, `...context-de-question-es.json`."""
+    """The languages of (context, question) from a file name of MLQA, `...context-de-question-es.json`."""
     found = re.search(r"context-([^\W_]+)-question-([^\W_]+)", Path(path).name)
     return (found[1], found[2]) if found else None
 
@@ -49,25 +51,22 @@ def grid_languages(path: str | Path) -> tuple[str, str] | None:
 def read(path: Path, *, language: str, field: str) -> list[Example]:
     """The questions of a SQuAD v1.1 file.
 
-    `language` is that of contexts and questions, or context/question; a file of MLQA's grid has them in its name.
+    `language` is that of contexts and questions, or context/question; MLQA's file names take precedence.
 
     An answer that is not at its `answer_start` is searched for in the rest of the context. A question without the key
     `answers`, or with empty answers, has no gold.
 
     Raises:
-      UserError: no JSON, with its line, or not SQuAD's keys, with the path to them.
+      UserError: not JSON, with the line; not SQuAD's keys, with the path to the first wrong one.
     """
     found = []
     for where, context, question in _questions(_load(path, field), f"{field}: {path}"):
         name = str(_get(question, "id", str | int, where))
         where += f" (id {name})"
-        answers = [
-            (
-                _get(answer, "text", str, f"{where}.answers[{i}]"),
-                _get(answer, "answer_start", int, f"{where}.answers[{i}]"),
-            )
-            for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else [])
-        ]
+        answers = []
+        for i, answer in enumerate(_get(question, "answers", list, where) if "answers" in question else []):
+            at = f"{where}.answers[{i}]"
+            answers.append((_get(answer, "text", str, at), _get(answer, "answer_start", int, at)))
         found.append((name, _get(question, "question", str, where), context, answers))
     return _examples(found, path, grid_languages(path) or _two(language))
 
@@ -78,16 +77,17 @@ def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> 
     def text(value: Any) -> str:
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
-    found, problems = [], []
-    for number, row in enumerate(rows, 1):
+    def parts(row: Any, number: int) -> _Parts | str:
         try:
             gold = row.get("answers") or {"text": [], "answer_start": []}
             answers = [(text(x), int(y)) for x, y in zip(gold["text"], gold["answer_start"], strict=True)]
-            found.append((text(row.get("id", number)), text(row["question"]), text(row["context"]), answers))
+            return text(row.get("id", number)), text(row["question"]), text(row["context"]), answers
         except (AttributeError, KeyError, TypeError, ValueError):
-            problems.append(Problem(number, row if isinstance(row, str) else "no question, context and answers"))
-    tell_skipped(where, problems, len(found), field=field, expected="the columns are those of SQuAD v1.1")
-    return _examples(found, where, _two(language))
+            return row if isinstance(row, str) else "no question, context and answers"
+
+    found = ((number, parts(row, number)) for number, row in enumerate(rows, 1))
+    expected = "the columns are those of SQuAD v1.1"
+    return _examples(usable(found, where, field=field, expected=expected), where, _two(language))
 
 
 def _two(language: str) -> tuple[str, str]:
@@ -96,10 +96,8 @@ def _two(language: str) -> tuple[str, str]:
     return context, question or context
 
 
-def _examples(
-    found: Iterable[tuple[str, str, str, list[tuple[str, int]]]], path: Path | str, languages: tuple[str, str]
-) -> list[Example]:
-    """From (id, question, context, answers) and the languages of context and question."""
+def _examples(found: Iterable[_Parts], path: Path | str, languages: tuple[str, str]) -> list[Example]:
+    """`languages` are those of context and question."""
     examples, counts = [], Counter()
     for name, question, context, gold in found:
         answers = []
@@ -113,24 +111,23 @@ def _examples(
                 answers.append(Answer(text.strip(), -1 if found_at == -1 else found_at + spaces))
         counts["unanswered"] += not answers
         examples.append(Example(name, question, context, tuple(answers), *languages))
-    if 0 < counts["unanswered"] < len(examples):  # SQuAD 2.0's; a set without any gold is no surprise
-        logging.warning(
-            "%s: %d of %d questions have no answer; they are neither trained nor scored",
-            *(path, counts["unanswered"], len(examples)),
-        )
+    if 0 < counts["unanswered"] < len(examples):  # as in SQuAD 2.0; a test set may have no gold at all
+        message = "%s: %d of %d questions have no answer; they are neither trained on nor scored"
+        logging.warning(message, path, counts["unanswered"], len(examples))
     if counts["moved"] or counts["lost"]:
-        logging.warning(
+        message = (
             "%s: %d of %d answers are not at their answer_start; %d were found elsewhere in the context, "
-            "%d nowhere (these are scored, but not trained)",
-            *(path, counts["moved"] + counts["lost"], counts["answers"], counts["moved"], counts["lost"]),
+            "%d nowhere (these are scored but not trained on)"
         )
+        wrong = counts["moved"] + counts["lost"]
+        logging.warning(message, path, wrong, counts["answers"], counts["moved"], counts["lost"])
     return examples
 
 
 def mix(first: Example, second: Example) -> Example:
     """The context of one example, with its answers, and the question of its translation (see code_switching.py).
 
-    Raises UserError where their ids differ: nothing else says that they are the same question.
+    Raises UserError if their ids differ: nothing else shows that they are the same question.
     """
     if first.id != second.id:
         raise UserError(f"code-switching: questions {first.id} ({first.language}) and {second.id} ({second.language}) "
@@ -176,7 +173,7 @@ def _get(record: Any, key: str, kind: Any, where: str) -> Any:
 
 
 def _locate(context: str, text: str, start: int) -> int:
-    """The position of the text in the context: `start`, else the nearest one, else -1."""
+    """The position of the text in the context: `start`, or the nearest one to it, or -1."""
     if start >= 0 and context.startswith(text, start):
         return start
     positions = [found.start() for found in re.finditer(f"(?={re.escape(text)})", context)]
@@ -184,8 +181,8 @@ def _locate(context: str, text: str, start: int) -> int:
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[str]) -> None:
-    """The predictions that the scorers of SQuAD and MLQA read: {id: answer}."""
+    """Writes {id: answer}, which the scorers of SQuAD and MLQA read."""
     answers = {example.id: answer for example, answer in zip(examples, predictions, strict=True)}
     if len(answers) < len(examples):
-        logging.warning("%s: several questions have the same id; the answer to the last is written", path)
+        logging.warning("%s: several questions have the same id; only the answer to the last one is written", path)
     path.write_text(json.dumps(answers, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

@@ -1,15 +1,15 @@
-"""Tagging: a label for each word. Parts of speech, or entities as IOB2.
+"""Tagging: a label for each word, such as parts of speech, or entities in IOB2.
 
 Formats: CoNLL-U (the UPOS column), XTREME's word<TAB>tag, WikiANN's (Pan et al. 2017; Rahimi et al. 2019) with the
 language before each word ("en:word"), the columns of CoNLL-2003 (word first, tag last), and those of Universal NER
-(number, word, tag; further columns are ignored). The classifier is BERT's (Devlin et al. 2019); the label is on each
-word's first token, as there and in XTREME (Hu et al. 2020).
+(number, word, tag; further columns are ignored). The classifier is BERT's (Devlin et al. 2019). As in BERT and XTREME
+(Hu et al. 2020), the first token of each word carries its label.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,86 +20,72 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from ppa_jax.data.text_files import Problem, tell_skipped
+from ppa_jax.data.text_files import usable
 from ppa_jax.data.tokenizer import Tokenizer
 from ppa_jax.errors import UserError
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.families import EncoderConfig, family_of
 from ppa_jax.tasks import conllu
-from ppa_jax.tasks.task import IGNORE, Batch, Feature, Outputs, Score, cross_entropy
+from ppa_jax.tasks.task import IGNORE, MODERNBERT, Batch, Feature, HostOutputs, Outputs, Score, cross_entropy
 from ppa_jax.tasks.words import as_strings, windows
 
 SUFFIX: str = ".tsv"  # of CoNLL-U: .conllu
 TRANSFORMERS = {
     **dict.fromkeys(("bert", "xlm-roberta", "distilbert"), ("ForTokenClassification", {"classifier": "classifier"})),
-    "modernbert": (
-        "ForTokenClassification",
-        {"head/transform": "head.dense", "head/layer_norm": "head.norm", "classifier": "classifier"},
-    ),
+    "modernbert": ("ForTokenClassification", MODERNBERT | {"classifier": "classifier"}),
 }
 _UPOS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
 UPOS = tuple(_UPOS.split(" "))
 
-_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first that is there counts
+_WORDS, _TAGS = ("tokens", "words"), ("ner_tags", "upos", "pos_tags", "tags")  # columns; the first one found is used
 
-_COMMENT = re.compile(r"# ?([\w.:-]+( id)? = [^\t]*|newdoc|newpar)")  # before a sentence's words, as in CoNLL-U
+_COMMENT = re.compile(r"# ?([\w.:-]+( id)? = [^\t]*|newdoc|newpar)")  # before the words of a sentence, as in CoNLL-U
 
 _BILOU = {"U-": "S-", "L-": "E-"}
 
-_EXPECTED = "tagging files are CoNLL-U, or one word and its tag a line with a blank line after each sentence"
+_Blocks = Iterable[tuple[int, list[str]]]  # as `conllu.blocks` returns them
+
+_EXPECTED = "tagging files are CoNLL-U, or have a word and its tag per line and a blank line after each sentence"
 
 
 class Example(NamedTuple):
     """A sentence."""
 
     words: Sequence[str]
-    tags: Sequence[str]  # as many; "_" where none is known: not trained, not scored
+    tags: Sequence[str]  # one per word; "_" if unknown: neither trained on nor scored
     language: str
-    sentence: conllu.Sentence | None = None  # of CoNLL-U: as it was read, to be written again
+    sentence: conllu.Sentence | None = None  # of CoNLL-U: as read, for writing the predictions
 
     def __repr__(self) -> str:
-        """Without the sentence: checksums of examples go by it, and other comments are no other data."""
+        """Leaves out the sentence: checksums of examples use this, and must not depend on comments."""
         return f"Example(words={self.words!r}, tags={self.tags!r}, language={self.language!r})"
 
 
 def read(path: Path, *, language: str, field: str) -> list[Example]:
-    """The sentences of a file, whose format is detected. "_" is not a tag: it marks words without a known one.
+    """The sentences of a file, whose format is detected. A tag "_" means that the word has none.
 
-    Sentences with a row without a word or a tag are skipped and counted in the log. In columns, comments of the form
-    "# name = value" before the words are ignored.
+    Sentences with a row that lacks a word or a tag are skipped and counted in the log. In files of columns, comments of
+    the form "# name = value" before the words are ignored.
 
     Raises UserError: `read_lines`'; most sentences are unusable.
     """
     blocks = list(conllu.blocks(path, field=field))
     first = next((line for _, block in blocks for line in block if not line.startswith("#")), "")
     if first.count("\t") == conllu.COLUMNS - 1:
-        sentences, problems = conllu.parse(blocks)
-        found = [Example(x.column(conllu.FORM), x.column(conllu.UPOS), language, x) for x in sentences]
-        expected = conllu.EXPECTED
+        found, expected = _parse_conllu(blocks, language), conllu.EXPECTED
     else:
-        tagged, problems = _parse_columns(blocks)
-        found = [Example(words, tags, language) for words, tags in tagged]
-        expected = _EXPECTED
-    tell_skipped(path, problems, len(found), field=field, expected=expected)
-    return _checked(found, f"{field}: {path}")
+        found, expected = _parse_columns(blocks, language), _EXPECTED
+    return _checked(usable(found, path, field=field, expected=expected), f"{field}: {path}")
 
 
 def from_rows(rows: Iterable[Any], *, where: str, language: str, field: str) -> list[Example]:
     """The sentences of a dataset's rows: lists of words (`tokens`) and tags (`ner_tags`, `upos`, `pos_tags`, `tags`).
 
-    Words tagged "_" are left out: in Universal Dependencies these are words of which the parts follow.
+    Words tagged "_" are left out: in Universal Dependencies their parts follow as words of their own.
     """
-    found: list[Example] = []
-    problems = []
-    for number, row in enumerate(rows, 1):
-        example = row if isinstance(row, str) else _from_row(row, language)
-        if isinstance(example, str):
-            problems.append(Problem(number, example))
-        else:
-            found.append(example)
+    found = ((i, row if isinstance(row, str) else _from_row(row, language)) for i, row in enumerate(rows, 1))
     expected = f"rows have a column {' or '.join(_WORDS)} and one of {', '.join(_TAGS)}"
-    tell_skipped(where, problems, len(found), field=field, expected=expected)
-    return _checked(found, f"{field}: {where}")
+    return _checked(usable(found, where, field=field, expected=expected), f"{field}: {where}")
 
 
 def _checked(examples: list[Example], where: str) -> list[Example]:
@@ -108,10 +94,10 @@ def _checked(examples: list[Example], where: str) -> list[Example]:
     entities = {tag for tag in tags if tag != "O" and _is_entity_tag(tag)}
     if entities and (odd := sorted(tag for tag in tags if not _is_entity_tag(tag))):
         raise UserError(
-            f"{where}: {odd[0]!r} is a tag of no entity, and others are ({min(entities)}); correct the file"
+            f"{where}: {odd[0]!r} is not an entity tag, but other tags are ({min(entities)}); correct the file"
         )
     if entities and "O" not in tags and any(conllu.NONE in example.tags for example in examples):
-        raise UserError(f"{where}: no word is 'O' and some are '_', which is no tag at all; write O outside entities")
+        raise UserError(f"{where}: no word is tagged 'O' and some '_', which is not a tag; write O outside entities")
     if not any(tag[:2] in _BILOU for tag in tags):
         return examples
     return [x._replace(tags=[_BILOU.get(tag[:2], tag[:2]) + tag[2:] for tag in x.tags]) for x in examples]
@@ -128,35 +114,41 @@ def _from_row(row: Mapping[str, Any], language: str) -> Example | str:
     return Example([word for word, _ in pairs], [tag for _, tag in pairs], language) if pairs else "no words"
 
 
-def _parse_columns(blocks: Iterable[tuple[int, list[str]]]) -> tuple[list[tuple[list[str], list[str]]], list[Problem]]:
-    """(words, tags) of each sentence, and what could not be used."""
-    found = []
-    problems = []
-    sentences = []  # (line of the first row, rows)
+def _parse_conllu(blocks: _Blocks, language: str) -> Iterator[tuple[int, Example | str]]:
+    for line, found in conllu.parse(blocks):
+        if isinstance(found, conllu.Sentence):
+            yield line, Example(found.column(conllu.FORM), found.column(conllu.UPOS), language, found)
+        else:
+            yield line, found
+
+
+def _parse_columns(blocks: _Blocks, language: str) -> list[tuple[int, Example | str]]:
+    """(line number, sentence, or what is wrong with it) of each sentence."""
+    sentences = []  # (line number of the first row, rows)
     for start, block in blocks:
-        # "#" may be a word, at the beginning of a line too. A tab separates where there is one: words may hold spaces.
+        # A word may be "#", even at the start of a line. A line with a tab is split only there: words may have spaces.
         first = next((i for i, line in enumerate(block) if not _COMMENT.fullmatch(line)), len(block))
         rows = [line.split("\t") if "\t" in line else line.strip(" ").split(" ") for line in block[first:]]
         if rows:
             sentences.append((start + first, rows))
-    numbered = all(
-        len(row) > 2 and row[0] == str(i) for _, rows in sentences for i, row in enumerate(rows, start=1)
-    )  # Universal NER
-    columns = 0  # of the first row: a file has as many everywhere, and running text has not
-    for start, rows in sentences:
-        if numbered:
-            rows = [row[1:3] for row in rows]
+    # Universal NER numbers its words.
+    if all(len(row) > 2 and row[0] == str(i) for _, rows in sentences for i, row in enumerate(rows, 1)):
+        sentences = [(line, [row[1:3] for row in rows]) for line, rows in sentences]
+    found: list[tuple[int, Example | str]] = []
+    for line, rows in sentences:
+        columns = len(sentences[0][1][0])  # the same in every row, unlike in running text
         bad = next((i for i, row in enumerate(rows) if len(row) < 2 or not row[0] or not row[-1].strip()), None)
-        columns = columns or len(rows[0])
         if bad is not None or any(len(row) != columns for row in rows):
-            problems.append(Problem(start + (bad or 0), "a row that is not a word and its tag"))
-        elif rows[0][0] != "-DOCSTART-":  # CoNLL-2003's mark between documents
-            found.append(([row[0] for row in rows], [row[-1].strip() for row in rows]))
-    # WikiANN's "en:" is the same before every word of a file; else it is no prefix.
-    prefixes = {word.partition(":")[0] if ":" in word else "" for words, _ in found for word in words}
+            found.append((line + (bad or 0), "a row that is not a word and its tag"))
+        elif rows[0][0] != "-DOCSTART-":  # between documents of CoNLL-2003
+            found.append((line, Example([row[0] for row in rows], [row[-1].strip() for row in rows], language)))
+    # In WikiANN every word of a file starts with the same "en:"; otherwise it is not a prefix.
+    words = [word for _, example in found if isinstance(example, Example) for word in example.words]
+    prefixes = {word.partition(":")[0] if ":" in word else "" for word in words}
     if len(prefixes) == 1 and re.fullmatch("[a-z][a-z-]*", prefix := prefixes.pop()):
-        found = [([word[len(prefix) + 1 :] for word in words], tags) for words, tags in found]
-    return found, problems
+        start = len(prefix) + 1
+        return [(i, x if isinstance(x, str) else x._replace(words=[w[start:] for w in x.words])) for i, x in found]
+    return found
 
 
 def labels(examples: Sequence[Example]) -> tuple[str, ...]:
@@ -168,21 +160,21 @@ def labels(examples: Sequence[Example]) -> tuple[str, ...]:
     if not tags:
         raise UserError("the training data has no tags; they are in CoNLL-U's column UPOS, or after each word")
     if bare := sum(set(example.tags) == {conllu.NONE} for example in examples):
-        logging.warning("%d of %d training sentences have no tags, and train nothing", bare, len(examples))
+        logging.warning("%d of %d training sentences have no tags and are not trained on", bare, len(examples))
     return UPOS if tags <= set(UPOS) else tuple(sorted(tags))
 
 
 def features(
     examples: Sequence[Example], tokenizer: Tokenizer, max_length: int, labels: Sequence[str]
 ) -> list[Feature]:
-    """Windows of the sentences (see `words.windows`), with each word's label on its first token.
+    """Windows of the sentences (see `words.windows`), with the label of each word at its first token.
 
-    Other tokens, words that another window decides, and tags that training did not have are IGNORE.
+    IGNORE at all other tokens, at words that another window decides, and for tags that the training data does not have.
     """
     numbers = {label: i for i, label in enumerate(labels)}
     tags = _all_tags(examples) - {"O"}
     if tags and not tags & {*numbers}:
-        raise UserError(f"tags such as {min(tags)} were not trained, which were {', '.join(labels[:5])}, ...; "
+        raise UserError(f"tags such as {min(tags)} are not those of the training data ({', '.join(labels[:5])}, ...); "
                         "give files of one kind")  # fmt: skip
     found = []
     for i, window in windows([example.words for example in examples], tokenizer, max_length):
@@ -194,11 +186,11 @@ def features(
 
 
 class Head(nn.Module):
-    """What the family's classifier of tokens reads, dropout, and the classifier, as transformers has them."""
+    """The token classifier of the model's family, as in transformers: its features, dropout, and a dense layer."""
 
     config: EncoderConfig
     labels: Sequence[str]
-    dtype: Any = jnp.float32  # of the encoder; the classifier always computes in float32
+    dtype: Any = jnp.float32  # of the encoder; the dense layer is always computed in float32
 
     @nn.compact
     def __call__(self, hidden: jax.Array, batch: Batch, seeds: jax.Array | None) -> Outputs:
@@ -213,17 +205,14 @@ class Head(nn.Module):
 
 
 def loss(outputs: Outputs, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy, summed over the words with a label, and their number."""
+    """(cross-entropy summed over the words that have a label, their number)."""
     return cross_entropy(outputs["logits"], batch["labels"])
 
 
 def decode(
-    examples: Sequence[Example],
-    features: Sequence[Feature],
-    outputs: Sequence[Mapping[str, np.ndarray]],
-    labels: Sequence[str],
+    examples: Sequence[Example], features: Sequence[Feature], outputs: HostOutputs, labels: Sequence[str]
 ) -> list[list[str]]:
-    """The likeliest tag of each word, by the window that decides it."""
+    """The most likely tag of each word, from the window that decides it."""
     predictions = [[""] * len(example.words) for example in examples]
     for feature, output in zip(features, outputs, strict=True):
         best = np.argmax(output["logits"], axis=-1)
@@ -235,14 +224,14 @@ def decode(
 def score(examples: Sequence[Example], predictions: Sequence[Sequence[str]], language: str) -> dict[str, Score]:
     """Accuracy over words; for entities seqeval's F1, precision and recall, as conlleval counts them.
 
-    Entities are scored if all gold tags are entity tags; predicted tags of another kind then count as O. An entity is
-    correct if its first word, its last word and its type are. A lone I- starts an entity. The count is the number of
-    gold entities, for precision of predicted ones. Words without a gold tag do not count; if no word has one, there are
-    no scores.
+    Entities are scored if all gold tags are entity tags; other predicted tags then count as O. An entity is correct if
+    its first word, its last word and its type are. An I- that continues nothing starts an entity. The count is the
+    number of gold entities, and for precision that of predicted ones. Words without a gold tag are ignored; without any
+    gold tag there are no scores.
     """
     has_gold = [[tag != conllu.NONE for tag in example.tags] for example in examples]
     if not any(chain(*has_gold)):
-        logging.warning("%s: no word has a gold tag; the predictions are written, and not scored", language)
+        logging.warning("%s: no word has a gold tag; the predictions are written but not scored", language)
         return {}
     gold = [list(compress(example.tags, known)) for example, known in zip(examples, has_gold, strict=True)]
     predictions = [list(compress(tags, known)) for tags, known in zip(predictions, has_gold, strict=True)]
@@ -270,9 +259,9 @@ def _is_entity_tag(tag: str) -> bool:
 
 
 def write(path: Path, examples: Sequence[Example], predictions: Sequence[Sequence[str]]) -> None:
-    """Writes CoNLL-U as read with the predicted UPOS, under the suffix .conllu, if the examples are from CoNLL-U.
+    """Writes CoNLL-U as read, with the predicted UPOS and the suffix .conllu, if the examples come from CoNLL-U.
 
-    Else word<TAB>gold<TAB>predicted, a blank line after each sentence: conlleval's format, with tabs (-d).
+    Otherwise word<TAB>gold<TAB>predicted and a blank line after each sentence: conlleval's format, with tabs (-d).
     """
     sentences = [example.sentence for example in examples if example.sentence is not None]
     if len(sentences) == len(examples):

@@ -1,7 +1,7 @@
 """Splits sentences of words into windows of subword tokens: the encoder's input for tagging and parsing.
 
 A word is represented by its first token. No word is dropped: a sentence that is too long becomes several windows that
-overlap by about half, and each word is decided in the window where it has the most context.
+overlap by about half, and each word is decided by the window in which it has the most context.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ class Window(NamedTuple):
     ids: list[int]  # [CLS] tokens [SEP]
     start: int
     positions: list[int]  # of each word's first token
-    own: list[int]  # words (numbered as in the sentence) that this window decides; each word has one such window
+    own: list[int]  # indices in the sentence of the words that this window decides; every word has one such window
 
     def position(self, word: int) -> int:
-        """The position of the first token of a word, numbered as in the sentence."""
+        """The position in the window of the first token of a word, given by its index in the sentence."""
         return self.positions[word - self.start]
 
 
 def as_strings(column: Any, *, numbers: bool = False) -> list[str] | None:
-    """A column of a dataset's row as strings; None unless it is a list of text (or of numbers, where allowed)."""
+    """A column of a dataset's row as strings; None unless it is a list of strings (or of numbers, if allowed)."""
     if not isinstance(column, list | tuple | np.ndarray):
         return None
     found = [x.decode() if isinstance(x, bytes) else x for x in column]
@@ -39,10 +39,10 @@ def as_strings(column: Any, *, numbers: bool = False) -> list[str] | None:
 
 
 def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int) -> Iterator[tuple[int, Window]]:
-    """(index of the sentence, window), in order. A sentence that fits has one window, one without words has none.
+    """(index of the sentence, window), in order. A sentence that fits has one window, a sentence without words none.
 
-    Words are tokenized one by one, as in XTREME. A word without any token (control characters, say) becomes [UNK]; a
-    word longer than a window is truncated.
+    Words are tokenized one by one, as in XTREME. A word without any token (control characters, say) becomes [UNK], and
+    a word longer than a window is truncated.
 
     Raises UserError if `max_length` leaves no room for a word.
     """
@@ -56,7 +56,7 @@ def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length
         spans = _spans([len(word) for word in ids], room)
         own: list[list[int]] = [[] for _ in spans]
         for word in range(len(words)):
-            # Outside of a span min() is negative. The first of equals is taken.
+            # Outside a span min() is negative. The first of equal ones is chosen.
             context = [min(word - start, stop - 1 - word) for start, stop in spans]
             own[context.index(max(context))].append(word)
         for (start, stop), owned in zip(spans, own, strict=True):
@@ -69,15 +69,15 @@ def windows(sentences: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length
 
 
 def _spans(lengths: Sequence[int], room: int) -> list[tuple[int, int]]:
-    """Overlapping [start, stop) of words, each as long as `room` tokens allow, which together cover all words."""
+    """Overlapping [start, stop) of words that cover all words, each as long as `room` tokens allow."""
     spans: list[tuple[int, int]] = []
-    start = stop = used = 0  # `used` tokens are those of words start..stop
+    start = stop = used = 0  # words start to stop - 1 have `used` tokens
     while stop < len(lengths):
         while stop < len(lengths) and used + lengths[stop] <= room:
             used += lengths[stop]
             stop += 1
         spans.append((start, stop))
-        # The next span repeats about half of this one, or less if it could not take another word then.
+        # The next span repeats about half of this one, or less to leave room for at least one more word.
         while stop < len(lengths) and used > min(room // 2, room - lengths[stop]):
             used -= lengths[start]
             start += 1

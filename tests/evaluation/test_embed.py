@@ -110,14 +110,14 @@ def test_few_compilations_serve_all_sentences_and_all_parameters(params):
     for texts in ([], [""], sentences(77, 1), sentences(400, 2), ["x " * 500]):
         embedder.embed(params, texts, REQUESTS)
     assert not np.allclose(before[3, "cls"], after[3, "cls"]), "parameters must not be frozen into the program"
-    compiled_for_blocks = sum(f._cache_size() for f in embedder._programs.values())
+    compiled_for_blocks = sum(f._cache_size() for f in embedder.programs.values())
     assert 2 < compiled_for_blocks <= 6, "one row of 16, 32 or more tokens, and 1, 4 or 16 rows"
 
 
 @pytest.mark.parametrize("words, tokens", [([3], 16), ([9, 8], 32), ([60], 64), ([126], 128), ([60] * 2, 128)])
 def test_a_few_short_sentences_take_one_short_row(words, tokens):
     embedder = Embedder(dataclasses.replace(CONFIG, max_positions=200), Words(), max_length=150)
-    blocks = list(embedder._blocks([[7] * n for n in words]))
+    blocks = list(embedder.blocks([[7] * n for n in words]))
     assert [block.ids.shape for _, _, block in blocks] == [(1, tokens)]
 
 
@@ -125,7 +125,7 @@ def test_many_sentences_leave_little_padding(monkeypatch):
     monkeypatch.setattr(embed.os, "cpu_count", lambda: 64)  # as many rows as are asked for
     lengths = np.random.default_rng(0).lognormal(3, 0.6, 4000).astype(int)
     embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=512)
-    blocks = [block for _, _, block in embedder._blocks([[7] * n for n in lengths])]
+    blocks = [block for _, _, block in embedder.blocks([[7] * n for n in lengths])]
     assert np.mean(np.concatenate([block.segments.ravel() > 0 for block in blocks])) > 0.95
     assert len({block.ids.shape for block in blocks}) <= 6
     assert max(block.ids.size for block in blocks) == 16 * 128
@@ -143,7 +143,7 @@ def test_blocks_fit_the_caches_of_a_cpu(cores, devices, rows, wide, monkeypatch)
     monkeypatch.setattr(embed.os, "cpu_count", lambda: cores)
     mesh = None if devices is None else make_mesh(devices, 1, jax.devices()[:devices])
     embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=512, mesh=mesh, rows=32)
-    blocks = [block for _, _, block in embedder._blocks([[7] * 126] * 300 + [[7] * 510] * 10)]
+    blocks = [block for _, _, block in embedder.blocks([[7] * 126] * 300 + [[7] * 510] * 10)]
     assert blocks[0].ids.shape == (rows * (devices or 1), 128)
     assert max(block.ids.shape[0] for block in blocks if block.ids.shape[1] == 512) == wide * (devices or 1)
 
@@ -152,7 +152,7 @@ def test_blocks_fit_the_caches_of_a_cpu(cores, devices, rows, wide, monkeypatch)
 def test_the_last_block_is_the_smallest_that_holds_the_rest(sentences, rows, monkeypatch):
     monkeypatch.setattr(embed.os, "cpu_count", lambda: 2)
     embedder = Embedder(dataclasses.replace(CONFIG, max_positions=512), Words(), max_length=128)
-    assert [block.ids.shape[0] for _, _, block in embedder._blocks([[7] * 126] * sentences)] == rows
+    assert [block.ids.shape[0] for _, _, block in embedder.blocks([[7] * 126] * sentences)] == rows
 
 
 def test_pooling_by_hand():
@@ -179,7 +179,7 @@ def test_equal_sentences_have_equal_vectors_to_the_bit(params):
 def test_long_texts_are_tokenised_a_few_at_a_time(params, monkeypatch):
     monkeypatch.setattr(embed, "CHUNK_CHARACTERS", 100)
     texts = ["x" * 30] * 7 + ["y" * 500] + ["z"] * 3
-    assert list(embed._chunks(texts)) == [(0, 3), (3, 6), (6, 7), (7, 8), (8, 11)]
+    assert list(embed.chunks(texts)) == [(0, 3), (3, 6), (6, 7), (7, 8), (8, 11)]
     words = ["a b", "c " * 60, "d"]
     vectors = Embedder(CONFIG, Words(), max_length=24).embed(params, words, [(3, "mean")])[3, "mean"]
     for text, vector in zip(words, vectors, strict=True):
@@ -190,19 +190,19 @@ def test_long_texts_are_tokenised_a_few_at_a_time(params, monkeypatch):
 @pytest.mark.parametrize("dtype, exact", [("float32", True), ("bfloat16", False)])
 def test_float32_is_float32_on_every_device(params, dtype, exact):
     embedder = Embedder(CONFIG, Words(), max_length=24, dtype=dtype)
-    _, _, block = next(embedder._blocks([[7] * 5]))
-    for program in (embedder._pooled(((3, "cls"),)), embedder._states((3,))):
-        lines = program.lower(params, *block).as_text().splitlines()
+    _, _, block = next(embedder.blocks([[7] * 5]))
+    for pooling in ("cls", ""):
+        lines = embedder.program(((3, pooling),)).lower(params, *block).as_text().splitlines()
         products = [line for line in lines if "stablehlo.dot_general" in line]
         assert len(products) == 3 * 8  # a layer's: four of the attention, two within it, two of the feed-forward
         assert [line for line in products if ("precision = [HIGHEST, HIGHEST]" in line) != exact] == []
 
 
-def test_states_that_are_not_numbers_are_told(params):
+def test_states_that_are_not_finite_are_reported(params):
     broken = jax.tree.map(np.array, params)
     broken["layer_1"]["feed_forward"]["output"]["bias"][3] = np.nan
     embedder = Embedder(CONFIG, Words(), max_length=24, dtype="bfloat16")
-    said = "layer 2: the model's weights, or dtype=bfloat16, give values that are not numbers"
+    said = "layer 2: the model's weights, or dtype=bfloat16, give values that are not finite"
     with pytest.raises(UserError, match=said):
         embedder.embed(broken, ["a b"], [(1, "mean"), (2, "cls")])
     with pytest.raises(UserError, match=said):

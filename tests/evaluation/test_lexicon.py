@@ -1,11 +1,16 @@
-"""Lexicon induction by hand, against scikit-learn and the full formula, on files that are wrong, on a real model."""
+"""Lexicon induction by hand, against scikit-learn and the full formula, and on a real model."""
 
 import numpy as np
 import pytest
 
 from ppa_jax.data.dictionaries import Dictionary, read_dictionaries
-from ppa_jax.evaluation.lexicon import evaluate_lexicon, hubness, input_embeddings
-from ppa_jax.evaluation.neighbours import nearest
+from ppa_jax.evaluation.lexicon import evaluate_lexicon, input_embeddings
+from ppa_jax.evaluation.neighbours import knn, nearest
+
+
+def hubness(X, Y, k=10, block=4096):
+    """The r of CSLS for both sides: a vector's mean cosine with its k nearest of the other side."""
+    return [found.cosines.mean(1) for found in knn(X, Y, k, block=block)]
 
 
 def plane(*angles):
@@ -48,7 +53,7 @@ def test_fewer_vectors_than_neighbours():
 
 
 class Fixed:
-    """Stands for an embedder: looks vectors up, and a word's pieces are its letters."""
+    """A fake embedder that looks vectors up; the tokens of a word are its letters."""
 
     def __init__(self, table):
         self.table, self.tokenizer = table, self

@@ -1,4 +1,4 @@
-"""Retrieval by hand, against scikit-learn, on files that are wrong, and on a real model."""
+"""Retrieval by hand, against scikit-learn, with invalid files, and on a real model."""
 
 import json
 
@@ -13,7 +13,7 @@ KEYS = ["model", "task", "language", "direction", "layer", "pooling", "metric", 
 
 
 class Fixed:
-    """Stands for an embedder: looks vectors up."""
+    """A fake embedder that looks vectors up."""
 
     def __init__(self, table):
         self.table = table
@@ -24,7 +24,7 @@ class Fixed:
         return {request: np.array([self.table[text] for text in sentences]) * params for request in requests}
 
 
-def test_records_tell_the_directions_apart():
+def test_records_distinguish_the_directions():
     # In the plane, at these angles.
     angle = {"a": 0, "b": 10, "c": 80, "A": 8, "B": 60, "C": 75, "d": 0, "D": 90}
     table = {text: [np.cos(np.radians(x)), np.sin(np.radians(x))] for text, x in angle.items()}
@@ -52,7 +52,7 @@ def test_records_tell_the_directions_apart():
 
 
 def test_a_variety_of_english_has_both_directions():
-    """`en-GB` begins like the pivot: its two directions are told apart all the same."""
+    """`en-GB` begins like the pivot, but its two directions must still be distinguished."""
     table = {"a": [1.0, 0.0], "b": [0.0, 1.0], "A": [1.0, 0.1], "B": [1.0, 0.2]}
     scores = evaluate_retrieval(Fixed(table), 1.0, {"en-GB": (["a", "b"], ["A", "B"])}, [(1, "mean")])
     shown = {(score.language, score.direction): score.value for score in scores}
@@ -67,7 +67,7 @@ def test_a_variety_of_english_has_both_directions():
 
 
 def test_of_equal_texts_the_first_is_found():
-    """At this size BLAS rounds equal columns differently, so among all the targets a later copy would win at times."""
+    """At this size BLAS rounds equal columns differently, so among all targets a later copy would sometimes win."""
     rng = np.random.default_rng(0)
     vectors, texts = rng.normal(size=(250, 384)), rng.permutation(np.repeat(np.arange(250), 4))
     table = {f"{language}{i}": vector for language in ("en", "de") for i, vector in enumerate(vectors)}

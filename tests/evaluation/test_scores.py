@@ -16,6 +16,7 @@ from ppa_jax.evaluation.scores import (
     load_scores,
     mean_and_spread,
     mean_over_languages,
+    minus,
     over_runs,
     per_item,
     save_scores,
@@ -175,18 +176,22 @@ def test_saved_scores_come_back_with_their_items(tmp_path):
 
 
 def test_a_difference_by_hand():
-    found = Difference.of([7.0, 8.0, 9.0])  # 8 ± 4.303 / sqrt(3)
+    found = Difference.of({0: 7.0, 1: 8.0, 2: 9.0})  # 8 ± 4.303 / sqrt(3)
     assert found == pytest.approx((8, 8 - 4.303 / 3**0.5, 8 + 4.303 / 3**0.5), abs=1e-3)
     assert found.excludes_zero and found.text() == "**+8.0 [+5.5, +10.5]**"
-    wide = Difference.of([-1.0, 3.0])
+    wide = Difference.of({0: -1.0, 1: 3.0})
     assert not wide.excludes_zero and wide.text(digits=2) == "+1.00 [-24.41, +26.41]"  # ± 12.706 * 2
 
 
 def test_one_seed_has_no_interval_and_none_no_value():
-    one = Difference.of([4.0])
+    one = Difference.of({0: 4.0})
     assert one.mean == 4 and np.isnan(one.low) and not one.excludes_zero and one.text() == "+4.0"
-    assert Difference.of([]).text() is None and mean_and_spread([]) is None
+    assert Difference.of({}).text() is None and mean_and_spread({}) is None
 
 
 def test_mean_and_spread():
-    assert mean_and_spread([1.0, 3.0]) == "2.0 ±1.4" and mean_and_spread([1.234], digits=2) == "1.23"
+    assert mean_and_spread({0: 1.0, 1: 3.0}) == "2.0 ±1.4" and mean_and_spread({0: 1.234}, digits=2) == "1.23"
+
+
+def test_differences_are_between_the_same_seeds():
+    assert minus({1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0}) == {1: 3.0}

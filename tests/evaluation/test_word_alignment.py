@@ -63,7 +63,7 @@ def test_words_are_joined_by_any_of_their_pieces():
 
 
 class Letters:
-    """Stands for an embedder: each letter is a piece; its state is a long unit vector, the same in either case."""
+    """A fake embedder: each letter is a token, whose state is a scaled unit vector, equal for both cases."""
 
     def __init__(self, max_length=12):
         self.tokenizer, self.max_length = self, max_length
@@ -120,11 +120,11 @@ def test_the_order_of_many_sentences_is_kept():
     assert (scores[0].count, scores[0].pooling) == (280, "tokens_argmax")
 
 
-def test_what_the_model_cuts_is_unaligned(caplog):
+def test_truncated_words_are_unaligned(caplog):
     gold = {"de-en": gold_set(("abc d", "d", {(1, 0)}, {(1, 0)}), ("d", "d", {(0, 0)}, {(0, 0)}))}
     scores = evaluate_word_alignment(Letters(max_length=5), None, gold, [1])
     assert {s.metric: s.value for s in scores}["recall"] == 50
-    assert "de-en: 1 sentences have more than 3 pieces" in caplog.text
+    assert "de-en: 1 sentences have more than 3 tokens" in caplog.text
 
 
 def test_no_layer_and_no_such_method():
@@ -191,7 +191,7 @@ def test_the_file_with_sure_and_possible_is_preferred_and_bases_can_be_set(tmp_p
         ("a.pharaoh", "1-1 4-4\n", "", {"word": 1}),
     ],
 )
-def test_a_base_that_nothing_tells_is_assumed_aloud(tmp_path, caplog, name, links, assumed, settings):
+def test_an_undetectable_base_is_assumed_with_a_warning(tmp_path, caplog, name, links, assumed, settings):
     files = {"test.de": "a b c d\n", "test.en": "e f g h\n", name: links}
     found = read_gold(write(tmp_path / "de-en", files))
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
@@ -203,7 +203,7 @@ def test_a_base_that_nothing_tells_is_assumed_aloud(tmp_path, caplog, name, link
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_sentences_that_nothing_places_are_assumed_aloud(tmp_path, caplog):
+def test_an_undetectable_sentence_base_is_assumed_with_a_warning(tmp_path, caplog):
     files = {"test.de": "a\nb\nc\n", "test.en": "d\ne\nf\n", "alignv2.txt": "2 1 1\n"}
     assert read_gold(write(tmp_path / "de-en", files))["de-en"].source == [["b"]]
     assert "alignv2.txt: no sentence has the number 0" in caplog.text and "set config.sentence_base=0" in caplog.text
@@ -264,7 +264,7 @@ def test_a_line_without_links_is_an_annotated_sentence(tmp_path):
         ({"alignv2.txt": "1 1 1 S\n1 2\n"}, r"alignv2.txt:2: neither .sentence source target"),
         ({"alignv2.txt": "1 1 1 X\n"}, r"alignv2.txt:1: neither"),
         ({"alignv2.txt": "\n"}, r"alignv2.txt: no link in it"),
-        ({"a.align": "0-0\n0-0 1=1\n"}, r"a.align:2: '1=1' is no link like 0-0"),
+        ({"a.align": "0-0\n0-0 1=1\n"}, r"a.align:2: '1=1' is not a link like 0-0"),
         ({"a.align": "0-0\n"}, r"a.align has 1 lines and test.de has 2; they must"),
         ({"a.align": "0-0\n0-3\n"}, r"a.align:2: word 3, counted from 0, but test.en:2 has 2"),
         ({"a.align": "", "b.pharaoh": ""}, r"needs one file align\* or .*, there is a.align, b.pharaoh;"),

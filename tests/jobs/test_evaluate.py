@@ -222,10 +222,10 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
         ({"layer": 5}, "config.layer=5: .* has 1 layers"),
         (
             {"parallel": "nway,nway", "cka_batch": 5},
-            "config.parallel: the scores of nway would get the name nway",
+            "config.parallel: the scores of nway would be named nway",
         ),
-        ({"parallel": "nway,../data/nway/", "cka_batch": 5}, "rename the directory or give it once"),
-        ({"parallel": "tatoeba"}, "the name tatoeba, which another test set has"),
+        ({"parallel": "nway,../data/nway/", "cka_batch": 5}, "rename the directory or give it only once"),
+        ({"parallel": "tatoeba"}, "named tatoeba, like those of another test set"),
         ({"word_alignment_method": ""}, "config.word_alignment_method=: must be one of softmax, argmax"),
         ({"dtype": "half"}, "config.dtype=half: must be one of"),
         ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),

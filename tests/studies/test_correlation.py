@@ -17,7 +17,7 @@ def test_by_hand():
     assert found.points == found.groups["points"] == 8 and found.low < found.rho < found.high <= 1
 
 
-def test_points_that_belong_together_count_as_few():
+def test_dependent_points_widen_the_interval():
     rng = np.random.default_rng(0)
     groups = rng.normal(size=(6, 2))  # each point ten times, nearly
     points = np.repeat(groups, 10, axis=0) + rng.normal(size=(60, 2)) * 1e-3
@@ -29,7 +29,7 @@ def test_points_that_belong_together_count_as_few():
     assert both is not None and both.high - both.low > 0.9 * (together.high - together.low)
 
 
-def test_an_interval_of_a_true_zero_holds_it():
+def test_the_interval_of_a_true_zero_contains_it():
     """What varies comes from the set of blocks that the points share; languages alone would promise too much."""
     missed = 0
     for trial in range(8):

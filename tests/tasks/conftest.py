@@ -1,4 +1,4 @@
-"""What the tests of tagging and parsing share."""
+"""Fixtures shared by the tests of tagging and parsing."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where examples come from: entries, patterns, MLQA's grid, datasets of both catalogues."""
+"""Where examples come from: entries, patterns, MLQA's grid, datasets of the Hub and of TFDS."""
 
 import json
 import re
@@ -59,6 +59,26 @@ def test_nli_from_parquet(tmp_path):
         files.read(nli, f"fr=hf:{tmp_path}@validation", field="f")
 
 
+def write_tfds(directory, name, features, splits):
+    """A dataset of tensorflow-datasets as ArrayRecord: split -> rows."""
+    import tensorflow_datasets as tfds
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {split: enumerate(rows) for split, rows in splits.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Builder.name, Builder.__module__ = name, name  # see test_sources.py
+    Builder(data_dir=directory, file_format="array_record").download_and_prepare()
+
+
 def test_nli_from_tfds(tmp_path):
     import tensorflow_datasets as tfds
 
@@ -67,24 +87,11 @@ def test_nli_from_tfds(tmp_path):
         "hypothesis": tfds.features.TranslationVariableLanguages(),
         "label": tfds.features.ClassLabel(names=["entailment", "neutral", "contradiction"]),
     })  # fmt: skip
-    with tfds.core.registered.skip_registration():
-
-        class Inference(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-            def _split_generators(self, dl_manager):
-                return {"validation": self._generate_examples(), "test": self._generate_examples()}
-
-            def _generate_examples(self):
-                for i, row in enumerate(XNLI[:2]):
-                    sides = row["hypothesis"]
-                    yield i, row | {"hypothesis": dict(zip(sides["language"], sides["translation"], strict=True))}
-
-    Inference.__module__ = "inference"  # see test_sources.py
-    Inference(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    rows = []
+    for row in XNLI[:2]:
+        sides = row["hypothesis"]
+        rows.append(row | {"hypothesis": dict(zip(sides["language"], sides["translation"], strict=True))})
+    write_tfds(tmp_path, "inference", features, {"validation": rows, "test": rows})
     found = files.read(nli, f"de=tfds:{tmp_path}/inference", field="config.data.dev")["de"]
     assert [(e.hypothesis, e.label) for e in found] == [
         ("Ein Tier rennt.", "entailment"),
@@ -143,8 +150,8 @@ def test_a_treebank_from_json_lines(tmp_path):
 
 
 @pytest.mark.parametrize("task", [tagging, parsing])
-def test_rows_that_are_words_or_hold_numbers_are_told_not_raised(task, tmp_path):
-    """A dataset with a row for each word, a word that is missing, and parts of speech as numbers."""
+def test_rows_that_are_words_or_numbers_are_reported_in_one_line(task, tmp_path):
+    """A dataset with one row per word, a missing word, or parts of speech as numbers."""
     broken = [TREEBANK[0] | change for change in ({"head": 2, "upos": 3}, {"tokens": ["It", None, "do", "n't", "rain"]},
                                                   {"upos": [1, 2, 3, 4, 5]}, {"tokens": "It"})]  # fmt: skip
     for row in broken:
@@ -170,22 +177,7 @@ def test_tags_from_tfds(tmp_path):
     features = tfds.features.FeaturesDict({
         "tokens": tfds.features.Sequence(tfds.features.Text()), "tags": tfds.features.Sequence(label),
     })  # fmt: skip
-    with tfds.core.registered.skip_registration():
-
-        class Entities(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-            def _split_generators(self, dl_manager):
-                return {"train": self._generate_examples()}
-
-            def _generate_examples(self):
-                yield 0, {"tokens": ["In", "Bonn"], "tags": ["O", "B-LOC"]}
-
-    Entities.__module__ = "entities"  # see test_sources.py
-    Entities(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    write_tfds(tmp_path, "entities", features, {"train": [{"tokens": ["In", "Bonn"], "tags": ["O", "B-LOC"]}]})
     found = files.read(tagging, f"en=tfds:{tmp_path}/entities", field="config.data.train")["en"]
     assert found == [tagging.Example(["In", "Bonn"], ["O", "B-LOC"], "en")]
 
@@ -198,11 +190,7 @@ def test_tags_from_tfds(tmp_path):
         (nli, ",", "f is empty: give LANGUAGE=FILE"),
         (nli, "en=none.tsv", "no such file: none.tsv"),
         (nli, "none.{lang}.tsv", "no file none.{lang}.tsv, with a language for {lang}"),
-        (
-            SimpleNamespace(),
-            "en=hf:wikiann/en",
-            "hf:wikiann/en: this task reads files",
-        ),
+        (SimpleNamespace(), "en=hf:wikiann/en", "hf:wikiann/en: this task only reads files"),
         (nli, "en=hf:", "write hf:NAME"),
     ],
 )

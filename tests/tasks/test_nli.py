@@ -84,7 +84,7 @@ def test_every_field_in_quotes(read):
     assert found == [pair("a", "b", id="2")]
 
 
-def test_rows_whose_csv_quotes_do_not_match_are_skipped_and_told(read, caplog):
+def test_rows_whose_csv_quotes_do_not_match_are_skipped_and_counted(read, caplog):
     good = f"{QUOTED}\tb\tneutral\n" * 3
     found = read("sentence1\tsentence2\tgold_label\n" + good + '"No," he said.\tb\tneutral\n"a\tb\tneutral\n' + good)
     assert [example.id for example in found] == ["2", "3", "4", "7", "8", "9"], "an open quote takes no other row along"
@@ -113,7 +113,7 @@ def test_language_column_chooses_and_ids_are_kept(read):
         read(text, language="fr")
 
 
-def test_bad_rows_are_skipped_and_told(read, caplog):
+def test_bad_rows_are_skipped_and_counted(read, caplog):
     good = "a\tb\tneutral\n" * 5
     found = read(good + "a\tb\t-\n" + "a\tb\n" + "a\t \tneutral\n" + "a\tb\tmaybe\n" + "a\tb\t-\n")
     assert [example.id for example in found] == ["1", "2", "3", "4", "5"]
@@ -122,7 +122,7 @@ def test_bad_rows_are_skipped_and_told(read, caplog):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a\tb\n", r"n.tsv:1: no header and not three columns"),
         ("a\tb\tc\n", r"n.tsv:1: unknown label 'c'; 1 of 1 unusable"),
@@ -130,12 +130,12 @@ def test_bad_rows_are_skipped_and_told(read, caplog):
         ('{"sentence1": 1\n', r"n.tsv:1: not a JSON object"),
     ],
 )
-def test_unusable_file(read, text, told):
-    with pytest.raises(UserError, match=rf"^data.train: \S*{told}.*; NLI files are [^\n]*$"):
+def test_unusable_file(read, text, message):
+    with pytest.raises(UserError, match=rf"^data.train: \S*{message}.*; NLI files are [^\n]*$"):
         read(text)
 
 
-def test_labels_have_one_order_and_must_be_there(read):
+def test_labels_have_a_fixed_order_and_must_exist(read):
     assert nli.labels([pair(label="contradiction"), pair()]) == ("entailment", "neutral", "contradiction")
     unlabelled = read("sentence1\tsentence2\na\tb\n")
     assert unlabelled == [pair(label=None, id="2")]
@@ -164,7 +164,7 @@ def directory(request, tmp_path, add_tokenizer):
     return tmp_path
 
 
-def test_pairs_are_laid_out_and_cut_as_transformers_does(directory):
+def test_pairs_are_laid_out_and_truncated_as_in_transformers(directory):
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(directory)
@@ -208,7 +208,7 @@ def test_head_and_loss_equal_transformers(tiny):
     assert low["logits"].dtype == jnp.float32
 
 
-def test_dropout_hits_the_pooled_state_and_goes_by_the_seeds():
+def test_dropout_of_the_pooled_state_depends_on_the_seeds():
     head = nli.Head(TINY, LABELS, jnp.float32)
     hidden = jnp.ones((2, 5, 24))
     seeds = drop.token_seeds(jnp.uint32(3), *rows_from_mask(jnp.ones((2, 5), jnp.int32)))

@@ -43,7 +43,7 @@ def test_words_heads_and_universal_relations(read):
     assert parsing.labels([example]) == ("advmod", "obj", "punct", "root")
 
 
-def test_written_as_read_but_for_the_tree(tmp_path, read):
+def test_written_as_read_except_for_the_tree(tmp_path, read):
     examples = read(CONLLU + CONLLU.replace("sent_id = 1", "sent_id = 2"))
     gold = [Tree([0, 1, 1, 1], ["root", "obj:x", "advmod", "punct"])] * 2
     raw = read(re.sub(r"\t[01]\t(root|obj:x|advmod|punct)\t", "\t_\t_\t", CONLLU))
@@ -80,7 +80,7 @@ def test_is_tree(heads, right):
     assert parsing.is_tree(heads) is right
 
 
-def test_bad_sentences_are_skipped_and_told(read, caplog):
+def test_bad_sentences_are_skipped_and_counted(read, caplog):
     cycle = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t4")
     no_head = CONLLU.replace("PUNCT\t_\t_\t1", "PUNCT\t_\t_\t_")
     cut = CONLLU.replace("\tSpaceAfter=No", "")
@@ -88,7 +88,7 @@ def test_bad_sentences_are_skipped_and_told(read, caplog):
     assert "file: 3 of 6 skipped: the heads form no tree with one root: 2 (first at line 10); a row" in caplog.text
     with pytest.raises(UserError, match=r"^data.test: \S*file:1: the heads form no tree with one root; 1 of 1 un"):
         read(cycle)
-    with pytest.raises(UserError, match=r"^data.test: \S*file:1: a row without ten columns; 1 of 1 .* ten columns"):
+    with pytest.raises(UserError, match=r"^data.test: \S*file:1: a row without ten columns; 1 of 1 .* ten tab"):
         read("word\ttag\n")
 
 
@@ -136,7 +136,7 @@ def test_features_point_to_first_pieces(tokenizer):
     assert feature.types == [0] * 7
 
 
-def test_heads_outside_of_a_window_are_not_trained(tokenizer):
+def test_heads_outside_a_window_are_not_trained(tokenizer):
     example = sentence([0, *[1] * 9])  # all hang on the first word; windows: words 1-6, 4-9, 7-10
     found = parsing.features([example], tokenizer, 8, ("obj", "root"))
     assert [feature.context.own for feature in found] == [[0, 1, 2, 3, 4], [5, 6, 7], [8, 9]]
@@ -146,7 +146,7 @@ def test_heads_outside_of_a_window_are_not_trained(tokenizer):
 
 
 def one_hot(feature, T):
-    """What a head would give that is sure of the gold; heads in vain (IGNORE) point to the last token."""
+    """The outputs of a head that is certain of the gold; heads that are IGNORE point to the last token."""
     L = len(feature.ids)
     best = np.zeros((L, L), np.int16)
     best[np.arange(L), feature.arrays["heads"]] = feature.arrays["relations"]
@@ -170,7 +170,7 @@ def test_one_hot_scores_decode_to_gold(tokenizer, max_length):
     assert trees == [Tree(list(example.heads), list(example.relations)) for example in examples]
 
 
-def test_a_head_out_of_reach_is_taken_only_for_want_of_a_tree(tokenizer):
+def test_a_head_outside_the_window_is_used_only_if_no_tree_exists_without_it(tokenizer):
     example = sentence([0, *[1] * 9])
     names = ("obj", "root")
     rows = parsing.features([example], tokenizer, 8, names)
@@ -198,7 +198,7 @@ def test_a_head_out_of_reach_is_taken_only_for_want_of_a_tree(tokenizer):
 
 @pytest.fixture(scope="module")
 def parser():
-    """(head, parameters that are random everywhere, states, batch)."""
+    """(head, random parameters, states, batch)."""
     head = parsing.Head(TINY, ("det", "obj", "punct", "root"), jnp.float32)
     rng = np.random.default_rng(0)
     hidden = jnp.asarray(rng.normal(size=(2, 6, 24)), jnp.float32)
@@ -257,7 +257,7 @@ def test_loss_equals_torch(parser):
 
 
 def scans(program):
-    """Whether it has a loop; XLA for CPUs makes one of a scatter, too, which does not count."""
+    """Whether it has a loop, not counting the loop that XLA makes of a scatter on CPUs."""
     return any(" while(" in line and "scatter" not in line for line in program.splitlines())
 
 
@@ -271,7 +271,7 @@ def test_training_reaches_every_parameter_and_never_scores_all_pairs(parser):
     assert [scans(lowered.compile().as_text()) for lowered in (forward, gradient.lower(params))] == [True, False]
 
 
-def test_dropout_goes_by_the_seeds(parser):
+def test_dropout_depends_on_the_seeds(parser):
     head, params, hidden, batch = parser
 
     def arcs(seed):

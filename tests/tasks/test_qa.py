@@ -57,7 +57,7 @@ def xlmr():
 
 
 def one_hot(features):
-    """Outputs of a model that is sure of the gold span of each row, on rows with padding."""
+    """The outputs of a model that is certain of the gold spans, on rows with padding."""
     length = max(len(feature.ids) for feature in features) + 3
     return [{name: np.eye(length)[feature.values[name]] for name in ("start", "end")} for feature in features]
 
@@ -149,7 +149,7 @@ def test_gold_spans_give_the_gold_text(request, name, max_length):
         assert late and late[0] > [row.example for row in rows].index(4)
 
 
-def test_an_answer_takes_whole_pieces(bert):
+def test_an_answer_consists_of_whole_tokens(bert):
     inside = [example("Manning ran", "nnin")]  # Man ##ning
     rows = qa.features(inside, bert, 32)
     assert qa.decode(inside, rows, one_hot(rows)) == ["Manning"]
@@ -169,7 +169,7 @@ def test_accents_that_an_uncased_tokenizer_drops_stay_in_the_answer(bert):
 
 
 def logits(length, **at):
-    """Zeros but for `at`: {"_3": 2.0} is 2.0 at place 3."""
+    """Zeros except for `at`: {"_3": 2.0} is 2.0 at position 3."""
     row = np.zeros(length)
     for place, value in at.items():
         row[int(place[1:])] = value
@@ -188,7 +188,7 @@ def test_best_span_is_no_longer_than_allowed():
     assert long is not None and long[0] == 5.0
 
 
-def test_best_span_is_of_the_n_best():
+def test_best_span_is_among_the_n_best():
     n = qa.N_BEST
     starts = np.r_[0.5, np.ones(n)]  # the 21st is the only one before the best end
     assert qa.best_span(starts, logits(n + 1, _0=10)) == (1.0, 1, 1)
@@ -197,7 +197,7 @@ def test_best_span_is_of_the_n_best():
     assert qa.best_span(behind, behind[::-1]) is None  # the best starts are all behind the best ends
 
 
-def test_answer_is_of_the_context_and_of_the_best_window(bert):
+def test_the_answer_comes_from_the_context_and_the_best_window(bert):
     one = [example("ab cd", question="xy")]
     twice = qa.features(one, bert, 32) * 2
     first = twice[0].context.first
@@ -241,7 +241,7 @@ def test_head_loss_and_gradients_equal_transformers(tiny):
     np.testing.assert_allclose(gradient["kernel"].T, layer.weight.grad, atol=1e-5)
 
 
-def test_padding_changes_nothing_and_is_no_answer():
+def test_padding_changes_nothing_and_is_never_an_answer():
     rng = np.random.default_rng(1)
     hidden = jnp.array(rng.normal(size=(2, 9, 8)), jnp.bfloat16)
     head = qa.Head(EncoderConfig(hidden_size=8), dtype=jnp.bfloat16)
@@ -254,7 +254,7 @@ def test_padding_changes_nothing_and_is_no_answer():
     np.testing.assert_allclose(qa.loss(padded, gold)[0], qa.loss(short, gold)[0], rtol=1e-6)
 
 
-def test_rows_without_gold_do_not_count():
+def test_rows_without_gold_are_ignored():
     outputs = {"start": jnp.zeros((3, 4)), "end": jnp.zeros((3, 4))}
     total, count = qa.loss(outputs, {"start": jnp.array([2, IGNORE, 0]), "end": jnp.array([3, IGNORE, 0])})
     assert count == 2 and total == pytest.approx(2 * np.log(4))  # each of four places is as likely
@@ -336,7 +336,7 @@ def test_read(tmp_path):
     assert squad.read(blind, language="en", field="test")[0].answers == ()
 
 
-def test_misplaced_answers_are_found_or_told(tmp_path, caplog):
+def test_misplaced_answers_are_found_or_counted(tmp_path, caplog):
     path = squad_file(tmp_path, [question(("Ann", 7), ("Ann", 2), ("Ann", -4), ("Bob", 0), ("saw", 4))])
     with caplog.at_level(logging.WARNING, logger="absl"):
         (found,) = squad.read(path, language="en", field="test")
@@ -377,7 +377,7 @@ def test_bad_files(tmp_path, content, message):
     assert str(error.value).startswith(f"config.data.test: {path}") and "\n" not in str(error.value)
 
 
-def test_file_that_is_no_utf_8(tmp_path):
+def test_a_file_that_is_not_utf_8(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'{"data":\n "M\xfcll"}')
     with pytest.raises(UserError, match=r"x\.json:2: not UTF-8"):

@@ -52,13 +52,13 @@ def test_columns(read, text, words):
     assert [example.tags for example in found] == [["O", "B-LOC"], ["O"]]
 
 
-def test_sentences_without_a_tag_are_skipped_and_told(read, caplog):
+def test_sentences_without_a_tag_are_skipped_and_counted(read, caplog):
     assert len(read("a\tX\n\nb\tX\nc\n\nd\t\n\ne\tX\n")) == 2
     assert "file: 2 of 4 skipped: a row that is not a word and its tag: 2 (first at line 4)" in caplog.text
 
 
 def test_words_without_a_tag_are_neither_trained_nor_scored(tmp_path, read, tokenizer):
-    """Raw CoNLL-U is tagged all the same, and written as it was read but for the tags."""
+    """Raw CoNLL-U is still tagged, and written as read except for the tags."""
     text = CONLLU + "\n"
     raw = re.sub("VERB|PRON|ADV", "_", text)
     partly, none = read(text.replace("PRON", "_") + raw)
@@ -77,15 +77,15 @@ def test_words_without_a_tag_are_neither_trained_nor_scored(tmp_path, read, toke
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("one word a line\nlonely\n", "file:2: a row that is not a word and its tag; 1 of 1 unusable; tagging files"),
         (CONLLU.replace("3\tde", "4\tde"), "file:1: words not numbered 1, 2, ...; 1 of 1 unusable; CoNLL-U has"),
         (CONLLU.replace("\tADV\t_", "\tADV"), "file:1: a row without ten columns; 1 of 1 unusable; CoNLL-U has"),
     ],
 )
-def test_unusable_file(read, text, told):
-    with pytest.raises(UserError, match=rf"^data.test: \S*{told}[^\n]*$"):
+def test_unusable_file(read, text, message):
+    with pytest.raises(UserError, match=rf"^data.test: \S*{message}[^\n]*$"):
         read(text)
 
 
@@ -96,20 +96,20 @@ def test_running_text_is_not_tagged_words(read):
         read('{"tokens": ["EU", "rejects"], "tags": ["B-ORG", "O"]}\n{"tokens": ["it"], "tags": ["O"]}\n')
 
 
-def test_the_gold_tags_say_whether_there_are_entities():
+def test_the_gold_tags_decide_whether_entities_are_scored():
     gold = [Example(["a", "b"], ["B-LOC", "O"], "en")]
     assert tagging.score(gold, [["LOC", "O"]], "en")["recall"] == (0.0, 1)
     assert tagging.score([Example(["a"], ["LOC"], "en")], [["O"]], "en")["accuracy"] == (0.0, 1)
 
 
-def test_a_tag_of_no_entity_among_entities_is_refused(read):
-    with pytest.raises(UserError, match=r"file: '0' is a tag of no entity, and others are \(B-PER\); correct"):
+def test_other_tags_among_entity_tags_are_refused(read):
+    with pytest.raises(UserError, match=r"file: '0' is not an entity tag, but other tags are \(B-PER\); correct"):
         read("Ann\tB-PER\nran\t0\n")
 
 
 def test_an_underscore_in_place_of_o_is_refused(read):
-    """Else only entities would be trained, and scored."""
-    with pytest.raises(UserError, match="no word is 'O' and some are '_', which is no tag at all; write O outside"):
+    """Otherwise only entities would be trained on and scored."""
+    with pytest.raises(UserError, match="no word is tagged 'O' and some '_', which is not a tag; write O outside"):
         read("Ann\tB-PER\nran\t_\n")
 
 
@@ -183,7 +183,7 @@ def test_head_and_loss_equal_transformers(tiny):
     assert count == (label != IGNORE).sum() and total == pytest.approx(expected, rel=1e-5)
 
 
-def test_dropout_goes_by_the_seeds():
+def test_dropout_depends_on_the_seeds():
     head = tagging.Head(TINY, ("a",), jnp.float32)
     hidden = jnp.ones((2, 5, 24))
     seeds = drop.token_seeds(jnp.uint32(3), *rows_from_mask(jnp.ones((2, 5), jnp.int32)))

@@ -11,7 +11,7 @@ from ppa_jax.training.workdir import atomic
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table: text to the left, columns of numbers to the right; floats with two decimals, None empty."""
+    """A Markdown table: text is left-aligned, numbers right-aligned; floats have two decimals, None is empty."""
 
     def cell(value: Any) -> str:
         text = "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
@@ -27,7 +27,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _is_score(text: str) -> bool:
-    """`+1.2`, `**+1.2**`, `1.2 (0.9–1.5)`: right-aligned like numbers."""
+    """Whether text like `+1.2`, `**+1.2**` or `1.2 (0.9–1.5)` starts with a number."""
     try:
         float(text.strip("*").split(" ")[0])
     except ValueError:
@@ -36,16 +36,9 @@ def _is_score(text: str) -> bool:
 
 
 def write_report(workdir: epath.Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> epath.Path:
-    """Writes report.md and returns its path.
+    """Writes report.md with `facts`, setting -> value, below the title, then `parts` as paragraphs; returns its path.
 
-    Args:
-      workdir: created if absent.
-      title: the heading.
-      facts: setting -> value, shown below the title in this order.
-      parts: the rest, paragraphs of Markdown.
-
-    Raises:
-      UserError: the file cannot be written.
+    Raises UserError if the file cannot be written.
     """
     head = [f"# {title}", *([table(("setting", "value"), list(facts.items()))] if facts else [])]
     path = workdir / "report.md"

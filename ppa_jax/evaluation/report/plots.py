@@ -1,6 +1,6 @@
-"""Pictures, as PNG: training curves, bars by language, curves by layer, models side by side. Same input, same bytes.
+"""Plots as PNG: training curves, bars by language, curves by layer, models side by side. Same input, same bytes.
 
-Every function writes its file at once or not at all and raises UserError if it cannot be written.
+Every function writes its file atomically, and raises UserError if it cannot be written.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 from ppa_jax.training.workdir import atomic
 
-# Distinct for the colour-blind and in grey. The first is for what a model is compared with.
+# Distinguishable for the colour-blind and in grey. The first is for the baseline.
 COLOURS = ("#a9b4c2", "#1f5fa8", "#d9822b", "#3d8f6b", "#8c5a9e", "#b8432f")
 INK, GRID = "#2b2f36", "#d9dde3"
 WINDOW = 20  # steps of the running mean of a training curve
-MEANS = ("zero-shot", "mean")  # labels, at the end, of means over the others
+MEANS = ("zero-shot", "mean")  # the last labels, for means over the others
 
 
 class Panel(NamedTuple):
@@ -60,14 +60,9 @@ class LayerCurves(NamedTuple):
 def plot_bars(
     path: str | os.PathLike, labels: Sequence[str], panels: Sequence[Bars], *, title: str, ylabel: str
 ) -> None:
-    """Grouped bars, one panel below the other, with a mark for each given interval.
+    """Grouped bars, one panel below the other, with error bars for the intervals if given.
 
-    Args:
-      path: the PNG to write.
-      labels: of the groups, along x.
-      panels: all with the same series.
-      title: of the picture.
-      ylabel: the quantity and its unit.
+    `labels` name the groups along x, `ylabel` the quantity and its unit. All panels have the same series.
     """
     series = list(panels[0].values)
     width = min(18.0, max(7.0, 1.6 + len(labels) * (0.34 * len(series) + 0.25)))
@@ -81,7 +76,7 @@ def plot_bars(
                 if intervals:
                     error = _whiskers(numbers, *np.array(intervals[label], float).T)
                     axis.errorbar(x, numbers, error, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, zorder=3)
-                elif width / (len(labels) * len(series)) > 0.3:  # inches: room for a number over the bar
+                elif width / (len(labels) * len(series)) > 0.3:  # inches: room for a number above the bar
                     text = [f"{v:.1f}" if np.isfinite(v) else "" for v in numbers]
                     axis.bar_label(bars, text, fontsize=7.5, padding=1.5)
             _describe(axis, name, ylabel=ylabel, grid="y")
@@ -97,9 +92,9 @@ def plot_bars(
 def plot_curves(
     path: str | os.PathLike, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str
 ) -> bool:
-    """Metrics against the step: each step as a thin line, the mean over the last 20 steps as a thick one.
+    """Metrics against the step: each step as a thin line, the mean over the last WINDOW steps as a thick line.
 
-    Returns False, and writes nothing, when no panel has a value.
+    Returns False, and writes nothing, if no panel has a value.
     """
     curves = []
     for panel in panels:
@@ -130,7 +125,7 @@ def plot_layers(
     xlabel: str = "layer (0: embeddings)",
     marker: str = "o",
 ) -> None:
-    """A measure against the layer (or `xlabel`), a line for each series, with a band for given intervals.
+    """A measure against the layer (or `xlabel`), a line for each series, with bands for the intervals if given.
 
     Panels of one measure share their scale, and a series has the same colour in all panels.
     """
@@ -161,10 +156,7 @@ def plot_models(
 ) -> None:
     """Models side by side: a panel for each measure, a bar for each model with its interval.
 
-    Args:
-      path: the PNG to write.
-      panels: (measure with its unit, {model: (value, low, high)}).
-      title: of the picture.
+    `panels` are (measure with its unit, {model: (value, low, high)}).
     """
     colours = _colours(name for _, values in panels for name in values)
     height = 0.9 + 0.28 * len(colours)
@@ -209,15 +201,10 @@ def plot_heat_maps(
     title: str,
     signed: bool = True,
 ) -> None:
-    """One map below the other, with a number in each cell.
+    """Heat maps below each other, with a number in each cell.
 
-    Args:
-      path: the PNG to write.
-      panels: title -> [rows, columns]; NaN stays empty.
-      rows: names, from top to bottom.
-      columns: names, from left to right.
-      title: of the picture.
-      signed: two colours around zero, for changes; else pale to dark, for amounts.
+    `panels` are title -> [rows, columns], where NaN stays empty. If `signed`, there are two colours around zero, for
+    changes; else one from pale to dark, for amounts.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in panels.values()] or [np.zeros(1)])
     limit = max(1e-9, float(np.abs(finite).max(initial=0)))
@@ -237,7 +224,7 @@ def plot_heat_maps(
 
 
 def running_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each value and the WINDOW - 1 before it, from the first full window on: [max(0, N - WINDOW + 1)]."""
+    """The mean of each value and the WINDOW - 1 before it, from the first full window on: [max(0, N - WINDOW + 1)]."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     return (total[WINDOW:] - total[:-WINDOW]) / WINDOW
 
@@ -247,7 +234,7 @@ def _figure(
     path: str | os.PathLike, title: str, panels: int, *, columns: int = 2, width: float = 5.2, height: float = 3.0
 ) -> Iterator[tuple[Any, list[Any]]]:
     """A figure and an axis for each panel of `width` x `height` inches, in rows of `columns`; saved after the block."""
-    # The Agg canvas, whatever backend the calling program uses.
+    # The Agg canvas works whatever backend the calling program uses.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The report of fine-tuning: mean and spread over the seeds, by language, of one model or of several side by side."""
+"""The report of fine-tuning: mean and spread over the seeds, by language, of one model or several side by side."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from etils import epath
 
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report.plots import MEANS, Bars, Panel, plot_bars, plot_curves
-from ppa_jax.evaluation.scores import Difference, mean_and_spread
+from ppa_jax.evaluation.scores import BySeed, Difference, mean_and_spread, minus
 from ppa_jax.training.metrics import read_metrics
 
 Record = Mapping[str, Any]
-Values = Mapping[tuple[str, str, str], Mapping[int, float]]  # (model, metric, language) -> {seed: value}
+Values = Mapping[tuple[str, str, str], BySeed]  # (model, metric, language) -> {seed: value}
 
 LEGEND = (
-    "Percent; mean over the seeds ± their standard deviation. `mean` averages the languages, `zero-shot` only those "
-    "without training data. Every score is in [scores.json](scores.json), predictions are in the directories of the "
-    "seeds. `items` counts those of the first score."
+    "Percent; mean over the seeds ± their standard deviation. `mean` averages all languages, `zero-shot` only those "
+    "without training data. [scores.json](scores.json) has every score; the predictions are in the directories of the "
+    "seeds. `items` is the count of the first metric."
 )
 DIFFERENCES = (
-    "Difference from **{first}** with the same seed: mean over the seeds and its 95% interval by Student's t, that is, "
-    "how certain the difference is on these test sets for any seed. In bold: the interval excludes zero."
+    "Difference from **{first}** with the same seed: mean over the seeds and its 95% interval by Student's t, which "
+    "covers the variance between seeds on these test sets. In bold: the interval excludes zero."
 )
 
 
@@ -38,12 +38,12 @@ def write(
     """Writes report.md and its pictures; returns the path of report.md and the tables of the scores.
 
     Args:
-      workdir: with the directories seed-0, seed-1, ... of each model, whose curves are drawn.
-      records: `task`, `seed`, `language`, `metric`, `value` (percent) and `count` of each score, and `model` where
-        there are several; may be empty.
+      workdir: with the directories seed-0, seed-1, ... of each model; the curve of one of them is drawn.
+      records: `task`, `seed`, `language`, `metric`, `value` (percent) and `count` of each score, and `model` if there
+        are several; may be empty.
       facts: name -> value.
-      sources: a Markdown table of what was read.
-      trained: the languages of the training.
+      sources: a Markdown table of the data.
+      trained: the languages of the training data.
 
     Raises:
       UserError: a file cannot be written.
@@ -71,14 +71,12 @@ def write(
 def by_language(records: Sequence[Record], trained: Sequence[str] = ()) -> Values:
     """The value of each seed, and MEANS over the languages for each seed, if all languages have the same seeds.
 
-    The name of a test set may say more than its language: en-mlqa, zh-Hans, en/de (context/question: the language of
-    the context counts).
+    The name of a test set may contain more than its language: en-mlqa, zh-Hans, en/de (context/question: the language
+    of the context counts).
     """
     values: dict[tuple[str, str, str], dict[int, float]] = {}
-    for record in records:
-        values.setdefault((record.get("model", ""), record["metric"], record["language"]), {})[record["seed"]] = record[
-            "value"
-        ]
+    for r in records:
+        values.setdefault((r.get("model", ""), r["metric"], r["language"]), {})[r["seed"]] = r["value"]
     for model, metric in dict.fromkeys((model, metric) for model, metric, _ in values):
         own = {key[2]: found for key, found in values.items() if key[:2] == (model, metric)}
         targets = [found for x, found in own.items() if not any(_same_language(x, y) for y in trained)]
@@ -96,7 +94,7 @@ def _same_language(first: str, second: str) -> bool:
 
 
 def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
-    """A line for each language; columns: the metrics of a model alone, or the models, with a table for each metric."""
+    """A row for each language. For a single model the columns are metrics; else models, in a table for each metric."""
     models, metrics, languages = (list(dict.fromkeys(key[i] for key in values)) for i in range(3))
     languages.sort(key=lambda language: language in MEANS)
     named = [f"**{language}**" if language in MEANS else language for language in languages]
@@ -107,28 +105,25 @@ def scores_tables(values: Values, counts: Mapping[str, int]) -> list[str]:
 
     if models == [""]:
         return [table([m.replace("_", " ") for m in metrics], {
-            x: [_shown(values.get(("", metric, x))) for metric in metrics] for x in languages
+            x: [mean_and_spread(values.get(("", metric, x), {}), 2) for metric in metrics] for x in languages
         })]  # fmt: skip
     tables = []
     for metric in metrics:
-        cells = {x: [_shown(values.get((model, metric, x))) for model in models] for x in languages}
+        cells = {x: [mean_and_spread(values.get((model, metric, x), {}), 2) for model in models] for x in languages}
         tables += [f"### {metric.replace('_', ' ')}", table(models, cells)]
         first, *others = models
         if not others:
             continue
-        cells = {
-            x: [
-                difference(values.get((first, metric, x), {}), values.get((model, metric, x), {})).text(digits=2)
-                for model in others
-            ]
-            for x in languages
-        }
+        cells = {}
+        for x in languages:
+            changes = [minus(values.get((m, metric, x), {}), values.get((first, metric, x), {})) for m in others]
+            cells[x] = [Difference.of(change).text(digits=2) for change in changes]
         tables += [DIFFERENCES.format(first=first), table([f"{model} - {first}" for model in others], cells)]
     return tables
 
 
 def grids(values: Values) -> list[str]:
-    """MLQA's grid, where test sets are called context/question: contexts down, questions across."""
+    """MLQA's grid, for test sets called context/question: contexts down, questions across."""
     pairs = {x: tuple(x.split("/")) if "/" in x else (x, x) for _, _, x in values if x not in MEANS}
     if not any("/" in x for x in pairs):
         return []
@@ -136,22 +131,13 @@ def grids(values: Values) -> list[str]:
     contexts, questions = (list(dict.fromkeys(pair[i] for pair in name)) for i in range(2))
     parts = []
     for model, metric in dict.fromkeys(key[:2] for key in values):
-        rows = [
-            [f"**{c}**", *(_shown(values.get((model, metric, name.get((c, q), "")))) for q in questions)]
-            for c in contexts
-        ]
+        rows = []
+        for c in contexts:
+            found = [values.get((model, metric, name.get((c, q), "")), {}) for q in questions]
+            rows.append([f"**{c}**", *(mean_and_spread(by_seed, 2) for by_seed in found)])
         title = " ".join(filter(None, (model, metric.replace("_", " "), "by language of context (down) and question")))
         parts += [f"### {title}", markdown.table(["", *questions], rows)]
     return parts
-
-
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
-    """Of other - one, over the seeds that both have."""
-    return Difference.of([other[seed] - one[seed] for seed in one if seed in other])
-
-
-def _shown(values: Mapping[int, float] | None) -> str | None:
-    return mean_and_spread(list((values or {}).values()), digits=2)
 
 
 def _bars(values: Values) -> tuple[list[str], list[Bars]]:
@@ -163,7 +149,7 @@ def _bars(values: Values) -> tuple[list[str], list[Bars]]:
         for model in models:
             found = [list(values.get((model, metric, x), {}).values()) or [np.nan] for x in labels]
             means = [float(np.mean(x)) for x in found]
-            spread = [float(np.std(x, ddof=1)) if len(x) > 1 else float("nan") for x in found]
+            spread = [float(np.std(x, ddof=1)) if len(x) > 1 else np.nan for x in found]
             name = model or "mean of the seeds"
             bars[name], marks[name] = means, [(m - s, m + s) for m, s in zip(means, spread, strict=True)]
         panels.append(Bars(metric.replace("_", " "), bars, marks))

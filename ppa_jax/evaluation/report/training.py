@@ -1,4 +1,4 @@
-"""The reports of a training run and of a comparison: scores.json, differences.json, and report.md with its pictures."""
+"""The reports of a training run and of a comparison: scores.json, differences.json, and report.md with its plots."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def write_training(
 
     Args:
       workdir: with metrics.jsonl, whose curves are drawn.
-      models: one model at several moments, of which the first and the last are compared; may be empty.
+      models: one model at several moments; the first and the last are compared. May be empty.
       title: of the report.
       facts: setting -> value, in the order shown.
       sources: a Markdown table of the data.
 
     Returns:
-      The path of report.md; title and Markdown of its tables by language.
+      The path of report.md; (title, Markdown) of its tables by language.
 
     Raises:
       UserError: a file cannot be written.
@@ -70,11 +70,11 @@ def write_comparison(
     Args:
       workdir: created if absent.
       models: in the order shown.
-      baselines: the models with which the others are compared; the tables by language compare with the first.
+      baselines: the models that the others are compared with; the tables by language compare with the first.
       facts: as in `write_training`.
 
     Returns:
-      The path of report.md; the table of the means, in Markdown.
+      The path of report.md; the table of the means in Markdown.
 
     Raises:
       UserError: a file cannot be written.

@@ -1,7 +1,7 @@
 """Fine-tuning: an encoder and a task's head, trained together by AdamW.
 
-One step: the encoder, the task's head on its last states, the mean of the task's loss, an update by the optimizer.
-Dropout depends on the step and on the row's number in the global batch, as in the alignment.
+One step: the encoder, the task's head on its last states, the mean of the task's loss, an optimizer update. Dropout
+depends on the step and on the index of the row in the global batch, as in the job `align`.
 
 Axes: B features of a batch, L tokens of a row, D width.
 """
@@ -24,7 +24,7 @@ from ppa_jax.tasks.task import Batch, Outputs, Task
 from ppa_jax.training.freezing import merge, split
 from ppa_jax.training.sharding import BATCH_AXES, own_copy, specs_of, sum_over_shards
 
-HEAD_SITE = 1 << 16  # of dropout: beyond those of the encoder's blocks
+HEAD_SITE = 1 << 16  # of dropout: after the sites of the encoder's blocks
 
 
 class State(struct.PyTreeNode):
@@ -45,13 +45,13 @@ class Network:
         self._only_first = getattr(self._head, "first_alone", False)
 
     def init_head(self, seed: int, batch: Batch) -> Any:
-        """New parameters of the head; `batch` is for its shapes."""
+        """New parameters of the head; of `batch` only the shapes matter."""
         B, L = batch["ids"].shape
         hidden = jnp.zeros((B, L, self._encoder.config.hidden_size), self._encoder.dtype)
         return self._head.init(jax.random.key(seed), hidden, batch, None)["params"]
 
     def apply(self, params: Any, batch: Batch, seed: jax.Array | None = None, first_row: Any = 0) -> Outputs:
-        """The head's outputs. `seed` enables dropout, which depends on a row's number, counted from `first_row`."""
+        """The head's outputs. `seed` enables dropout, which depends on the row, counted from `first_row`."""
         positions, segments = rows_from_mask(batch["mask"], first_row)
         hidden = self._encoder.apply(
             {"params": params["encoder"]},
@@ -115,7 +115,7 @@ def make_step(
 
 
 def make_predict(network: Network, mesh: Mesh) -> Callable[[Any, Batch], Outputs]:
-    """The jitted forward pass: (params, batch) -> the head's outputs, whole on every process."""
+    """The jitted forward pass: (params, batch) -> the head's outputs, complete on every process."""
     rows = P(BATCH_AXES)
     predict = jax.shard_map(network.apply, mesh=mesh, in_specs=(P(), rows), out_specs=rows)
     return jax.jit(predict, out_shardings=NamedSharding(mesh, P()))

@@ -1,8 +1,8 @@
-"""Fine-tuning: for each seed it trains, tests on every language and exports; then it reports.
+"""Fine-tuning from files to files: trains, tests on every language and exports for each seed, then reports.
 
-It writes to the workdir: config.json, seed-0/, seed-1/, ... (metrics.jsonl, trained/, predictions/, export/,
-scores.json of that seed; checkpoints/ until it is done), scores.json of all seeds, and report.md with its plots. With
-several models, each has a directory of its name with these seeds, and the report compares the models.
+The workdir then has config.json, seed-0/, seed-1/, ... (each with metrics.jsonl, trained/, predictions/, export/ and
+its scores.json; checkpoints/ until it is done), scores.json of all, and report.md with its plots. If there are several
+models, each has a directory of its name with these seeds, and the report compares them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def run(config: Config, workdir: str) -> None:
 
 
 def align_first(config: Config, workdir: epath.Path) -> Config:
-    """Runs config.align_first in workdir/aligned; returns the config with its models, before and after, as `init`."""
+    """Runs config.align_first in workdir/aligned; returns the config with its models before and after as `init`."""
     config = copy.deepcopy(config)
     models = align_run.run_recipe(config.align_first, workdir / "aligned")
     config.init = ",".join(f"{name}={directory}" for name, directory in models.items())
@@ -98,23 +98,23 @@ def align_first(config: Config, workdir: epath.Path) -> Config:
     "config.train.batch_size or config.data.max_length"
 )
 def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path) -> tuple[Any, Records]:
-    """One training and its scores; finished parts are read from `directory`.
+    """One training and its scores; whatever is already done is read from `directory`.
 
     Args:
-      setup: the training.
-      pretrained: the model that it starts from.
-      seed: for the head, the order of the examples and the dropout.
+      setup: for all trainings.
+      pretrained: the model to start from.
+      seed: of the head's initialisation, the order of the examples and dropout.
       directory: for the files of this training.
 
     Returns:
-      The trained parameters, on the host, and the scores of every test set.
+      The trained parameters on the host, and the scores of every test set.
     """
     if hosts.broadcast_from_process_0(checkpoint.holds_params(directory / "trained")):
         params = checkpoint.load_params(directory / "trained")
     else:
         with products_in(setup.config.dtype):
             params = train(setup, pretrained, seed, directory)
-        checkpoint.save_params(directory / "trained", params)  # called by all processes, because it has a barrier
+        checkpoint.save_params(directory / "trained", params)  # on all processes, because it has a barrier
     if jax.process_index() == 0:
         for spent in ("checkpoints", "best"):  # several times as large
             checkpoint.remove(directory / spent)
@@ -126,7 +126,7 @@ def train_and_test(setup: Setup, pretrained: Pretrained, seed: int, directory: e
 
 
 def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path) -> Any:
-    """Trains to the end, from a checkpoint if there is one; returns the parameters, on the host."""
+    """Trains to the end, from a checkpoint if there is one; returns the parameters on the host."""
     config, task = setup.config, setup.task
     features = setup.training_features(seed)
     steps = configs.training_steps(config, len(features))
@@ -146,7 +146,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
     start_from = pretrained.params["encoder"], pretrained_head(task, pretrained)
     shapes = jax.eval_shape(init, *start_from)
     shardings = sharding.tree_shardings(shapes, sharding.RULES[config.mesh.rules], setup.mesh)
-    if steps not in setup.steps:  # of all models and seeds
+    if steps not in setup.steps:  # shared by models and seeds
         dropout = setup.sizes.has_dropout or setup.sizes.classifier_dropout > 0
         setup.steps[steps] = finetune.make_step(setup.network, task, adamw, setup.mesh, shardings, dropout=dropout)
     checkpoints = checkpoint.Checkpoints(
@@ -181,9 +181,9 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
 
 
 def pretrained_head(task: Any, pretrained: Pretrained) -> dict[str, Any]:
-    """The parameters of the head that the checkpoint has, as in transformers.
+    """The parameters of the head that are in the checkpoint, as in transformers.
 
-    These are BERT's pooler and ModernBERT's prediction head. XLM-R's classifier has its own layer.
+    These are BERT's pooler and ModernBERT's prediction head; those of XLM-R's classifier are always new.
     """
     _, modules = task.TRANSFORMERS.get(pretrained.config.model_type, ("", {}))
     names = tensor_names(pretrained.config)
@@ -212,20 +212,16 @@ class EarlyStopping:
         return int(self.history[-1][0]) if self._patience_ended() else None
 
     def evaluate(self, state: Any, step: int) -> bool:
-        """Scores the dev sets at a step, unless it is done; returns whether patience has run out."""
+        """Scores the dev sets at a step, unless that is done; returns whether training should stop."""
         if any(entry[0] == step for entry in self.history):
             return self._patience_ended()
         scores = [score(self._setup, state.params, dev)[0] for dev in self._setup.dev]
         if not all(scores):
-            raise UserError(
-                "config.data.dev: a file without gold answers cannot say when to stop; give another, in a new --workdir"
-            )
+            raise UserError("config.data.dev: a file has no gold; give another, in a new --workdir")
         metric = next(iter(scores[0]))
         if not all(metric in found for found in scores):
             kinds = ", ".join(" and ".join(found) for found in scores)
-            raise UserError(
-                f"config.data.dev: sets with different scores ({kinds}); give files of one kind, in a new --workdir"
-            )
+            raise UserError(f"config.data.dev: scores differ ({kinds}); give files of one kind, in a new --workdir")
         value = float(np.mean([found[metric].value for found in scores]))
         is_best = all(value > entry[1] for entry in self.history)
         self.history.append([step, value])
@@ -289,7 +285,7 @@ def test(setup: Setup, params: Any, seed: int, directory: epath.Path) -> Records
 def read_scores(workdir: epath.Path, setup: Setup) -> Records:
     """The scores in a workdir: of all models, seeds and test sets, from this command and earlier ones.
 
-    If test sets of one language differ, those of this command are used; for other languages, the first seed's.
+    If test sets of one language differ, those of this command count, or else those of the first seed.
     """
     contents = {test_set.language: test_set.content for test_set in setup.tests}
     found = [path for depth in ("", "*/") for path in workdir.glob(f"{depth}seed-*/scores.json")]
@@ -305,7 +301,7 @@ def read_scores(workdir: epath.Path, setup: Setup) -> Records:
 
 
 def select_scores(models: Sequence[Model], records: Records) -> Records:
-    """The scores of a command's models on its test sets, with all seeds that were tested on all of these sets."""
+    """The records of the command's models on its test sets, for the seeds that were tested on all of them."""
     selected = []
     for model in models:
         languages = model.setup.examples["test"]
@@ -320,7 +316,7 @@ def select_scores(models: Sequence[Model], records: Records) -> Records:
 
 
 def export(setup: Setup, pretrained: Pretrained, directory: Path, params: Any, files_from: Path) -> None:
-    """Writes the fine-tuned model for transformers if it has the task; else the encoder, and the head as a file."""
+    """Writes the fine-tuned model for transformers if it has the task, or else the encoder with head.safetensors."""
     trained = dataclasses.replace(pretrained, params={"encoder": params["encoder"]}, untouched={})
     architecture, modules = setup.task.TRANSFORMERS.get(pretrained.config.model_type, ("Model", {}))
     huggingface.write_task(

@@ -1,4 +1,4 @@
-"""Turns a configuration into what fine-tuning needs: checks the settings, opens models and files, makes features.
+"""Turns a configuration into what fine-tuning needs: checks the settings, opens models and files, computes features.
 
 All mistakes of the user are reported here, before the workdir is claimed.
 """
@@ -37,7 +37,7 @@ TASKS = {
     "tagging": "ppa_jax.tasks.tagging",
     "parsing": "ppa_jax.tasks.parsing",
 }
-# Settings that may change when a workdir is reused. `init` may name more models; each has its own identity.
+# Settings that may change when a workdir is used again. `init` may add models; each has its own identity.
 MAY_CHANGE = (
     "init", "seeds", "ablations", "data.test", "data.test_examples", "checkpoint", "log", "profile", "mesh",
     "similarity.measure", "test_batch_size", "train.remat", "train.scan",
@@ -64,7 +64,7 @@ class TestSet:
 
 @dataclasses.dataclass(eq=False)
 class Setup:
-    """A training without its weights. Models of the same sizes and tokenizer share it, and its compiled programs."""
+    """Everything but the weights. Models of the same sizes and tokenizer share it with its compiled programs."""
 
     config: Config
     task: Any
@@ -77,7 +77,7 @@ class Setup:
     mesh: Mesh
     network: finetune.Network
     predict: Callable[..., Any]  # the jitted forward pass
-    steps: dict[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # jitted, by the training's length
+    steps: dict[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)  # jitted, by number of steps
 
     def features(self, examples: Sequence[Any]) -> list[Feature]:
         """The rows for the encoder."""
@@ -87,7 +87,7 @@ class Setup:
         """The features of all languages, or of as many code-switched examples."""
         data, train = self.config.data, self.examples["train"]
         if data.code_switch and len(train) > 1:
-            return self.features(code_switching.from_spec(self.task, train, data.code_switch, data.switch_rate, seed))
+            return self.features(code_switching.code_switch(self.task, train, data.code_switch, data.switch_rate, seed))
         return self._uniform_features
 
     @functools.cached_property
@@ -95,13 +95,13 @@ class Setup:
         return self.features([example for examples in self.examples["train"].values() for example in examples])
 
     def put(self, batch: Mapping[str, np.ndarray]) -> Any:
-        """A batch on the mesh, split over its shards."""
+        """The batch on the mesh, split over its shards."""
         return sharding.put_whole(dict(batch), self.mesh, PartitionSpec(sharding.BATCH_AXES))
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pretrained model to be fine-tuned."""
+    """A pretrained model to fine-tune."""
 
     name: str  # "" for a single model
     given: str  # as in config.init
@@ -123,9 +123,9 @@ def validate(config: Config) -> None:
     if not config.data.train:
         raise UserError("config.data.train is empty: give LANGUAGE=FILE,... or a path with {lang}")
     if bool(config.data.dev) != bool(config.eval.every):
-        raise UserError("config.data.dev and config.eval.every: one without the other does nothing; give both")
+        raise UserError("config.data.dev and config.eval.every: one without the other has no effect; give both")
     if config.eval.patience and not (config.eval.every and config.data.dev):
-        raise UserError("config.eval.patience: stopping early needs config.data.dev and config.eval.every")
+        raise UserError("config.eval.patience: early stopping needs config.data.dev and config.eval.every")
 
 
 def parse_init(config: Config) -> dict[str, str]:
@@ -133,12 +133,12 @@ def parse_init(config: Config) -> dict[str, str]:
     models: dict[str, str] = {}
     for entry in entries(config.init):
         name, equals, source = entry.partition("=")
-        if not equals or "/" in name:  # a path with a "=" in it
+        if not equals or "/" in name:  # a path that contains "="
             name, source = "", entry
         if not source or (len(entries(config.init)) > 1 and not name) or name in models:
             raise UserError(f"config.init: {entry!r}: write DIR, or NAME=DIR,OTHER=DIR to compare several models")
         if name.startswith("."):
-            raise UserError(f"config.init: {entry!r}: {name} is to be a directory in the workdir; give another name")
+            raise UserError(f"config.init: {entry!r}: {name} becomes a directory in the workdir; give another name")
         models[name] = source
     if not models:
         raise UserError("config.init is empty: give a Hugging Face directory or name")
@@ -146,7 +146,7 @@ def parse_init(config: Config) -> dict[str, str]:
 
 
 def open_mesh(config: Config) -> Mesh:
-    """The mesh. Raises UserError unless both batch sizes divide by its devices."""
+    """The mesh. Raises UserError unless both batch sizes are divisible by the number of its devices."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     for field in ("train.batch_size", "test_batch_size"):
         check_batch_size(config, field, mesh)
@@ -157,7 +157,7 @@ def open_mesh(config: Config) -> Mesh:
 
 
 def open_models(config: Config, workdir: epath.Path) -> list[Model]:
-    """Opens all models, without their weights, and reads all examples. Raises UserError."""
+    """Opens all models without their weights, and reads all examples. Raises UserError."""
     task = load_task(config)
     mesh = open_mesh(config)
     sources = parse_init(config)
@@ -170,10 +170,10 @@ def open_models(config: Config, workdir: epath.Path) -> list[Model]:
         examples[part] = files.read(task, spec, field=f"config.data.{part}") if spec else {}
     examples["test"] = {language: found[:limit] for language, found in examples["test"].items()}
     train = [example for found in examples["train"].values() for example in found]
-    training_steps(config, len(train))  # raises for too many; there is at least one feature per example
+    training_steps(config, len(train))  # raises for too many steps; there are at least as many features as examples
     labels = task.labels(train)
     if given := config.data.code_switch:
-        code_switching.from_spec(task, examples["train"], given, config.data.switch_rate, seed=0)  # reports mistakes
+        code_switching.code_switch(task, examples["train"], given, config.data.switch_rate, seed=0)  # for its errors
 
     setups: dict[Any, Setup] = {}
     models = []
@@ -217,12 +217,12 @@ def load_task(config: Config) -> Any:
     module = load_module(path, field="config.task")
     missing = sorted(name for name in PARTS if not hasattr(module, name))
     if missing:
-        raise UserError(f"config.task: {path} has no {', '.join(missing)}; ppa_jax/tasks/task.py says what a task has")
+        raise UserError(f"config.task: {path} has no {', '.join(missing)}; ppa_jax/tasks/task.py lists what it needs")
     return module
 
 
 def read_model_info(directory: Path, config: Config) -> tuple[EncoderConfig, Tokenizer]:
-    """Sizes, with the configured dropout, and tokenizer of a model; not its weights. Raises UserError."""
+    """The sizes (with the configured dropout) and the tokenizer of a model, without its weights. Raises UserError."""
     tokenizer = load_tokenizer(directory)
     sizes = huggingface.read_sizes(directory)
     check_vocabulary(tokenizer, sizes.vocab_size)
@@ -239,7 +239,7 @@ def claim(models: Sequence[Model], workdir: epath.Path) -> None:
     data = {part: {x: checksum(found) for x, found in examples[part].items()} for part in ("train", "dev")}
     described = config.to_dict()
     runs: list[tuple[epath.Path, Any, tuple[str, ...]]] = []
-    if models[0].name:  # the workdir may have held a model without a name; of the data, only the content counts
+    if models[0].name:  # the workdir may have begun with an unnamed model; of the data, only the content counts
         may_change = (*MAY_CHANGE, "content.model", "content.tokenizer", "data.train", "data.dev")
         runs.append((workdir, described | {"content": {"data": data}}, may_change))
     for model in models:

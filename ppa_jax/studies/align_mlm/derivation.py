@@ -1,14 +1,14 @@
-"""Derived languages: English (or any language) changed in one respect at a time, so that transfer can be studied.
+"""Derived languages: English (or any language) changed in one respect at a time, to study what transfer depends on.
 
-ALIGN-MLM (Tang et al. 2022) and Dufter and Schütze (2020) derive a language whose every property is known:
+ALIGN-MLM (Tang et al. 2022) and Dufter and Schütze (2020) derive languages with known properties:
 
 - `trans`: every word in another script, letter by letter; no token is shared (`CloneScript`, `clone_vocabulary`).
 - `inv`: the words of a sentence in reverse order; punctuation at its ends stays there.
-- `perm`: the words in a random order, the same one for the same words.
+- `perm`: the words in a random order, which depends only on the words.
 - `syn`: the dependents of verbs and nouns in the order of another language, from dependency trees (`WordOrder`).
 
-They compose: `trans+inv`. A derived language is ordinary text, words with spaces between, so that tokenizers, tasks and
-measures need no change. The annotation of words (tags, heads, entities) moves with them.
+They compose: `trans+inv`. A derived language is ordinary text with spaces between words, so tokenizers, tasks and
+measures need no change. Annotation (tags, heads, entities) moves with its words.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import numpy as np
 from ppa_jax.data import text_files
 from ppa_jax.errors import UserError
 
-# Letters that tokenizers do not change: no case, no accents, no spaces around them as around Chinese characters.
+# Tokenizers do not change these letters: they have no case and no accents, and get no spaces, as Chinese characters do.
 _SCRIPT = range(0x17000, 0x187F8)  # Tangut
 _STEPS = ("trans", "inv", "perm", "syn")
 _RULE = re.compile(r"(\S+)\s+(\S+)\s+(before|after)(?:\s+(\d+(?:\.\d+)?))?")
 
 
 class Tree(NamedTuple):
-    """A dependency tree: of words 1, 2, ...; head 0 is the root."""
+    """A dependency tree of words 1, 2, ...; head 0 is the root."""
 
     heads: Sequence[int]
     relations: Sequence[str]
@@ -42,15 +42,15 @@ class Tree(NamedTuple):
 
 
 class CloneScript:
-    """A bijection of characters: those of a vocabulary, in their order, to as many letters of another script."""
+    """Maps the characters of a vocabulary, in their order, one to one to letters of another script."""
 
     def __init__(self, characters: Iterable[str]) -> None:
         """Raises UserError for more characters than the script has letters."""
         chosen = sorted(set(characters))
         if len(chosen) > len(_SCRIPT):
             raise UserError(
-                f"a cloned script: {len(chosen):,} characters, and there are {len(_SCRIPT):,} letters for them; "
-                "clone a vocabulary of fewer, of one language say"
+                f"a cloned script: there are {len(chosen):,} characters but only {len(_SCRIPT):,} letters for them; "
+                "clone a vocabulary with fewer characters, such as that of a single language"
             )
         self._clone = {ord(char): _SCRIPT[i] for i, char in enumerate(chosen)}
 
@@ -65,10 +65,10 @@ class CloneScript:
 
 
 def clone_vocabulary(directory: Path, target: Path) -> CloneScript:
-    """Writes a WordPiece tokenizer with every token also in the cloned script; returns the script.
+    """Writes a WordPiece tokenizer in which every token also exists in the cloned script; returns the script.
 
-    The clone of token i of V is V + i; those of special and unused tokens never occur in text. Any word and its clone
-    have the same number of tokens. Raises UserError: no vocab.txt, or more characters than can be cloned.
+    The clone of token i of V is V + i; the clones of special and unused tokens never occur in text. A word and its
+    clone have the same number of tokens. Raises UserError without vocab.txt, or for more characters than can be cloned.
     """
     path = directory / "vocab.txt"
     if not path.is_file():
@@ -89,7 +89,7 @@ def clone_vocabulary(directory: Path, target: Path) -> CloneScript:
 
 
 def is_special(piece: str) -> bool:
-    """[CLS], [unused1] and their like."""
+    """Whether it is a token like [CLS] or [unused1]."""
     return len(piece) > 2 and piece[0] == "[" and piece[-1] == "]"
 
 
@@ -101,7 +101,7 @@ class Derivation:
     ) -> None:
         """
         Args:
-          name: steps with + between. `syn` is always the first change of order: it needs the original trees.
+          name: steps joined by +. `syn` is always the first change of order, because it needs the original trees.
           script: for `trans`.
           order: for `syn`.
           seed: for `perm`.
@@ -120,36 +120,39 @@ class Derivation:
         self._script, self._order, self._seed = script, order, seed
 
     def order(self, words: Sequence[str], tree: Tree | None = None) -> list[int]:
-        """The words' new order, as indices of `words`. Raises ValueError: `syn` without a tree."""
+        """The words' new order, as indices of `words`. Raises UserError for `syn` without a tree."""
         order = list(range(len(words)))
         for step in self._steps:
             if step == "syn" and self._order is not None:
                 if tree is None:
-                    raise ValueError(f"{self.name}: a sentence without a tree")
+                    raise UserError(
+                        f"derived language {self.name}: its order needs trees, but a text has none; "
+                        "give only CoNLL-U files"
+                    )
                 order = self._order.apply(tree)
-            elif step == "inv":  # what is between the punctuation at both ends
+            elif step == "inv":  # only the words between the punctuation at both ends
                 inner = [i for i, word in enumerate(order) if not is_punctuation(words[word])]
                 start, stop = (inner[0], inner[-1] + 1) if inner else (0, 0)
                 order = [*order[:start], *order[start:stop][::-1], *order[stop:]]
-            elif step == "perm":  # depends on which words there are, not on their order
+            elif step == "perm":  # depends on the set of words, not on their order
                 content = zlib.crc32("\0".join(sorted(words)).encode("utf-8", "surrogatepass"))
                 order = [order[i] for i in np.random.default_rng((self._seed, content)).permutation(len(order))]
         return order
 
     def words(self, words: Sequence[str], order: Sequence[int]) -> list[str]:
-        """The words in a new order, and in the new script if there is one."""
+        """The words in a new order, and in the other script for `trans`."""
         moved = [words[i] for i in order]
         return [self._script.word(word) for word in moved] if self._script and "trans" in self._steps else moved
 
 
 def is_punctuation(word: str) -> bool:
-    """Whether a word has no other characters."""
+    """Whether a word consists of punctuation."""
     return bool(word) and all(unicodedata.category(char).startswith("P") for char in word)
 
 
 # ---- the annotation of words
 
-_BEGINS, _GOES_ON = ("B-", "S-"), ("I-", "E-")  # IOBES's names beside IOB's
+_BEGINS, _GOES_ON = ("B-", "S-"), ("I-", "E-")  # of IOB and IOBES
 
 
 def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
@@ -159,10 +162,10 @@ def moved_heads(heads: Sequence[int], order: Sequence[int]) -> list[int]:
 
 
 def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], int]:
-    """(the tags of words in a new order, number of entities that it splits).
+    """(the tags of words in a new order, the number of entities that it splits).
 
-    Entities may be tagged as IOB1, IOB2 or IOBES (tasks/tagging.py reads BILOU as that), and become IOB2: each starts
-    with B- in the new order, and one that is no longer contiguous becomes several.
+    Entities may be in IOB1, IOB2 or IOBES (tasks/tagging.py turns BILOU into it), and become IOB2: each starts with B-
+    in the new order, and one that is no longer contiguous becomes several.
     """
     entity, number = [-1] * len(tags), -1
     for i, tag in enumerate(tags):
@@ -185,12 +188,12 @@ def moved_tags(tags: Sequence[str], order: Sequence[int]) -> tuple[list[str], in
 
 
 class WordOrder:
-    """On which side of their heads dependents are, and how near: learned from a treebank, or given as rules.
+    """On which side of their heads dependents are, and how close: learned from a treebank, or given as rules.
 
-    For every part of speech of a head (HEADS) and every relation: the share of dependents before the head, and their
-    distance to it, counted in dependents. A sentence is reordered head by head: each dependent with its subtree moves
-    to the side and the distance that are usual in the other language. Dependents of other heads, and kinds with fewer
-    than `fewest` examples, keep their side and order. Deterministic, where Wang and Eisner (2016) sample.
+    For every part of speech of a head (HEADS) and every relation, it has the share of dependents before the head and
+    their distance from it, counted in dependents. A sentence is reordered head by head: each dependent moves, with its
+    subtree, to the side and distance that are usual in the other language. Dependents of other heads, and kinds with
+    fewer than `fewest` examples, keep their side and order. Wang and Eisner (2016) sample; this is deterministic.
     """
 
     HEADS = ("VERB", "NOUN", "PROPN", "AUX", "ADJ")  # whose dependents move
@@ -198,16 +201,16 @@ class WordOrder:
     def __init__(self, kinds: Mapping[tuple[str, str], tuple[float, float | None]]) -> None:
         """`kinds`: (part of speech of the head, relation) -> (share before the head, mean distance in dependents).
 
-        A distance of None keeps the dependent's own.
+        With a distance of None, a dependent keeps its own.
         """
         self.kinds = dict(kinds)
 
     @classmethod
     def read(cls, path: Path, field: str) -> WordOrder:
-        """From rules, each line `part of speech<TAB>relation<TAB>before` or `after`; `*` means all of HEADS.
+        """From rules: lines `part of speech<TAB>relation<TAB>before` or `after`; `*` means all of HEADS.
 
-        A number may follow: the distance to the head, 1 the nearest; without it a dependent keeps its own. The last
-        rule for a kind counts. Raises UserError, starting with `field`, for any other line.
+        A number may follow: the distance from the head, where 1 is next to it; without it a dependent keeps its own.
+        The last rule for a kind counts. Raises UserError, starting with `field`, for any other line.
         """
         kinds: dict[tuple[str, str], tuple[float, float | None]] = {}
         if not path.is_file():
@@ -227,7 +230,7 @@ class WordOrder:
 
     @classmethod
     def learn(cls, trees: Iterable[Tree], *, fewest: int = 20) -> WordOrder:
-        """From the trees of a language. Relations are taken without their subtypes."""
+        """From the trees of a language. Subtypes of relations are ignored."""
         found: dict[tuple[str, str], list[tuple[bool, int]]] = defaultdict(list)
         for tree in trees:
             for head, children in _children(tree).items():
@@ -270,14 +273,14 @@ class WordOrder:
             kind = tree.upos[head - 1], tree.relations[child - 1].partition(":")[0]
             share, distance = self.kinds.get(kind, (float(child < head), None))
             distance = own_distances[child] if distance is None else distance
-            # A kind on both sides about as often stays where it is.
+            # A kind that is about as often on either side stays where it is.
             is_before = share > 0.5 if abs(share - 0.5) > 0.1 else child < head
             (before if is_before else after).append((distance, abs(child - head), child))
         return [c for *_, c in sorted(before, reverse=True)], [c for *_, c in sorted(after)]
 
 
 def _distances(head: int, children: Sequence[int]) -> dict[int, int]:
-    """The distance of each dependent to its head, in dependents on the same side; the nearest has 1."""
+    """The distance of each dependent from its head, in dependents on the same side; the nearest has 1."""
     distances = {}
     for is_before in (False, True):
         nearest_first = sorted((c for c in children if (c < head) == is_before), key=lambda c: abs(c - head))

@@ -1,8 +1,8 @@
-"""Text and labelled tasks in a derived language (derivation.py), written as files that every job reads.
+"""Text and labelled tasks in a derived language (derivation.py), written as files that every job can read.
 
-A sentence is one of CoNLL-U or of tagged text; in plain text, a line. A word is a row there; in plain text, words are
-split at spaces, and punctuation at their ends is a word of its own. What the tokenizer would split within a word
-("don't") is transliterated part by part, so that a word and its clone have the same number of tokens.
+In CoNLL-U and tagged text, sentences and words are those of the file. In plain text, a sentence is a line, and words
+are separated by spaces, with the punctuation at their ends split off. What the tokenizer splits within a word ("don't")
+is transliterated part by part, so that a word and its clone have the same number of tokens.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Sentence(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An example of a task, and the tree of its words where it has one."""
+    """An example of a task, and the tree of its words if it has one."""
 
     example: Any
     tree: Tree | None = None
@@ -54,9 +54,10 @@ def splitter(tokenizer: Tokenizer) -> Split:
 
 
 def read_text(spec: str, *, field: str) -> list[Sentence]:
-    """The sentences of files with commas between: CoNLL-U with its trees, tagged words, or one text a line.
+    """The sentences of comma-separated files: CoNLL-U with its trees, tagged words, or plain text.
 
-    `sample:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and for none.
+    `sample:A-B` is the built-in sample in English, with its trees. Raises UserError as the readers do, and if there is
+    no sentence.
     """
     found: list[Sentence] = []
     for name in entries(spec):
@@ -70,14 +71,14 @@ def read_text(spec: str, *, field: str) -> list[Sentence]:
             lines = text_files.read_lines(path, field=field)
             found += [Sentence(words_of(line)) for line in lines if line.strip()]
     if not found:
-        raise UserError(f"{field}: no text; give files with commas between, or sample:A-B (of {sample.size()})")
+        raise UserError(f"{field}: no text; give comma-separated files, or sample:A-B (of {sample.size()})")
     return found
 
 
 def words_of(text: str) -> list[str]:
-    """The words of plain text; punctuation at their ends is split off.
+    """The words of plain text, with the punctuation at their ends split off.
 
-    As in treebanks, except for clitics ("don't" is one word here) and the full stops of abbreviations.
+    As in treebanks, except that clitics ("don't") are one word and the full stops of abbreviations are split off.
     """
     words = []
     for word in text.split():
@@ -88,7 +89,7 @@ def words_of(text: str) -> list[str]:
 
 
 def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
-    """The English examples of a task, of CoNLL-U and of the sample with their trees. Raises as `files.read`."""
+    """The English examples of a task, with their trees if they come from CoNLL-U or the sample. As `files.read`."""
     sources = [name.strip() for name in spec.split("|")]
     if task == "nli" or not all(sample.is_source(name) or name.endswith((".conllu", ".conllu.gz")) for name in sources):
         found = [Example(example) for example in files.read(TASKS[task], f"en={spec}", field=field)[ENGLISH]]
@@ -109,7 +110,7 @@ def read_examples(task: str, spec: str, *, field: str) -> list[Example]:
 
 
 def _read_trees(spec: str, field: str) -> list[parsing.Example]:
-    """The sentences of CoNLL-U: those with trees, or all where none has one."""
+    """The sentences of CoNLL-U: those with trees, or all if none has one."""
     found = files.read(TASKS["parsing"], f"en={spec}", field=field)[ENGLISH]
     trees = [example for example in found if example.heads]
     if trees and len(trees) < len(found):
@@ -124,26 +125,21 @@ def _tree(example: parsing.Example) -> Tree | None:
 def derive(
     words: Sequence[str], tree: Tree | None, derivation: Derivation, split: Split
 ) -> tuple[list[str], list[int]]:
-    """(the words in the derived language, their indices in the sentence). Raises UserError: it needs a tree."""
-    try:
-        order = derivation.order(words, tree)
-    except ValueError:
-        raise UserError(
-            f"derived language {derivation.name}: its order needs trees, and a text has none; give only CoNLL-U files"
-        ) from None
+    """(the words in the derived language, their indices in the sentence). Raises UserError if it needs a tree."""
+    order = derivation.order(words, tree)
     parts = [" ".join(split(word)) or word for word in words]  # a word without tokens stays a word
     return derivation.words(parts, order), order
 
 
 def derive_text(sentence: Sentence, derivation: Derivation, split: Split) -> tuple[str, str]:
-    """A line of the text and of its derivation, words with spaces between."""
+    """The sentence and its derivation, as lines of text."""
     return " ".join(sentence.words), " ".join(derive(sentence.words, sentence.tree, derivation, split)[0])
 
 
 def examples_text(
     task: str, examples: Sequence[Example], derivation: Derivation | None, split: Split
 ) -> tuple[str, int]:
-    """(a file's text for `TASKS[task].read`, derived unless `derivation` is None; the number of split entities)."""
+    """(the content of a file for `TASKS[task].read`, derived unless `derivation` is None; number of split entities)."""
     lines, split_entities = [], 0
     for example, tree in examples:
         if task == "nli":

@@ -1,4 +1,4 @@
-"""The report of ALIGN-MLM's experiment: the table beside the paper's, alignment against transfer, training curves."""
+"""The report of ALIGN-MLM's experiment: the scores beside the paper's, alignment against transfer, training curves."""
 
 from __future__ import annotations
 
@@ -20,18 +20,17 @@ Record = Mapping[str, Any]
 LEGEND = (
     "Percent; mean over the seeds of pretraining, ± their standard deviation. **BS**: fine-tuned and tested on the "
     "derived language. **BZ**: fine-tuned on English, tested on the derived language (zero-shot). **delta**: BS - BZ, "
-    "the gap. **alignment**: of the word pieces, how many have their own clone nearest among all clones, by the "
-    "cosine of input embeddings; **unseen**: the same of the pieces that are not in the dictionary. Those of the "
-    "dictionary were trained to be close by align_mlm, and to replace each other by dict_mlm: what these two "
-    "learned beyond it is the second number. **rotated**: of a random half of the pieces, after the rotation that "
-    "brings the other half nearest to its clones: high where the model knows the translation, but through a linear "
-    "map. XLM is fine-tuned with the mean of its language embeddings in place of each. All scores are in "
+    "the gap. **alignment**: the share of tokens whose own clone is the nearest of all clones, by the cosine of input "
+    "embeddings. **unseen**: the same for the tokens that the dictionary does not contain; for the others, align_mlm "
+    "and dict_mlm are trained on the answer. **rotated**: the same for a random half of the tokens, after the rotation "
+    "that best maps the other half to its clones: high if the model has learned the translation up to a linear map. "
+    "XLM is fine-tuned with the mean of its language embeddings in place of each. All scores are in "
     "[scores.json](scores.json)."
 )
 PAPER_LEGEND = (
-    "Tang et al. 2022, by their code: RoBERTa with 8 layers of 512, 500,000 steps of 128 rows of 512 tokens, another "
-    "text, another size of vocabulary (40,000). For the pattern, not for the level. BS / BZ, percent. Their entities "
-    "were reversed with their labels; here an entity begins with B- in its new order, too."
+    "Tang et al. 2022: RoBERTa with 8 layers of 512, 500,000 steps of 128 rows of 512 tokens, another text, and a "
+    "vocabulary of 40,000. Compare the pattern, not the level. BS / BZ, percent. They reverse entities together with "
+    "their labels; here an entity also begins with B- in its new order."
 )
 # transformation -> objective -> (XNLI, NER, POS as BS, BZ; alignment)
 PAPER = {
@@ -67,14 +66,14 @@ def write(
     """Writes report.md with alignment.png and curves.png; returns its path and the tables.
 
     Args:
-      workdir: where.
+      workdir: for the files.
       records: `transformation`, `objective`, `seed`, `task` ("" for the alignment), `metric`, `value`, `count`.
       facts: name -> value.
       curves: transformation -> objective -> the run whose loss is drawn.
     """
-    values: dict[tuple[str, ...], list[float]] = {}  # by seed
+    values: dict[tuple[str, ...], dict[int, float]] = {}  # by seed
     for r in records:
-        values.setdefault((r["transformation"], r["objective"], r["task"], r["metric"]), []).append(r["value"])
+        values.setdefault((r["transformation"], r["objective"], r["task"], r["metric"]), {})[r["seed"]] = r["value"]
     models = list(dict.fromkeys(key[:2] for key in values))
     tasks = list(dict.fromkeys(r["task"] for r in records if r["task"]))
 
@@ -82,12 +81,12 @@ def write(
     columns = ("alignment", "alignment_unseen", "alignment_rotated")
     rows = []
     for model in models:
-        by_seed = [values.get((*model, "", metric), []) for metric in columns]
+        by_seed = [values.get((*model, "", metric), {}) for metric in columns]
         rows.append([*model, *map(mean_and_spread, by_seed), len(by_seed[0])])
     tables = [markdown.table(["derived language", "objective", "alignment", "unseen", "rotated", "seeds"], rows)]
     columns = ("en", "BS", "BZ", "delta")
     for task in tasks:
-        rows = [[*m, *(mean_and_spread(values.get((*m, task, metric), [])) for metric in columns)] for m in models]
+        rows = [[*m, *(mean_and_spread(values.get((*m, task, metric), {})) for metric in columns)] for m in models]
         tables.append(markdown.table(["derived language", "objective", "English", *columns[1:]], rows))
     parts = ["## Scores", LEGEND, tables[0]]
     for task, table in zip(tasks, tables[1:], strict=True):
@@ -110,18 +109,18 @@ def write(
             series: dict[str, list[tuple[float, float, str]]] = {}
             for r, x, y in points(records, task, "BZ"):
                 series.setdefault(r["objective"], []).append((x, y, r["transformation"]))
-            panels.append(Scatter(task, "alignment, % of pieces", "zero-shot (BZ), %", series))
+            panels.append(Scatter(task, "alignment, % of tokens", "zero-shot (BZ), %", series))
         plot_scatter(workdir / "alignment.png", panels, title="Alignment of word embeddings and zero-shot transfer")
         lines = [line for task in tasks for line in _correlation_lines(records, task)]
         parts += [
-            "A point is one pretrained model. Intervals are 95%, by bootstrap over groups.",
+            "Each point is a pretrained model. Intervals are 95%, by bootstrap over groups.",
             "![Alignment and transfer](alignment.png)",
             "\n".join(f"- {line}" for line in lines),
         ]
     plot_layers(
         workdir / "curves.png",
-        [LayerCurves(name, "nats per masked piece", _losses(runs)) for name, runs in curves.items()],
-        title="Pretraining: loss, first seed (XLM's is of masked LM and TLM together)",
+        [LayerCurves(name, "nats per masked token", _losses(runs)) for name, runs in curves.items()],
+        title="Pretraining: loss, first seed (for XLM of masked LM and TLM together)",
         xlabel="step",
         marker="",
     )
@@ -141,7 +140,7 @@ def _model(record: Record) -> tuple[str, str, int]:
 
 
 def correlation(records: Sequence[Record], task: str, metric: str) -> Correlation | None:
-    """Of alignment with BZ or delta; trainings with one objective on one language are one group."""
+    """Of alignment with BZ or delta; the seeds of one objective on one language are one group."""
     given = points(records, task, metric)
     groups = ["/".join(_model(record)[:2]) for record, *_ in given]
     return spearman([x for _, x, _ in given], [y for *_, y in given], {"objectives and languages": groups})
@@ -155,7 +154,7 @@ def _correlation_lines(records: Sequence[Record], task: str) -> list[str]:
         own = [r for r in records if r["transformation"] in names]
         found = {metric: correlation(own, task, metric) for metric in ("BZ", "delta")}
         listed = "; ".join(f"with {metric} {value}" for metric, value in found.items() if value is not None)
-        none = f"none for fewer than {FEWEST} models, or for values that do not vary"
+        none = f"none for fewer than {FEWEST} models, or if values do not vary"
         lines.append(f"{task}, {', '.join(names)}: Spearman's coefficient of alignment {listed or none}")
     return lines
 

@@ -1,11 +1,11 @@
 """ALIGN-MLM's experiment (Tang et al. 2022): do aligned word embeddings improve transfer to a derived language?
 
-Every objective is pretrained on English and on a language derived from it (derivation.py), with several seeds. How well
-the input embeddings of a piece and its clone are aligned is measured, and each model is fine-tuned twice for each task:
+Each objective is pretrained on English and on a language derived from it (derivation.py), with several seeds. The study
+measures how well the input embeddings of tokens and their clones are aligned, and fine-tunes each model twice per task:
 on the derived language (BS, supervised) and on English (BZ, zero-shot), both tested on the derived language.
 
-What it leaves in the workdir: vocabulary/, data/TRANSFORMATION/, models/TRANSFORMATION/OBJECTIVE-SEED/ (runs of the job
-`pretrain`), finetuned/TRANSFORMATION/TASK/LANGUAGE-SEED/ (runs of `finetune`), scores.json, report.md and pictures.
+The workdir then has vocabulary/, data/TRANSFORMATION/, models/TRANSFORMATION/OBJECTIVE-SEED/ (runs of the job
+`pretrain`), finetuned/TRANSFORMATION/TASK/LANGUAGE-SEED/ (runs of `finetune`), scores.json, report.md and its plots.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def run(config: Config, workdir: str) -> None:
     }  # fmt: skip
     order, order_content = align_mlm_setup.learn_order(config)
     if "syn" in config.transformations and not all(sentence.tree for sentence in text):
-        raise UserError("config.data.text: trans+syn needs trees, and a text has none; give CoNLL-U files alone")
+        raise UserError("config.data.text: trans+syn needs trees, but a text has none; give only CoNLL-U files")
     claim(directory, config.to_dict() | {"content": {"text": checksum(text)}}, may_change=MAY_CHANGE)
     vocabulary = align_mlm_setup.make_vocabulary(config, text, directory / "vocabulary")
-    records: Records = []  # of this and of earlier commands
+    records: Records = []  # of this and earlier commands
     if (directory / "scores.json").exists():
         records = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
@@ -67,7 +67,7 @@ def run(config: Config, workdir: str) -> None:
         # ---- the derived language ----
         derivation = Derivation(name, script=vocabulary.script, order=order, seed=config.data.seed)
         data = directory / "data" / name
-        if "syn" in name.split("+"):  # the order may be added to a run, but not change in it
+        if "syn" in name.split("+"):  # an order may be added to a run later, but not changed
             order_from = {"data": {"order_from": config.data.order_from}, "content": {"order_from": order_content}}
             claim(data, order_from, may_change=("data",))
         align_mlm_setup.write_data(
@@ -88,14 +88,14 @@ def run(config: Config, workdir: str) -> None:
         for task in tasks:
             given = examples[task]
             if "syn" in name.split("+") and not all(x.tree for part in given.values() for x in part):
-                logging.warning("%s: %s has no trees, and is left out", name, task)
+                logging.warning("%s: %s has no trees and is left out", name, task)
                 continue
             count = align_mlm_setup.write_task(data, task, tasks[task].task, given, derivation, vocabulary.split)
             logging.info("%s, %s: %d entities split by the order of words", name, task, count)
             found = transfer(config, task, data, models, directory / "finetuned" / name / task, given)
             records = add_scores(directory, records, name, [(model, task, *score) for model, *score in found])
 
-        # ---- report on all that is measured so far ----
+        # ---- report on everything measured so far ----
         curves: dict[str, dict[str, Path]] = {}  # of the first seed
         for r in records:
             model = directory / "models" / r["transformation"] / f"{r['objective']}-{r['seed']}"
@@ -107,7 +107,7 @@ def run(config: Config, workdir: str) -> None:
 def pretrain_once(
     config: Config, objective: str, seed: int, data: Path, vocabulary: Vocabulary, directory: Path
 ) -> None:
-    """Pretrains one model, unless that is done."""
+    """Pretrains a model, unless that is done."""
     if not (directory / "report.md").exists():  # written last
         text = {language: str(data / f"{language}.txt") for language in (ENGLISH, DERIVED)}
         text[f"{ENGLISH}-{DERIVED}"] = "|".join(text.values())
@@ -121,10 +121,10 @@ def pretrain_once(
 
 
 def to_finetune(model: Path) -> Path:
-    """The model that is fine-tuned: the export, with one token type for both languages.
+    """The model to fine-tune: the export, with the same token type for both languages.
 
-    XLM learns a token type for each language, but the tasks do not say which language a token belongs to. Both types
-    become their mean, so that the derived language is not read as English: no other objective has that disadvantage.
+    XLM learns a token type for each language, but the tasks do not specify the language of a token. Both types become
+    their mean: otherwise the derived language would be read as English, a handicap that no other objective has.
     """
     export, neutral = model / "export", model / "export_neutral"
     if not model.name.startswith("xlm-"):
@@ -142,11 +142,11 @@ def to_finetune(model: Path) -> Path:
 
 
 def alignment(model: Path, vocabulary: Vocabulary, data: Path) -> list[tuple[str, float, int]]:
-    """(metric, percent, pieces): how often the nearest clone of a piece, by input embeddings, is its own.
+    """(metric, percent, tokens): how often the nearest clone of a token, by input embeddings, is its own.
 
-    `alignment` is the paper's measure, over all pieces; `alignment_unseen` is over those that are not in the
-    dictionary. `alignment_rotated` is over a random half of the pieces, after the rotation that maps the other half
-    closest to its clones: what a model knows of the translation, whether or not both lie in one place.
+    `alignment` is the paper's measure, over all tokens; `alignment_unseen` is over those that the dictionary does not
+    contain. `alignment_rotated` is over a random half of the tokens, after the rotation that best maps the other half
+    to its clones: whether the model has learned the translation, even if the two languages are in different places.
     """
     table = np.asarray(huggingface.read(model).params["encoder"]["embeddings"]["word_embeddings"]["embedding"])
     rows = np.array([i for i, piece in enumerate(vocabulary.pieces) if not is_special(piece)])
@@ -171,9 +171,9 @@ def transfer(
     directory: Path,
     examples: Mapping[str, list[Any]],
 ) -> list[tuple[str, str, float, int]]:
-    """(model, metric, percent, items): en, BS, BZ and delta of every model, the mean over the seeds of fine-tuning.
+    """(model, metric, percent, items): en, BS, BZ and delta of every model, each the mean over the fine-tuning seeds.
 
-    The fine-tuned models are removed; their scores are in scores.json.
+    The fine-tuned models are deleted; their scores are in scores.json.
     """
     task = config.tasks[name]
     content = {part: checksum(found) for part, found in examples.items()}
@@ -235,8 +235,8 @@ def facts(config: Config, text: Sequence[derived_tasks.Sentence], vocabulary: Vo
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     return {
         "text": f"{config.data.text}: {len(text):,} sentences, {sum(len(x.words) for x in text):,} words",
-        "vocabulary": f"{len(vocabulary.pieces):,} word pieces and as many clones",
-        "dictionary": f"a random {config.data.dictionary_share:.0%} of the pieces with their clones",
+        "vocabulary": f"{len(vocabulary.pieces):,} tokens and as many clones",
+        "dictionary": f"a random {config.data.dictionary_share:.0%} of the tokens with their clones",
         "model": f"{model.num_layers} layers of {model.hidden_size}, {model.num_heads} heads",
         "pretraining": f"{length} of {2 * train.batch_size} sentences, learning rate {train.learning_rate:g}, "
         f"word alignment x {pretraining.word_alignment.weight:g}",

@@ -1,4 +1,4 @@
-"""What ALIGN-MLM's experiment needs: its settings, those of its trainings, the vocabulary, the derived data."""
+"""What ALIGN-MLM's experiment needs: its settings and those of its trainings, the vocabulary, the derived data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ OWN = {
                    "train.epochs", "data.code_switch", "data.switch_rate", "mesh.distributed"),
 }  # fmt: skip
 
-PLACEHOLDER: dict[str, str] = dict.fromkeys((ENGLISH, DERIVED, f"{ENGLISH}-{DERIVED}"), "sample:0-9")  # of text
+PLACEHOLDER: dict[str, str] = dict.fromkeys((ENGLISH, DERIVED, f"{ENGLISH}-{DERIVED}"), "sample:0-9")  # for text
 LIMITS = {
     "dtype": DTYPE,
     "data.dictionary_share": Limit(lambda x: 0 < x <= 1, "greater than 0, at most 1"),
@@ -50,9 +50,9 @@ LIMITS = {
 
 
 class Vocabulary(NamedTuple):
-    """A vocabulary and its clone: the clone of piece i is piece i + len(pieces)."""
+    """A vocabulary and its clone: the clone of token i is token i + len(pieces)."""
 
-    directory: Path  # of the tokenizer that has both
+    directory: Path  # of the tokenizer with both
     pieces: list[str]  # without the clones
     script: CloneScript
     split: derived_tasks.Split
@@ -67,15 +67,15 @@ def validate(config: Config) -> dict[str, Any]:
         if "trans" not in name.split("+"):
             raise UserError(
                 f"config.transformations: {name!r}: write trans, trans+inv, trans+perm or trans+syn; without another "
-                "script a word and its clone are one piece, and there is nothing to align"
+                "script, a word and its clone are the same tokens, and there is nothing to align"
             )
         Derivation(name, script=CloneScript(""), order=WordOrder({}))  # checks the rest of the name
     for field in ("objectives", "transformations"):
         if not entries(config[field]):
-            raise UserError(f"config.{field} is empty: give a list with commas")
+            raise UserError(f"config.{field} is empty: give a comma-separated list")
     parse_seeds(config)
     if config.pretraining.model.vocabulary != "wordpiece":
-        raise UserError("config.pretraining.model.vocabulary: a WordPiece vocabulary is trained and cloned, no other")
+        raise UserError("config.pretraining.model.vocabulary: only a WordPiece vocabulary can be cloned")
     for group, own in OWN.items():
         for field in (field for field in own if field in configs.fields(config[group])):
             raise UserError(f"config.{group}.{field}: the experiment sets it; leave it out")
@@ -89,7 +89,7 @@ def validate(config: Config) -> dict[str, Any]:
         check(config, {f"tasks.{name}.task": one_of(*derived_tasks.TASKS), f"tasks.{name}.epochs": POSITIVE})
         for part in ("train", "test"):
             if not task[part]:
-                raise UserError(f"config.tasks.{name}.{part} is empty, and the other part is not: give both or none")
+                raise UserError(f"config.tasks.{name}.{part} is empty, but the other part is not: give both or none")
     for objective in entries(config.objectives):
         with _fields_of("pretraining"):
             given = pretraining(config, objective, 0, PLACEHOLDER, "sample", "random")
@@ -106,7 +106,7 @@ def validate(config: Config) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _fields_of(group: str) -> Iterator[None]:
-    """Puts the group's name before the fields in an error's message."""
+    """Adds the group's name to the fields in error messages."""
     try:
         yield
     except UserError as error:
@@ -116,13 +116,13 @@ def _fields_of(group: str) -> Iterator[None]:
 def pretraining(
     config: Config, objective: str, seed: int, text: Mapping[str, str], dictionaries: str, tokenizer: str
 ) -> Config:
-    """The configuration of a pretraining job; `text` has a source for each language, and for the pair."""
-    given: Any = config_dict.ConfigDict(config.pretraining.to_dict())  # not locked, as the group is
+    """The configuration of a pretraining job; `text` has a source for each language and for the pair."""
+    given: Any = config_dict.ConfigDict(config.pretraining.to_dict())  # unlike the group, not locked
     sources = {name: source for name, source in text.items() if "-" not in name or objective == "xlm"}
     given.update(objective=objective, seed=seed, init="", dtype=config.dtype, plan="")
     given.data.pairs = ",".join(f"{name}={source}" for name, source in sources.items())
     given.model.tokenizer = tokenizer
-    given.word_alignment.capitalised = False  # the pieces have their case
+    given.word_alignment.capitalised = False  # tokens already have their case
     given.word_alignment.dictionaries = dictionaries if objective in ("dict_mlm", "align_mlm") else ""
     given.mesh.distributed = False
     return given
@@ -152,7 +152,7 @@ def learn_order(config: Config) -> tuple[WordOrder | None, int]:
     order = WordOrder.learn(trees)
     if not order.kinds:
         raise UserError(
-            f"config.data.order_from={config.data.order_from}: {len(trees)} trees are too few to learn an order from: "
+            f"config.data.order_from={config.data.order_from}: {len(trees)} trees are too few to learn an order: "
             "no kind of dependent is frequent enough; give a whole treebank"
         )
     logging.info("the order of %d kinds of dependents, from %d trees", len(order.kinds), len(trees))
@@ -160,7 +160,7 @@ def learn_order(config: Config) -> tuple[WordOrder | None, int]:
 
 
 def make_vocabulary(config: Config, text: Sequence[derived_tasks.Sentence], directory: Path) -> Vocabulary:
-    """Trains a WordPiece vocabulary on the text unless that is done, and clones it."""
+    """Trains a WordPiece vocabulary on the text, unless that is done, and clones it."""
     plain, both = directory / "plain", directory / "cloned"
     if not (plain / "tokenizer_config.json").exists():  # written last
         plain.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def write_data(
     share: float,
     seed: int,
 ) -> None:
-    """Writes en.txt and xx.txt, line by line translations, and dictionary/en-xx.tsv of a random share of the pieces."""
+    """Writes en.txt and xx.txt, parallel by line, and dictionary/en-xx.tsv for a random share of the tokens."""
     lines = [derived_tasks.derive_text(sentence, derivation, vocabulary.split) for sentence in text]
     for language, side in zip((ENGLISH, DERIVED), zip(*lines, strict=True), strict=True):
         _write_if_changed(directory / f"{language}.txt", "".join(f"{line}\n" for line in side))
@@ -205,7 +205,7 @@ def write_task(
     derivation: Derivation,
     split: derived_tasks.Split,
 ) -> int:
-    """Writes NAME.PART.LANGUAGE for both parts and both languages; returns the number of entities that were split."""
+    """Writes NAME.PART.LANGUAGE for both parts and languages; returns the number of split entities."""
     split_entities = 0
     for part, found in examples.items():
         for language, how in ((ENGLISH, None), (DERIVED, derivation)):
@@ -221,7 +221,7 @@ def task_file(directory: Path, name: str, task: str, part: str, language: str) -
 
 
 def _write_if_changed(path: Path, content: str) -> None:
-    """Keeps the old file, and what was prepared from it, if the content is the same."""
+    """Leaves a file with the same content alone, so that what was prepared from it remains valid."""
     if not path.exists() or path.read_text(encoding="utf-8") != content:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")

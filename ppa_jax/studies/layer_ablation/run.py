@@ -1,11 +1,11 @@
-"""Where in an encoder transfer happens (First Align, then Predict; Muller et al. 2021), by re-initialised blocks.
+"""Where in an encoder transfer happens (First Align, then Predict; Muller et al. 2021), by re-initialising blocks.
 
-For each set of blocks, and for none: the blocks are re-initialised (model/reinitialise.py), the model is fine-tuned on
-the source language and tested on all. What the targets lose beyond the source was needed to align. Beside it: how
-similar the languages are by layer (CKA) before and after fine-tuning, and how far fine-tuning moved each block.
+For each set of blocks, and for none, the blocks are re-initialised (model/reinitialise.py) and the model is fine-tuned
+on the source language and tested on all. What the targets lose beyond the source was needed for alignment. The study
+also measures how similar the languages are by layer (CKA), and how far fine-tuning moved each block.
 
-What it leaves in the workdir, beside config.json: for each model, set and seed a directory with scores, predictions and
-measured.json; scores.json, similarity.json and movement.json of all; report.md with its pictures.
+Besides config.json, the workdir then has a directory for each model, set and seed (scores, predictions, measured.json),
+scores.json, similarity.json and movement.json of all, and report.md with its plots.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def run(config: Config, workdir: str) -> None:
     texts = {language: text for language, text in texts.items() if language in tested}
     if len(texts) == 1:
         raise UserError(
-            f"config.parallel={config.parallel}: has none of the target languages; give one that has, or none"
+            f"config.parallel={config.parallel}: has none of the target languages; give text that has, or none"
         )
     sets = {model.name: ablations(config.ablations, model.setup.sizes.num_layers) for model in models}
     finetune_setup.claim(models, root)
@@ -112,12 +112,12 @@ def ablations(spec: str, depth: int | None) -> dict[str, Blocks]:
     """The sets of blocks, from 1, by name: `none` first, which re-initialises nothing.
 
     Args:
-      spec: with commas between: `pairs` (1-2, 3-4, ...), `singles`, `upwards` (from each block to the last), a block
-        `3`, several `1-4` or `1+4`, `none`.
-      depth: blocks of the model; None: not known yet.
+      spec: comma-separated: `pairs` (1-2, 3-4, ...), `singles`, `upwards` (from each block to the last), a block `3`,
+        several `1-4` or `1+4`, `none`.
+      depth: number of blocks of the model; None: not known yet.
 
     Raises:
-      UserError: another form, or a block that the model does not have.
+      UserError: an entry of another form, or a block that the model does not have.
     """
     sets: dict[str, Blocks] = {NONE: ()}
     limit = depth or 10**3
@@ -155,7 +155,7 @@ def set_name(blocks: Blocks) -> str:
 
 
 def read_parallel(config: Config, source: str) -> similarity.Texts:
-    """The first sentences of config.parallel in every language; empty if it is. Raises UserError."""
+    """The first sentences of config.parallel in every language; empty if it is empty. Raises UserError."""
     given = config.parallel
     if not given:
         return {}
@@ -175,10 +175,9 @@ def read_parallel(config: Config, source: str) -> similarity.Texts:
 
 
 class Measure:
-    """Similarity of the languages by layer, and of a fine-tuned model to the pretrained one.
+    """Similarity of the languages by layer, and of a fine-tuned model to the pretrained one; none without texts.
 
-    Every measure of similarity.MEASURES is saved, because the trained weights are not: the report shows one of them.
-    Without texts there are no similarities.
+    The report shows one measure, but all of similarity.MEASURES are saved, because the trained weights are not.
     """
 
     def __init__(self, setup: Setup, encoder: Any, texts: similarity.Texts, source: str, batch: int) -> None:
@@ -195,7 +194,7 @@ class Measure:
         self.pretrained = self._languages(self._before)
 
     def finetuned(self, before: Any, after: Any) -> dict[str, Any]:
-        """The records of one training, from the encoder's parameters where it started and where it ended."""
+        """The records of one training, from the encoder's parameters before and after it."""
         vectors = self._embed(after)
         movement = self._movement(before, after, vectors)
         return {"similarity": self._languages(vectors), "movement": movement, "parallel": self.content}
@@ -219,9 +218,10 @@ class Measure:
         ]
 
     def _movement(self, before: Any, after: Any, vectors: Remembered | None) -> list[dict[str, Any]]:
-        """{layer, distance, each measure}, of each block from 1 and of the embeddings, 0.
+        """{layer, distance, each measure} of the embeddings, 0, and of each block from 1.
 
-        `distance` is from where the training started; similarity is to the pretrained model, on the source's sentences.
+        `distance` is from the parameters before training; similarity is to the pretrained model, on the source
+        language.
         """
         text = self._texts.get(self._source, [])
         batches = [slice(i, i + self._batch) for i in range(0, len(text) - self._batch + 1, self._batch)]
@@ -229,9 +229,8 @@ class Measure:
         records = []
         for layer in self._layers:
             name = "embeddings" if layer == 0 else f"layer_{layer - 1}"
-            record: dict[str, Any] = {
-                "layer": layer, "distance": round(relative_distance(before[name], after[name]), 6)
-            }  # fmt: skip
+            distance = round(relative_distance(before[name], after[name]), 6)
+            record: dict[str, Any] = {"layer": layer, "distance": distance}
             for measure, similar in similarity.MEASURES.items() if pairs else ():
                 one, other = (vectors[layer, POOLING] for vectors in pairs)
                 record[measure] = round(float(np.mean([similar(one[i], other[i]) for i in batches])), 6)
@@ -242,7 +241,7 @@ class Measure:
 def run_one(
     setup: Setup, pretrained: Pretrained, blocks: Blocks, seed: int, directory: epath.Path, measure: Measure
 ) -> dict[str, Any]:
-    """Scores, similarity and movement of one training; reads what is done from `directory`."""
+    """Scores, similarity and movement of one training; whatever is already done is read from `directory`."""
     path = directory / "measured.json"
     if not hosts.broadcast_from_process_0(path.exists()):
         logging.info("blocks re-initialised: %s; seed %d", set_name(blocks) or NONE, seed)
@@ -253,7 +252,7 @@ def run_one(
         params, records = finetune_run.train_and_test(setup, start, seed, directory)
         scored = {r["language"] for r in records}
         if unscored := [test_set.language for test_set in setup.tests if test_set.language not in scored]:
-            raise UserError(f"config.data.test: {', '.join(unscored)}: no gold answers to score by; leave it out")
+            raise UserError(f"config.data.test: {', '.join(unscored)}: the file has no gold; leave it out")
         found = measure.finetuned(encoder, params["encoder"])
         if jax.process_index() == 0:
             weights.write_json(path, found)
@@ -265,9 +264,9 @@ def run_one(
     wanted = {(test_set.language, test_set.content) for test_set in setup.tests}
     scores = [r for r in scores if (r["language"], r["content"]) in wanted]
     if len({r["language"] for r in scores}) < len(wanted):
-        raise UserError(f"config.data.test: {directory} was tested on other sets; give those, or another --workdir")
+        raise UserError(f"config.data.test: {directory} was tested on other sets; give these, or another --workdir")
     if not measure.content.items() <= measured["parallel"].items():
-        raise UserError(f"config.parallel: {directory} was measured on other text; give that, or another --workdir")
+        raise UserError(f"config.parallel: {directory} was measured on other text; give this, or another --workdir")
     measured["similarity"] = [r for r in measured["similarity"] if r["language"] in measure.content]
     return {"scores": scores, **measured}
 

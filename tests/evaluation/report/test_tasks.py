@@ -1,6 +1,5 @@
 """The report of fine-tuning: means, spread, differences and the grid."""
 
-import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
@@ -44,13 +43,6 @@ def test_models_side_by_side(tmp_path):
     assert "| de | 52.00 ±2.00 | 62.00 ±1.73 | 52.00 ±1.73 | 10 |" in table
     # differences 10, 11, 9: mean 10, standard error 1/sqrt(3), t(2, 97.5%) = 4.303
     assert "**+10.00 [+7.52, +12.48]**" in table and "+0.00 [-2.48, +2.48]" in table
-
-
-def test_a_difference_needs_the_same_seeds_and_two_of_them():
-    assert task_report.difference({0: 1.0, 1: 2.0}, {1: 5.0, 2: 9.0})[0] == 3.0
-    mean, low, high = task_report.difference({0: 1.0}, {0: 5.0})
-    assert mean == 4.0 and np.isnan(low) and np.isnan(high)
-    assert np.isnan(task_report.difference({0: 1.0}, {1: 5.0})[0])
 
 
 def test_no_mean_where_a_language_lacks_a_seed():

@@ -1,4 +1,4 @@
-"""The report says what the scores say, and its pictures are pictures."""
+"""The report agrees with the scores, and its plots are valid PNGs."""
 
 import dataclasses
 import json
@@ -94,7 +94,7 @@ def test_many_models_have_no_column_for_each_difference():
 
 
 def test_what_was_trained_is_compared_at_its_own_place():
-    """A model that says nothing is no other pooling's victim: same weights, no difference."""
+    """A model of unknown training is not compared across poolings: the same weights have no difference."""
     hits = [0, 1] * 100
     better = [1, 1] * 100
     plain = measured(score("mean", hits), score("mean", better, layer=4, pooling="mean"), own=None)
@@ -112,8 +112,8 @@ def test_what_was_trained_is_compared_at_its_own_place():
     assert "[layer 4, mean]" in comparison.language_table(own, "plain")
 
 
-def test_a_difference_says_what_it_was_taken_from():
-    """As trained: the baseline's column has its own place, the difference the other's, where it has 25."""
+def test_a_difference_states_the_baseline_it_was_computed_from():
+    """As trained: the baseline's column shows its own setting, the difference is at the other one, where it has 25."""
     half, quarter, most = [0, 1] * 100, [0, 0, 0, 1] * 50, [0, 1, 1, 1] * 50
     base = measured(score("mean", half), score("mean", quarter, layer=4, pooling="mean"))
     other = measured(score("mean", quarter), score("mean", most, layer=4, pooling="mean"), own=(4, "mean"))
@@ -224,7 +224,7 @@ def test_the_running_mean_starts_at_its_first_full_window():
     assert running_mean(np.arange(22.0)).tolist() == [9.5, 10.5, 11.5]  # of 0..19, 1..20, 2..21
 
 
-def test_bars_grow_with_the_languages_and_bear_gaps(tmp_path):
+def test_bars_grow_with_the_languages_and_may_have_gaps(tmp_path):
     widths = []
     for n in (3, 40):
         path = tmp_path / f"{n}.png"

@@ -1,4 +1,4 @@
-"""Fine-tuning on a tiny model: the same after a kill, loadable by transformers, clear in mistakes."""
+"""Fine-tuning on a tiny model: equal results after a kill, exports for transformers, one line per mistake."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def whole(shelf, files, tmp_path_factory):
     return workdir
 
 
-def test_what_a_run_leaves(whole, files):
+def test_the_files_of_a_run(whole, files):
     scores = json.loads((whole / "scores.json").read_text())
     assert all(list(record) == ["task", "seed", "language", "metric", "value", "count"] for record in scores)
     assert {(r["seed"], r["language"]) for r in scores} == {(s, x) for s in (0, 1) for x in ("en", "de", "es")}
@@ -81,7 +81,7 @@ def test_what_a_run_leaves(whole, files):
 
 
 def test_the_export_is_what_was_trained(whole, files):
-    """With the tokenizer beside it; that transformers computes the same: test_finetune_torch.py."""
+    """With its tokenizer; test_method.py compares it with transformers."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     export = whole / "seed-0/export"
@@ -248,7 +248,7 @@ def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path, code_switc
     fields |= {} if code_switch is None else {"data.code_switch": code_switch}
     (model,) = finetune_setup.open_models(loaded(arguments(tmp_path, shelf, files, **fields)), tmp_path / "run")
     setup, spec = model.setup, model.setup.config.data.code_switch
-    examples = code_switching.from_spec(nli, setup.examples["train"], spec, rate, 0)
+    examples = code_switching.code_switch(nli, setup.examples["train"], spec, rate, 0)
     assert len(examples) == 3 * 60
     found = []
     for number, example in enumerate(examples):
@@ -265,10 +265,10 @@ def test_code_switched_rows_mix_the_languages(shelf, files, tmp_path, code_switc
     assert ids == [f.ids for f in setup.training_features(0)] != [f.ids for f in setup.training_features(1)]
 
 
-def test_languages_that_code_switching_leaves_out_are_told(shelf, files, tmp_path, error_line):
+def test_languages_that_code_switching_leaves_out_are_reported(shelf, files, tmp_path, error_line):
     fields = {"data.train": f"{files}/train.{{lang}}.tsv", "data.code_switch": "en=0.5,de=0.5"}
     assert main(arguments(tmp_path / "run", shelf, files, **fields)) == 2
-    assert "does not name es of config.data.train" in error_line()
+    assert "es: must name the languages of config.data.train, de, en, es" in error_line()
 
 
 def loaded(args):
@@ -293,11 +293,11 @@ def loaded(args):
         ({"train.epochs": 1}, "give one of them"),
         ({"train.steps": 0, "train.epochs": "1e9"}, "config.train.epochs=1000000000.0: 7.5e+09 steps; must be below"),
         ({"test_batch_size": 10**9}, "config.test_batch_size=1000000000: must be greater than 0, at most 2**20"),
-        ({"init": "..=x"}, "config.init: '..=x': .. is to be a directory in the workdir"),
-        ({"eval.patience": 1}, "config.eval.patience: stopping early needs"),
+        ({"init": "..=x"}, "config.init: '..=x': .. becomes a directory in the workdir"),
+        ({"eval.patience": 1}, "config.eval.patience: early stopping needs"),
         ({"eval.every": 1}, "config.data.dev and config.eval.every: one without the other"),
         ({"data.switch_rate": 2}, "config.data.switch_rate=2.0: must be from 0 to 1"),
-        ({"data.code_switch": "uniform"}, "give config.data.train in two languages or more"),
+        ({"data.code_switch": "uniform"}, "give translations in config.data.train, in two or more languages"),
         ({"data.max_length": 10_000}, "config.data.max_length=10000: the model's positions end at 512"),
         (
             {"data.test": "fr=sample:0-10"},
@@ -318,7 +318,7 @@ def test_another_run_is_refused(whole, shelf, files, error_line):
 
 
 def test_a_model_that_differs_in_one_matrix_is_refused(whole, shelf, files, tmp_path, other_matrix, error_line):
-    """It would be shown the scores of the first, as what is trained is not trained again; a copy may go on."""
+    """Otherwise it would get the scores of the first model, which is not trained again; a copy is accepted."""
     copy = shutil.copytree(shelf / "model", tmp_path / "copy")
     assert main(arguments(whole, shelf, files, init=copy)) == 0
     assert main(arguments(whole, shelf, files, init=other_matrix(copy, tmp_path / "other"))) == 2
@@ -348,7 +348,7 @@ def test_more_seeds_and_tests_need_no_new_training(whole, shelf, files, tmp_path
     ],
 )
 def test_every_configuration(shelf, tmp_path, name, metrics, written):
-    """From training to scores and predictions; a test set without gold is answered all the same."""
+    """From training to scores and predictions; predictions are also written for a test set without gold."""
     raw = tmp_path / "raw"
     words = ("\t".join([number, word, *"________"]) for number, word in (("1", "он"), ("2", "спит")))
     raw.write_text("\n".join(["# sent_id = 1", *words, ""]))
@@ -386,7 +386,7 @@ def test_the_task_of_the_documentation(shelf, tmp_path, error_line):
     assert labels == {str(i): word for i, word in enumerate(sorted(WORDS))}
     (tmp_path / "topics.py").write_text(source.replace("def score", "def scored"))
     assert main(arguments(tmp_path / "other", shelf, tmp_path, **given)) == 2
-    assert "topics.py has no score; ppa_jax/tasks/task.py says what a task has" in error_line()
+    assert "topics.py has no score; ppa_jax/tasks/task.py lists what it needs" in error_line()
 
 
 # ---- batches ----

@@ -81,7 +81,7 @@ def test_tags_go_with_their_words_and_a_word_keeps_its_parts(tmp_path, conllu):
     assert list(plain.words) == ["Ann", "sees", "n't", "Bo", "."]
 
 
-def test_entities_that_the_order_tears_are_counted(tmp_path):
+def test_entities_that_the_order_splits_are_counted(tmp_path):
     path = tmp_path / "train.tsv"
     path.write_text("Ann\tB-PER\nBo\tI-PER\nsees\tO\nParis\tB-LOC\n\n")
     examples = derived_tasks.read_examples("tagging", str(path), field="f")

@@ -1,4 +1,4 @@
-"""ALIGN-MLM's experiment on a tiny model: what it leaves, that it goes on where it stopped, what it refuses."""
+"""ALIGN-MLM's experiment on a tiny model: its files, how it resumes, and what it refuses."""
 
 import json
 import signal
@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
     return workdir
 
 
-def test_what_a_run_leaves(whole):
+def test_the_files_of_a_run(whole):
     records = json.loads((whole / "scores.json").read_text())
     found = {(r["objective"], r["task"], r["metric"]): r["value"] for r in records}
     for objective in ("xlm", "align_mlm"):
@@ -62,7 +62,7 @@ def test_what_a_run_leaves(whole):
 
 
 def test_xlm_is_fine_tuned_without_its_languages(whole):
-    """Token type 0 is English to it, and no task says which language a token is of."""
+    """Token type 0 means English, and tasks do not specify the language of a token."""
     trained, neutral = (
         huggingface.read(whole / "models/trans+inv/xlm-0" / name).params for name in ("export", "export_neutral")
     )
@@ -100,7 +100,7 @@ def test_the_alignment_is_that_of_the_clones(whole):
 
 
 def test_a_rotation_between_the_languages_is_found(tmp_path, monkeypatch):
-    """Clones that are the pieces, turned and moved: neighbours are wrong, and right after the rotation."""
+    """Clones that are the tokens, rotated and shifted: neighbours are wrong before the rotation, correct after it."""
     rng = np.random.default_rng(1)
     turn, _ = np.linalg.qr(rng.normal(size=(8, 8)))
     plain = rng.normal(size=(60, 8))
@@ -126,8 +126,8 @@ def test_nothing_is_done_again(whole, monkeypatch):
     assert (whole / "scores.json").read_text() == before
 
 
-def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_line):
-    """Objectives, seeds, tasks, derived languages; and a run that is killed in between goes on behind what is done."""
+def test_a_run_can_be_extended(tmp_path, monkeypatch, error_line):
+    """Objectives, seeds, tasks, derived languages; a run that is killed in between resumes."""
     asked = []
 
     def trained(config, objective, seed, data, vocabulary, directory):
@@ -190,8 +190,8 @@ def test_what_is_added_to_a_run_joins_what_it_has(tmp_path, monkeypatch, error_l
         ({"finetuning.train.epochs": 2}, "finetuning.train.epochs"),
         ({"finetuning.train.batch_size": 0}, "config.finetuning.train.batch_size=0"),
         ({"finetuning.data.max_length": 600}, "config.finetuning.data.max_length=600"),
-        ({"pretraining.train.batch_size": 9}, "config.pretraining.train.batch_size=9: must divide"),
-        ({"finetuning.test_batch_size": 9}, "config.finetuning.test_batch_size=9: must divide"),
+        ({"pretraining.train.batch_size": 9}, "config.pretraining.train.batch_size=9: must be a multiple of 2"),
+        ({"finetuning.test_batch_size": 9}, "config.finetuning.test_batch_size=9: must be a multiple of 2"),
         ({"pretraining.train.epochs": 2}, "config.pretraining.train.steps and config.pretraining.train.epochs"),
         ({"pretraining.model.hidden_size": 33}, "config.pretraining.model.hidden_size=33: must divide"),
         ({"pretraining.model.vocabulary": "bpe"}, "config.pretraining.model.vocabulary"),

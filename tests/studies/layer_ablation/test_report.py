@@ -1,4 +1,4 @@
-"""What the report of a layer ablation says, on numbers made by hand."""
+"""The report of a layer ablation on numbers made by hand."""
 
 import numpy as np
 import pytest
@@ -22,10 +22,9 @@ def records(losses, *, model="", seeds=3, noise=0.1):
 
 
 def test_the_extra_loss_by_hand():
-    found = report.by_language(records({"1": (2, 10)}, noise=0), "en")
-    assert found["", "none", "targets"] == {0: 55, 1: 55, 2: 55}
-    assert report.extra_by_seed(found, "", "1", "en") == {0: 8, 1: 8, 2: 8}
-    assert report.extra(found, "", "1", "en") == (8, 8, 8)
+    found = report.by_model(records({"1": (2, 10)}, noise=0), "en")[""]
+    assert found.of("none", "targets") == {0: 55, 1: 55, 2: 55} and found.gap("1") == {0: 43, 1: 43, 2: 43}
+    assert found.extra_by_seed("1") == {0: 8, 1: 8, 2: 8} and found.extra("1") == (8, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -43,12 +42,12 @@ def test_the_extra_loss_by_hand():
         ({"1": (1, 20), "2": (1, 9)}, "by single blocks, an aligner up to block 2 (widen"),
         ({"1": (20, 20), "2": (1, 9)}, "by single blocks, no aligner shows: the first set does not widen the gap"),
         ({"1-2": (1, 20), "3-4": (1, 9), "5": (1, 9)}, "by pairs, an aligner up to block 5"),
-        ({"1": (0, 20), "3-6": (1, 9), "5-6": (1, 3)}, "without the blocks at the top: 5-6 **+2.1 ["),
+        ({"1": (0, 20), "3-6": (1, 9), "5-6": (1, 3)}, "without the top blocks: 5-6 **+2.1 ["),
     ],
 )
-def test_the_border_is_where_the_gap_stops_to_grow_for_sure(losses, said):
-    found = report.by_language(records(losses), "en")
-    lines = report.summary(found, "", ["none", *losses], "en")
+def test_the_border_is_where_the_gap_certainly_stops_growing(losses, said):
+    found = report.by_model(records(losses), "en")
+    lines = report.summary("", found[""])
     assert said in lines[-1], lines
     worst = max(losses, key=lambda s: losses[s][1] - losses[s][0])
     assert f"when blocks {worst} are re-initialised" in lines[0]
@@ -56,8 +55,8 @@ def test_the_border_is_where_the_gap_stops_to_grow_for_sure(losses, said):
 
 def test_singles_and_pairs_have_a_border_each_and_holes_none():
     losses = {"1-2": (1, 20), "3-4": (1, 1), "5-6": (1, 9), "1": (1, 20), "2": (1, 20), "6": (1, 20)}
-    found = report.by_language(records(losses), "en")
-    lines = report.summary(found, "", ["none", *losses], "en")
+    found = report.by_model(records(losses), "en")
+    lines = report.summary("", found[""])
     assert "by single blocks, an aligner up to block 2" in lines[2] and "by pairs, an aligner up to block 2" in lines[3]
     assert report.chains(["none", "3", "5", "1-6", "3-6", "5-6", "1+2"]) == {}
 
@@ -66,8 +65,8 @@ def test_singles_and_pairs_have_a_border_each_and_holes_none():
     "change, state",
     [((3, 1, 5), "widens"), ((0.5, 0.1, 0.9), "does not"), ((-3, -5, -1), "does not"), ((3, -1, 7), "undecided")],
 )
-def test_what_is_not_sure_is_undecided(change, state):
-    """A wide interval around zero does not say that there is no loss."""
+def test_what_is_not_certain_is_undecided(change, state):
+    """A wide interval around zero does not mean that there is no loss."""
     assert report.state(Difference(*change)) == state
 
 
@@ -78,63 +77,62 @@ def test_an_undecided_set_leaves_the_border_open():
     assert report.border({"1": none, "2": sure}) == (0, 0)
 
 
-def test_where_no_set_widens_the_gap_no_sentence_says_so():
-    found = report.by_language(records({"1": (9, 1), "2": (5, 1)}), "en")
-    line = report.summary(found, "", ["none", "1", "2"], "en")[0]
-    assert line.startswith("no set widens the gap to the targets; 2 comes nearest (**-4")
+def test_the_summary_if_no_set_widens_the_gap():
+    found = report.by_model(records({"1": (9, 1), "2": (5, 1)}), "en")
+    line = report.summary("", found[""])[0]
+    assert line.startswith("no set widens the gap to the targets; 2 comes closest (**-4")
 
 
 def test_one_seed_draws_no_border():
-    found = report.by_language(records({"1": (1, 20)}, seeds=1), "en")
-    assert "no border is drawn" in report.summary(found, "", ["none", "1"], "en")[-1]
+    found = report.by_model(records({"1": (1, 20)}, seeds=1), "en")
+    assert "no border is drawn" in report.summary("", found[""])[-1]
 
 
 def test_two_models_are_compared_seed_by_seed():
     both = records({"1": (1, 20), "2": (1, 5)}, model="a") + records({"1": (1, 10), "2": (1, 5)}, model="b")
-    found = report.by_language(both, "en")
-    border, line = report.border_comparison(found, ["a", "b"], ["none", "1", "2"], "en")
+    found = report.by_model(both, "en")
+    border, line = report.border_comparison(found)
     assert "does the border move, by single blocks? a: an aligner up to block 2 (single seeds: 2, 2, 2); b: " in border
     assert "among 2 sets" in line and ": 1 **-10.0 [" in line and "; 2" not in line
-    assert report.border_comparison(found, ["a", "c"], ["none", "1", "2"], "en") == []
+    assert report.border_comparison(found | {"b": report.ModelScores("en", {})}) == []
 
 
 def test_models_of_different_depth():
     both = records({"1": (1, 20), "2": (1, 20)}, model="a") + records(
         {"1": (1, 20), "2": (1, 9), "3": (1, 1)}, model="b"
     )
-    found = report.by_language(both, "en")
-    sets = ["none", "1", "2", "3"]
-    assert "up to block 2 (widen the gap: 1, 2; by" in report.summary(found, "a", sets, "en")[-1]
-    assert "do not: 3" in report.summary(found, "b", sets, "en")[-1]
+    found = report.by_model(both, "en")
+    assert "up to block 2 (widen the gap: 1, 2; by" in report.summary("a", found["a"])[-1]
+    assert "do not: 3" in report.summary("b", found["b"])[-1]
 
 
 def test_similarity_and_gap_are_correlated_over_languages_sets_and_seeds():
     scores = records({"1": (0, 20), "2": (0, 5)}, seeds=2)
-    found = report.by_language(scores, "en")
+    found = report.by_model(scores, "en")
     similarity = [
         {"model": "", "ablation": name, "seed": seed, "language": language, "layer": layer,
-         "value": found["", name, language][seed] / 100 + layer}
+         "value": found[""].of(name, language)[seed] / 100 + layer}
         for name in ("none", "1", "2") for seed in (0, 1) for language in ("de", "fr") for layer in (0, 1)
     ]  # fmt: skip
     similarity.append({**similarity[0], "ablation": "", "seed": "", "value": 0.9})
-    correlation = report.correlation(found, similarity, "", "en")
+    correlation = report.correlation(found[""], similarity)
     assert correlation is not None and correlation.points == 12
     assert correlation.groups == {"languages": 2, "sets of blocks": 3} and np.isnan(correlation.low)
     assert correlation.rho < -0.9, "alike languages have small gaps"
-    assert report.correlation(found, similarity[:6], "", "en") is None
-    lines = report.correlations(found, similarity, [""], "en")
+    assert report.correlation(found[""], similarity[:6]) is None
+    lines = report.correlations(found, similarity)
     assert len(lines) == 2 and lines[1].startswith("layer 1: "), "6 points of a language are too few"
 
 
 def test_the_last_layer_is_that_of_the_model():
     scores = records({"1": (0, 20)}, model="a", seeds=4) + records({"1": (0, 20)}, model="b", seeds=4)
-    found = report.by_language(scores, "en")
+    found = report.by_model(scores, "en")
     similarity = [
         {"model": model, "ablation": name, "seed": seed, "language": language, "layer": layer, "value": 0.1 * seed}
         for model, depth in (("a", 1), ("b", 2)) for name in ("none", "1") for seed in range(4)
         for language in ("de", "fr") for layer in range(depth + 1)
     ]  # fmt: skip
-    lines = report.correlations(found, similarity, ["a", "b"], "en")
+    lines = report.correlations(found, similarity)
     assert "a, layer 1: " in lines[1] and "none" not in lines[1] and "b, layer 2: " in lines[4]
     assert lines[2].startswith("a, within each language, over sets and seeds, mean over the layers: de ")
 

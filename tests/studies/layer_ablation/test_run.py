@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("compilation", "no_pictures")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Two of one size, with other weights."""
+    """Two models of one size with different weights."""
     folder = tmp_path_factory.mktemp("models")
     config = configs.load(str(ROOT / "configs/ppa.py"))
     config.data.update(pairs="en-de=sample:0-300", cache=str(folder / "corpora"))
@@ -67,7 +67,7 @@ def whole(models, tmp_path_factory):
     return workdir, made
 
 
-def test_what_a_run_leaves(whole):
+def test_the_files_of_a_run(whole):
     workdir, _ = whole
     scores, similarity, movement = (
         json.loads((workdir / f"{kind}.json").read_text()) for kind in ("scores", "similarity", "movement")
@@ -174,7 +174,7 @@ def test_sets_of_blocks(spec, depth, expected):
 
 
 @pytest.mark.parametrize("spec", ["0", "5", "3-5", "4-2", "pair", "1,,x", "-2"])
-def test_sets_that_are_none(spec):
+def test_invalid_sets(spec):
     with pytest.raises(UserError, match=r"config\.ablations: "):
         layer_ablation.ablations(spec, 4)
 
@@ -204,7 +204,7 @@ def test_mistakes(whole, models, error_line, fields, said):
     assert said in error_line()
 
 
-def test_models_that_differ_in_matrices_alone_are_refused(whole, models, tmp_path, other_matrix, error_line):
+def test_models_that_differ_only_in_a_matrix_are_refused(whole, models, tmp_path, other_matrix, error_line):
     """Untrained ones, of which all biases and LayerNorms are equal, and one of which a single matrix is changed."""
     other = other_matrix(models / "a", tmp_path / "other")
     for init in (f"a={models}/b", f"a={other}"):
