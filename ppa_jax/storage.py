@@ -164,6 +164,13 @@ def _download(facts: dict[str, Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def checksums(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """Size in bytes and CRC-32C (base64) of the objects below a directory, by name, as the storage reports them."""
+    address = checked(os.fspath(directory))
+    objects = _objects(address, _form(address)).items()
+    return {name.removeprefix(f"{address}/"): {"bytes": x["size"], "crc32c": x["crc32c"]} for name, x in objects}
+
+
 # ---- write ----
 
 
@@ -193,12 +200,6 @@ def upload(source: Path, target: str | os.PathLike) -> None:
         for is_last in (False, True):
             now = {path: address for path, address in files.items() if (path.name == LAST) == is_last}
             list(threads.map(fsspec.filesystem("gs").put_file, map(str, now), map(str, now.values())))
-
-
-def facts(path: str | os.PathLike) -> dict[str, Any]:
-    """Size in bytes and CRC-32C (base64) of an object, as the storage reports them."""
-    info = fsspec.filesystem("gs").info(os.fspath(path))
-    return {"bytes": info["size"], "crc32c": info["crc32c"]}
 
 
 # ---- errors ----

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from logging import WARNING, LogRecord
 from pathlib import Path
@@ -268,24 +268,17 @@ def _remove_unfinished(directory: epath.Path) -> None:
 
 def _checksums(directory: epath.Path) -> dict[str, dict[str, Any]]:
     """Size and CRC of every file by its name in the directory."""
+    if storage.in_bucket(directory):
+        return {name: sums for name, sums in storage.checksums(directory).items() if name != CHECKSUMS}
 
-    def files(folder: epath.Path) -> Iterator[epath.Path]:
-        for path in folder.iterdir():
-            if path.is_dir():
-                yield from files(path)
-            elif path.name != CHECKSUMS:
-                yield path
-
-    def checksum(path: epath.Path) -> dict[str, Any]:
-        if storage.in_bucket(path):
-            return storage.facts(path)  # the CRC-32C that the storage has computed
+    def checksum(path: Path) -> dict[str, Any]:
         crc = 0
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 crc = zlib.crc32(block, crc)
-        return {"bytes": path.stat().length, "crc32": crc}
+        return {"bytes": path.stat().st_size, "crc32": crc}
 
-    paths = sorted(files(directory))
+    paths = sorted(path for path in Path(directory).rglob("*") if path.is_file() and path.name != CHECKSUMS)
     with ThreadPoolExecutor() as threads:
         found = list(threads.map(checksum, paths))
     return {path.relative_to(directory).as_posix(): sums for path, sums in zip(paths, found, strict=True)}
