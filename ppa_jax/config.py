@@ -229,11 +229,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _abbreviates(short: str, words: Sequence[str]) -> bool:
     """Whether `short` consists of prefixes of the words, in order: `lr`, `learn_rate`, `rate` for learning, rate."""
-    if not short or not words:
-        return not short
-    word, *rest = words
-    beginnings = (n for n in range(len(word) + 1) if short.startswith(word[:n]))
-    return any(_abbreviates(short[n:].removeprefix("_"), rest) for n in beginnings)
+    prefixes = ("".join(f"(?:{letter}" for letter in word) + ")?" * len(word) for word in words)
+    return re.fullmatch("_?".join(prefixes), short) is not None
 
 
 # ---- limits ----
