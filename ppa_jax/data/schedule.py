@@ -121,11 +121,8 @@ def draws_before(position: int, per_epoch: Sequence[int]) -> list[int]:
 def bit_reversal_order(n: int) -> np.ndarray:
     """Ranks 0..n-1 in the order of their reversed bits: every contiguous part has ranks from the whole range."""
     bits = max(1, (n - 1).bit_length())
-    ranks = np.arange(1 << bits)
-    reversed_bits = np.zeros_like(ranks)
-    for b in range(bits):
-        reversed_bits |= ((ranks >> b) & 1) << (bits - 1 - b)
-    return reversed_bits[reversed_bits < n]
+    order = np.array([int(f"{rank:0{bits}b}"[::-1], 2) for rank in range(1 << bits)])
+    return order[order < n]
 
 
 def block_size(batch_size: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,12 +86,9 @@ def _tokens(tokenizer: Any, config: EncoderConfig) -> tuple[np.ndarray, np.ndarr
         )
     pieces = tokenizer.encode(list(SENTENCES))
     rows = [[tokenizer.cls_id, *row[: config.max_length - 2], tokenizer.sep_id] for row in pieces]
-    L = max(map(len, rows))
-    ids = np.full((len(rows), L), config.pad_token_id, np.int32)
-    mask = np.zeros((len(rows), L), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    return ids, mask
+    ids = np.array([*itertools.zip_longest(*rows, fillvalue=config.pad_token_id)], np.int32).T
+    lengths = np.array([len(row) for row in rows])
+    return ids, (np.arange(ids.shape[1]) < lengths[:, None]).astype(np.int32)
 
 
 def _torch_model(directory: Path, has_head: bool) -> Any:
