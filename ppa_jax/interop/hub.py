@@ -12,7 +12,7 @@ from ppa_jax import storage
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError, reason
 
-# The files that are read of a model, besides its weights.
+# The files of a model that are read, besides its weights.
 _SMALL = ["README.md", "config.json", *TOKENIZER_FILES, "modules.json", "*_Pooling/config.json"]
 _SMALL += ["projection.safetensors", "config_sentence_transformers.json", "sentence_bert_config.json"]
 _SMALL += ["*_Transformer/*", "*_Dense/*"]
@@ -67,7 +67,7 @@ def resolve(source: str | Path, *, weights: bool = True) -> Path:
 
 
 def _from_bucket(address: str, weights: bool) -> Path:
-    """As `resolve`; of the files in the bucket only those that are read are downloaded."""
+    """Like `resolve`; downloads only the files that are read."""
     names = storage.names(address)
     if "base/config.json" in names:
         if "export/config.json" not in names:

@@ -247,7 +247,7 @@ class Encoder(nn.Module):
 
     config: EncoderConfig
     dtype: Any = jnp.float32
-    remat: bool = False  # the backward pass computes each block anew, and only the blocks' inputs are kept for it
+    remat: bool = False  # recompute each block in the backward pass, for which only the blocks' inputs are kept
     scan: bool = False  # one block is compiled, in a loop over their stacked parameters
     frozen: tuple[str, ...] = ()  # modules whose gradient is not asked for: they have loops of their own
 

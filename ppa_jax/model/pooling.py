@@ -1,4 +1,4 @@
-"""From the states of tokens to one vector a sentence."""
+"""Pools the states of tokens to one vector per sentence."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ POOLINGS = ("cls", "mean", "mean_without_special")
 
 
 def pool(hidden: jax.Array, start: jax.Array, length: jax.Array, pooling: str) -> jax.Array:
-    """One vector a sentence, [..., n, D] float32, from the states [..., T, D] of packed tokens.
+    """One vector per sentence, [..., n, D] float32, from the states [..., T, D] of packed tokens.
 
-    `cls` is the state of the first token; `mean` that of all tokens, [CLS] and [SEP] included, as XTREME and
-    SentenceTransformer have it; `mean_without_special` leaves these two out (and gives zeros for an empty sentence).
+    `cls` is the state of the first token; `mean` the mean over all tokens, including [CLS] and [SEP], as in XTREME and
+    SentenceTransformer; `mean_without_special` excludes these two (and is zero for an empty sentence).
 
     Args:
-      hidden: of T tokens in which n sentences lie.
-      start: [..., n], the place of each sentence's first token.
-      length: [..., n], its tokens with the special ones; 0: no sentence, whose vector means nothing.
+      hidden: states of T tokens, which hold n sentences.
+      start: [..., n], the position of each sentence's first token.
+      length: [..., n], its tokens including special tokens; 0: no sentence, and an undefined vector.
       pooling: one of POOLINGS.
     """
     if pooling == "cls":
@@ -28,13 +28,13 @@ def pool(hidden: jax.Array, start: jax.Array, length: jax.Array, pooling: str) -
         start, length = start + 1, jnp.maximum(length - 2, 0)
     token = jnp.arange(hidden.shape[-2])
     inside = (token >= start[..., None]) & (token < (start + length)[..., None])  # [..., n, T]
-    # A product with zeros and ones: unlike a gather it needs no copy of the states for each sentence.
+    # A product with zeros and ones: unlike a gather, it does not copy the states of each sentence.
     total = jnp.matmul(inside.astype(jnp.float32), hidden.astype(jnp.float32), precision="highest")
     return total / jnp.maximum(length, 1)[..., None]
 
 
 def dense(params: Any, vectors: jax.Array, activation: str) -> jax.Array:
-    """What a SentenceTransformer's Dense module makes of pooled vectors: [..., D] -> [..., E], float32.
+    """Applies a SentenceTransformer's Dense module to pooled vectors: [..., D] -> [..., E], float32.
 
     Args:
       params: {"kernel": [D, E], "bias": [E]}.

@@ -1,4 +1,4 @@
-"""Whole blocks of an encoder drawn anew, all else left to the bit (First Align, then Predict; Muller et al. 2021)."""
+"""Re-initialises whole blocks of an encoder; all else is unchanged (First Align, then Predict; Muller et al. 2021)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def reinitialise(
 ) -> Any:
     """The encoder's parameters with `blocks` as their family begins; BERT: N(0, 0.02), biases 0, LayerNorm 1 and 0.
 
-    A block's draw depends on the seed and its number alone, so that it is the same whatever else is drawn.
+    A block's new values depend only on the seed and its number, not on which other blocks are re-initialised.
 
     Args:
       params: of the encoder; not changed.
@@ -27,7 +27,7 @@ def reinitialise(
       keep_layer_norm: leave the LayerNorms of a block as they are.
 
     Raises:
-      ValueError: a block that the encoder has not.
+      ValueError: a block that the encoder does not have.
     """
     changed = dict(params)
     for block in sorted(set(blocks)):
@@ -46,13 +46,13 @@ def reinitialise(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _draw(config: EncoderConfig, name: str, key: jax.Array) -> Any:
-    """The block as the whole encoder's initialisation draws it; the compiler leaves the rest out."""
+    """The block from an initialisation of the whole encoder; the compiler removes the rest."""
     token = jnp.zeros((1, 1), jnp.int32)
     return make_encoder(config).init(key, token, token, token)["params"][name]
 
 
 def relative_distance(before: Any, after: Any) -> float:
-    """How far a tree of parameters moved: the norm of the difference over the norm before."""
+    """The norm of the difference of two parameter trees, relative to the norm of the first."""
     moved, norm = (
         sum(float(jnp.sum(jnp.square(x))) for x in jax.tree.leaves(tree))
         for tree in (jax.tree.map(jnp.subtract, after, before), before)

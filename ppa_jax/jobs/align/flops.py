@@ -12,11 +12,11 @@ from ppa_jax.model.families import EncoderConfig
 
 
 def flops(method: Method, config: EncoderConfig, batches: PairBatches, steps: int = 4) -> float:
-    """Floating-point operations of a step on real tokens, padding left out: forward, and twice that backward.
+    """Floating-point operations of a step on real tokens, without padding: forward, and twice that backward.
 
     The mean of the first `steps` batches. What the step does not compute is not counted: blocks above the keys' layer,
-    in the last block what only states that nobody reads would need, and the gradients of what is frozen. (Backward, a
-    frozen block above trained ones counts once; its attention would be twice.)
+    in the last block the states that no loss reads, and the gradients of frozen parameters. (In the backward pass, a
+    frozen block above trained ones counts once, although its attention would count twice.)
     """
     return sum(batch_flops(method, config, batches.make(t)) for t in range(steps)) / steps
 
