@@ -190,7 +190,8 @@ class Profile:
         if step == self._steps.start:
             directory = self._trace.enter_context(storage.staged(self._directory))
             self._trace.callback(logging.info, "profile of %d steps in %s", len(self._steps), self._directory)
-            self._trace.enter_context(jax.profiler.trace(str(directory)))
+            jax.profiler.start_trace(str(directory))
+            self._trace.callback(jax.profiler.stop_trace)
         elif step == self._steps.stop:
             self._trace.close()
 
