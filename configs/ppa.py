@@ -78,6 +78,12 @@ def get_config(mode: str = "") -> Any:
             language_embeddings=False,  # XLM's form: token types are languages, positions restart; not PPA's
             dict_mlm="",  # input or label: DICT-MLM, by word_alignment.dictionaries (objectives/masking.py); not PPA's
         ),
+        distill=dict(  # the vectors of both sentences towards a teacher's, as make_multilingual does; not PPA's
+            teacher="",  # SentenceTransformer or Hugging Face directory, or hub name; empty: off
+            weight=1.0,  # beside the other losses
+            loss="mse",  # mean squared difference; or cosine
+            language="en",  # whose sentences the teacher reads; where a pair lacks it, those of its first language
+        ),
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
             dictionaries="",  # directory with en-xx.tsv (MUSE), comma-separated files, or sample: the sample's

@@ -14,8 +14,8 @@ from typing import Any
 
 from ppa_jax.config import leave_out, load
 
-# Settings of the alignment that this job does not have: the contrastive loss, and what the objective determines.
-WITHOUT = ("contrastive", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
+# Settings of the alignment that this job does not have: its losses of vectors, and what the objective determines.
+WITHOUT = ("contrastive", "distill", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
 
 
 def get_config(mode: str = "") -> Any:

@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     sequences: Any  # Sequences, [A, S, T]
     slots: Any  # Slots, [A, S, M]
     types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
+    teacher: Any = None  # [A, S, b, E] float32: the teacher's vector of each pair
 
 
 class Needs(NamedTuple):
@@ -95,8 +96,9 @@ class PairBatches:
       tokenizer: `encode(texts)`, `cls_id`, `sep_id`, `pad_id`.
       max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
       row_length: width of the widest rows, at least the longest sequence.
-      contrast, tlm: which losses have a weight.
-      sides: how many sentences of a pair are queries of the contrast: the first one, or both.
+      contrast, tlm: which losses have a weight. Distillation reads queries as the contrast does.
+      distill: every pair has a vector, of its source's `teacher` [n, E].
+      sides: how many sentences of a pair are queries: the first one, or both.
       keys: whether their translations pass a key encoder.
       joint: TLM has both sentences in one sequence; otherwise each is a sequence of its own, which is plain masked LM.
         Text of one language always is.
@@ -115,6 +117,7 @@ class PairBatches:
     mask_rate: float
     contrast: bool = True
     tlm: bool = True
+    distill: bool = False
     sides: int = 1
     keys: bool = True
     joint: bool = True
@@ -195,6 +198,9 @@ class PairBatches:
             of_pairs = [[lines.get(n, text) for text in texts[n][::-1]] for n in own.reshape(-1).tolist()]
             hashes = np.array([[*map(sentence_hash, pair)] for pair in of_pairs], np.uint32).reshape(*own.shape, 2)
             stack = stack._replace(hashes=np.concatenate([hashes[..., s] for s in range(self.sides)], axis=-1))
+        if self.distill:
+            rows = [self.sources[plan.source[n]].teacher[plan.index[n]] for n in own.reshape(-1)]
+            stack = stack._replace(teacher=np.float32(rows).reshape(*own.shape, -1))
         return stack
 
     def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> tuple[dict[int, tuple[str, str]], dict[int, str]]:

@@ -62,6 +62,8 @@ class LanguagePair:
       digests: of the prepared text of each source.
       report: for each source a dict of source, read, kept, skipped {reason: n} and noted {reason: n}, which count pairs
         (lines for text of one language), and rows, the number of pairs (pairs of lines for text of one language).
+      directory: of this selection in the cache.
+      teacher: [n, E] memory-mapped: another model's vector of each pair, for distillation; or None.
 
     Threads may share it. A copy in another process, pickled or forked, opens the files again.
     """
@@ -73,12 +75,15 @@ class LanguagePair:
         rows: np.ndarray,
         lengths: np.ndarray,
         report: list[dict[str, Any]],
+        directory: Path,
     ) -> None:
         self.name = "-".join(languages)
         self.languages = languages
         self.lengths = lengths
         self.digests = [part.prepared.digest for part in parts]
         self.report = report
+        self.directory = directory
+        self.teacher: np.ndarray | None = None
         self._parts = parts
         self._rows = rows  # [n] row of each pair within its source
         self._ends = np.cumsum([entry["rows"] for entry in report])  # [parts]
@@ -110,12 +115,12 @@ class LanguagePair:
 
     def __getstate__(self) -> dict[str, Any]:
         # Files are not pickled: the copy opens them when it needs them.
-        mapped = {name: pickled_form(getattr(self, name)) for name in ("_rows", "lengths")}
+        mapped = {name: pickled_form(getattr(self, name)) for name in ("_rows", "lengths", "teacher")}
         return {**self.__dict__, "_opened": {}, **mapped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows, self.lengths = unpickled(self._rows), unpickled(self.lengths)
+        self._rows, self.lengths, self.teacher = map(unpickled, (self._rows, self.lengths, self.teacher))
 
 
 def open_pairs(
@@ -203,6 +208,7 @@ def _language_pair(
         np.load(directory / "lengths.npy", mmap_mode="r"),
         # The report in the cache may have been written for another path of the same file.
         [{"source": part.source, **entry} for part, entry in zip(parts, report, strict=True)],
+        directory,
     )
 
 

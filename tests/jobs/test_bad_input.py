@@ -82,6 +82,17 @@ BAD_FIELDS = [
     ({"train.accumulate": 0}, "config.train.accumulate=0: must be"),
     ({"train.dropout": 1}, "config.train.dropout=1.0: must be"),
     ({"train.warmup": -0.1}, "config.train.warmup=-0.1: must be"),
+    (
+        {"distill.teacher": "/no/such/model"},
+        "config.distill.teacher: the contrast has to read both sentences .* contrastive.weight=0",
+    ),
+    ({"distill.teacher": "/no/such/model", "contrastive.weight": 0}, "/no/such/model: no such directory"),
+    ({"distill.teacher": "x", "distill.weight": 0}, "config.distill.weight=0.0: must be greater than 0"),
+    ({"distill.loss": "l2"}, "config.distill.loss=l2: must be one of mse, cosine"),
+    (
+        {"distill.teacher": "x", "contrastive.weight": 0, "data.pairs": "en=sample:0-9"},
+        "en=sample:0-9: text of one language has no translations",
+    ),
     ({"train.freeze": "0-1"}, "config.train.freeze=0-1: 0-1: the model has 1 blocks, 0 to 0"),
     ({"train.freeze": "embeddings,0"}, "config.train.freeze=embeddings,0: nothing is left to train of the encoder"),
     ({"tlm.mask_rate": 1.5}, "config.tlm.mask_rate=1.5: must be"),

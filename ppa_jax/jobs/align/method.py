@@ -6,6 +6,7 @@ One step, on a batch of sentences that translate each other:
 2. Contrast: one sentence through the query encoder, its translation through the key encoder, both projected; InfoNCE of
    the pair against a queue of past keys (as options, also against the other keys of the batch, and in both directions).
    Or ranking: both through the query encoder, and each ranked among the other side of the whole batch, both ways.
+   As an option, the vectors of both sentences are drawn to a teacher's vector of one of them (distillation).
    As an option, the word embeddings of dictionary pairs are drawn together, too (the auxiliary loss of ALIGN-MLM).
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
    batch's keys replace the oldest in the queue. Ranking has neither key side nor queue.
@@ -38,7 +39,7 @@ from ppa_jax.data.packing import Rows
 from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.model.heads import ProjectionHead
 from ppa_jax.model.pooling import dense, pool
-from ppa_jax.objectives import contrastive, masked_lm, masking, word_alignment
+from ppa_jax.objectives import contrastive, distillation, masked_lm, masking, word_alignment
 from ppa_jax.training.freezing import merge, split
 from ppa_jax.training.sharding import (
     BATCH_AXES,
@@ -61,6 +62,8 @@ class Method:
     tlm_weight: float = 1.0
     contrastive_weight: float = 1.0
     word_alignment_weight: float = 0.0  # with a dictionary
+    distill_weight: float = 0.0  # with a teacher's vectors
+    distill_loss: str = "mse"  # or "cosine"
     objective: str = "momentum"  # of the contrast; or "ranking"
     symmetric: bool = False  # momentum in both directions
     queue_size: int = 32_000  # keys; rounded up to whole batches
@@ -72,6 +75,7 @@ class Method:
     layer: int = 12  # whose states are pooled, from 1
     pooling: str = "cls"  # or "mean", over all tokens with the special ones
     dense: str = ""  # the activation of a SentenceTransformer's Dense module, which the projection reads; "": none
+    normalize: bool = False  # sentence vectors, as distillation compares them; the projection reads others
     mask_duplicates: bool = True
     in_batch: bool = False  # the other keys of the batch are negatives, too
     key_dropout: bool = True  # MoCo keeps the key encoder in training mode
@@ -93,15 +97,25 @@ class Method:
     @property
     def sides(self) -> int:
         """How many sentences of a pair are queries."""
-        return 2 if self.ranking or self.symmetric else 1
+        return 2 if self.ranking or self.symmetric or self.distill_weight else 1
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether there is a key encoder with its queue."""
+        return bool(self.contrastive_weight) and not self.ranking
+
+    @property
+    def pools(self) -> bool:
+        """Whether a loss reads the vectors of sentences."""
+        return bool(self.contrastive_weight or self.distill_weight)
 
     def blocks(self, config: EncoderConfig) -> int:
         """How many blocks the query encoder runs: none above the contrast's layer, unless for TLM."""
         return config.num_layers if self.tlm_weight else self.layer
 
     def pools_last(self, config: EncoderConfig) -> bool:
-        """Whether the contrast reads the last of the states that the query encoder computes."""
-        return bool(self.contrastive_weight) and self.layer == self.blocks(config)
+        """Whether vectors of sentences are made of the last of the states that the query encoder computes."""
+        return self.pools and self.layer == self.blocks(config)
 
 
 class State(struct.PyTreeNode):
@@ -128,7 +142,7 @@ def init_state(
     params = {name: params[name] for name in ("encoder", "mlm_head", "dense", "projection") if name in params}
     if not method.tlm_weight:
         params.pop("mlm_head", None)
-    if not method.contrastive_weight:
+    if not method.pools:
         params.pop("dense", None)
     key_params, queues = {}, []
     if method.contrastive_weight:
@@ -139,7 +153,7 @@ def init_state(
             params["projection"] = drawn["params"]
         if method.learn_temperature:
             params["log_temperature"] = jnp.log(jnp.float32(method.temperature))
-    if method.contrastive_weight and not method.ranking:
+    if method.has_keys:
         # A copy, not an alias: both trees are donated to the step.
         keys = ("encoder", "dense", "projection") if method.dense else ("encoder", "projection")
         key_params = jax.tree.map(jnp.copy, {name: split(params, method.frozen)[0][name] for name in keys})
@@ -174,7 +188,7 @@ class Network:
         self._encoder = make_encoder(config, method.dtype, method.remat, method.scan, method.frozen)
         self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
-        self._dense = method.dense
+        self._dense, self._normalize = method.dense, method.normalize
         self._temperature = method.temperature
         self._dropout = config.has_dropout
         self._cross_entropy = masked_lm.in_chunks if method.remat else masked_lm.cross_entropy
@@ -204,9 +218,15 @@ class Network:
 
     def project(self, params: Any, pooled_bxD: jax.Array) -> Any:
         """The vectors that are contrasted, [b, P], of length 1."""
-        if self._dense:
-            pooled_bxD = dense(params["dense"], pooled_bxD, self._dense)
-        return self._projection.apply({"params": params["projection"]}, pooled_bxD)
+        return self._projection.apply({"params": params["projection"]}, self._apply_dense(params, pooled_bxD))
+
+    def sentence_vectors(self, params: Any, pooled_bxD: jax.Array) -> jax.Array:
+        """The vectors that the export gives, [b, E]."""
+        vectors = self._apply_dense(params, pooled_bxD)
+        return distillation.unit(vectors) if self._normalize else vectors
+
+    def _apply_dense(self, params: Any, pooled_bxD: jax.Array) -> jax.Array:
+        return dense(params["dense"], pooled_bxD, self._dense) if self._dense else pooled_bxD
 
     def temperature(self, params: Any) -> Any:
         """Of the contrast: the setting, or what is learned."""
@@ -292,12 +312,18 @@ def make_step(
             nll = network.masked_lm(params, states, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / totals["masked"]
             loss += method.tlm_weight * metrics["tlm"]
-        if method.contrastive_weight:
+        if method.pools:
             start, length = batch.query
             if pools_last and at is not None:
                 pooled = hidden[-1][-len(start) :]
             else:
                 pooled = pool(hidden[method.layer], start, length, method.pooling)
+        if method.distill_weight:
+            teacher = jnp.tile(batch.teacher, (2, 1))  # of the first sentences, then of the second
+            found = distillation.distance(network.sentence_vectors(params, pooled), teacher, method.distill_loss)
+            metrics["distill"] = jnp.sum(found) / (2 * totals["pairs"])
+            loss += method.distill_weight * metrics["distill"]
+        if method.contrastive_weight:
             vectors, temperature = network.project(params, pooled), network.temperature(params)
             if pull is not None:  # the loss of the whole batch has been computed: its gradient goes on from here
                 surrogate = jnp.sum(pull[0] * temperature) + jnp.sum(pull[1] * vectors)
@@ -333,7 +359,7 @@ def make_step(
         whole, A = own_copy(params, specs.params, method.dtype), len(batch.rows.ids)
         trained, frozen = split(whole, method.frozen)
         keys, pull, ranked, after, totals = None, None, None, queues, {}
-        if method.contrastive_weight:
+        if method.pools:
             totals["pairs"] = batch.hashes.size // method.sides * mesh.size
         if queues:
             seed = jax.random.bits(rngs[2]) if method.key_dropout else None

@@ -147,7 +147,11 @@ def train(run: Run) -> None:
             schedule=schedule,
             evaluate=lambda state, step: evaluate(run, state.params, step),
             evaluate_every=config.eval.every,
-            metrics=("loss", "tlm", "contrastive", *(["word_alignment"] if run.words else [])),
+            metrics=(
+                *("loss", "tlm", "contrastive"),
+                *(["distill"] if run.losses.distill else []),
+                *(["word_alignment"] if run.words else []),
+            ),
             profile_to=workdir / "profile" if config.profile else None,
         ).run(state, start, run.steps)
     finally:
@@ -252,7 +256,7 @@ def export(run: Run, params: Any, directory: Path) -> None:
         sentence_transformers.write_modules(directory, trained, run.vectors)
     for dictionary in run.dictionaries:
         write_dictionary(directory / "dictionaries" / f"{dictionary.source}-{dictionary.target}.tsv", dictionary)
-    groups = ("data", "train", "contrastive", "tlm", "word_alignment")
+    groups = ("data", "train", "contrastive", "tlm", "distill", "word_alignment")
     after = scores.load_scores(scores_file(run)).get("after", [])
     model_card.write_card(
         directory,
@@ -327,6 +331,9 @@ def describe_losses(run: Run) -> str:
             f"{'learned ' * method.learn_temperature}temperature {method.temperature}"
             f"{f', margin {method.margin}' if method.margin else ''})"
         )
+    if losses.distill:
+        form = f"{method.distill_loss}, layer {method.layer}, {method.pooling}"
+        terms.append(f"distillation of {run.config.distill.teacher} x {losses.distill:g} ({form})")
     if losses.word_alignment:
         terms.append(f"alignment of word embeddings x {losses.word_alignment:g}")
     return " + ".join(terms)

@@ -33,7 +33,9 @@ from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import new_model
 from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
+from ppa_jax.jobs.align.teacher import open_teacher, teacher_vectors
 from ppa_jax.model.families import EncoderConfig
+from ppa_jax.objectives import distillation
 from ppa_jax.training import hosts, sharding
 from ppa_jax.training.freezing import EMBEDDINGS, parse_freeze
 from ppa_jax.training.limits import check_batch_size, check_training
@@ -69,6 +71,8 @@ LIMITS = {
     "contrastive.projection_dim": POSITIVE,
     "contrastive.layer": Limit(lambda n: n >= -1, "0 (the base's own), -1 (the last) or a layer from 1"),
     "contrastive.pooling": Limit(lambda name: name in ("", "cls", "mean"), "cls, mean or empty"),
+    "distill.weight": POSITIVE,
+    "distill.loss": one_of(*distillation.LOSSES),
     "tlm.weight": NOT_NEGATIVE,
     "tlm.dict_mlm": one_of("", "input", "label"),
 }
@@ -82,6 +86,7 @@ class Losses(NamedTuple):
 
     tlm: float = 0.0
     contrastive: float = 0.0
+    distill: float = 0.0
     word_alignment: float = 0.0
     joint: bool = False  # both sentences in one TLM sequence
     language_embeddings: bool = False
@@ -108,6 +113,7 @@ class Run:
     dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
     words: WordPairs | None  # the dictionaries' entries as token ids, for word alignment
     translations: np.ndarray | None  # the translation of every token id, for DICT-MLM
+    teacher: str  # what the vectors for distillation depend on; "" without
 
 
 # ---- checks before anything is opened ----
@@ -117,23 +123,28 @@ def validate(config: Config) -> Losses:
     """Checks the settings of an alignment, and returns its losses. Raises UserError naming the field."""
     check_shared(config)
     check(config, LIMITS)
-    tlm, words = config.tlm, config.word_alignment
+    tlm, contrast, words, distill = config.tlm, config.contrastive, config.word_alignment, config.distill
     if (words.weight or tlm.dict_mlm) and not words.dictionaries:
         raise UserError("config.word_alignment.dictionaries is empty: give a directory of files en-xx.tsv, or sample")
-    if not tlm.weight and not config.contrastive.weight:
+    if not (tlm.weight or contrast.weight or distill.teacher):
         raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
-    ranking = config.contrastive.weight and config.contrastive.objective == "ranking"
-    if ranking and config.contrastive.symmetric:
+    if distill.teacher and contrast.weight and contrast.objective == "momentum" and not contrast.symmetric:
+        raise UserError(
+            "config.distill.teacher: the contrast has to read both sentences of a pair, too; set "
+            "contrastive.objective=ranking, contrastive.symmetric=true or contrastive.weight=0"
+        )
+    ranking = contrast.weight and contrast.objective == "ranking"
+    if ranking and contrast.symmetric:
         raise UserError(
             "config.contrastive.symmetric: ranking has both directions; leave it out, or set objective=momentum"
         )
     if ranking and config.train.batch_size == 1:
         raise UserError("config.train.batch_size=1: ranking is among the pairs of a batch; give 2 or more")
     texts = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
-    if texts and config.contrastive.weight:
+    if texts and (contrast.weight or distill.teacher):
         raise UserError(
             f"config.data.pairs: {texts[0]}: text of one language has no translations to contrast; write "
-            "lang1-lang2=SOURCE for translations, or set config.contrastive.weight=0"
+            "lang1-lang2=SOURCE for translations, or set config.contrastive.weight=0 and no distill.teacher"
         )
     if not config.init:
         if not config.pretrain.steps:
@@ -142,7 +153,8 @@ def validate(config: Config) -> Losses:
         new_model.validate(config)
     return Losses(
         tlm=tlm.weight,
-        contrastive=config.contrastive.weight,
+        contrastive=contrast.weight,
+        distill=distill.weight if distill.teacher else 0.0,
         word_alignment=words.weight,
         joint=tlm.joint,
         language_embeddings=tlm.language_embeddings,
@@ -178,6 +190,8 @@ def check_new_model(config: Config, losses: Losses) -> None:
     frozen_modules(config, losses, encoder.num_layers, layer if layer > 0 else encoder.num_layers)
     read_test_sets(config)
     read_word_alignment(config, losses)
+    if losses.distill:
+        open_teacher(config, encoder.hidden_size)
 
 
 def check_sizes(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
@@ -307,6 +321,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     words = read_word_alignment(config, losses)
     pairs = open_pairs(config, tokenizer)
     logging.info("corpora:\n%s", markdown.table(*corpora.sources_table(pairs)))
+    teacher = add_teacher(config, pairs, pretrained, vectors) if losses.distill else ""
     data, lengths = config.data, [pair.lengths for pair in pairs]
     schedule = Schedule(lengths, config.train.batch_size, config.seed, data.temperature, data.shuffle_sides)
     batches = PairBatches(
@@ -316,10 +331,11 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         max_length=data.max_length,
         row_length=data.row_length or -(-longest_sequence(config, losses) // 64) * 64,
         mask_rate=config.tlm.mask_rate,
-        contrast=losses.contrastive > 0,
+        contrast=method.pools,
         tlm=losses.tlm > 0,
         sides=method.sides,
-        keys=not method.ranking,
+        keys=method.has_keys,
+        distill=losses.distill > 0,
         joint=losses.joint,
         shards=mesh.size,
         accumulate=config.train.accumulate,
@@ -343,6 +359,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         dictionaries=words,
         words=dictionaries.word_pairs(words, tokenizer) if losses.word_alignment else None,
         translations=dictionaries.translations(words, tokenizer) if losses.dict_mlm else None,
+        teacher=teacher,
     )
 
     # ---- workdir ----
@@ -354,6 +371,23 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
                 if vectors:
                     sentence_transformers.write_settings(staged, vectors)
     return run
+
+
+def add_teacher(
+    config: Config,
+    pairs: list[corpora.LanguagePair],
+    student: Pretrained,
+    vectors: sentence_transformers.Settings | None,
+) -> str:
+    """Gives every pair its teacher's vector, computed once; returns what they depend on. Raises as `open_teacher`."""
+    dense = student.params.get("dense") if vectors and vectors.dense else None
+    teacher = open_teacher(config, len(dense["bias"]) if dense else student.config.hidden_size)
+    for pair in pairs:
+        if config.plan:
+            pair.teacher = np.broadcast_to(np.float16(0), (len(pair), teacher.width))
+        else:
+            pair.teacher = teacher_vectors(teacher, pair, config.distill.language)
+    return teacher.identity
 
 
 def sentence_vectors(
@@ -368,7 +402,7 @@ def sentence_vectors(
       UserError: vectors are to be trained, and the base has modules that the export cannot keep, or a shorter
         maximum length.
     """
-    given = config.contrastive if losses.contrastive else None
+    given = config.contrastive if losses.contrastive or losses.distill else None
     try:
         own = sentence_transformers.read_settings(base)
     except UserError as error:
@@ -424,11 +458,14 @@ def make_method(
         tlm_weight=losses.tlm,
         contrastive_weight=losses.contrastive,
         word_alignment_weight=losses.word_alignment,
+        distill_weight=losses.distill,
+        distill_loss=config.distill.loss if losses.distill else "",
         dict_mlm=losses.dict_mlm,
         **contrast,
         layer=layer,
         pooling=vectors.pooling if vectors else "cls",
         dense=vectors.dense if vectors else "",
+        normalize=vectors.normalize if vectors else False,
         max_tlm_length=longest_sequence(config, losses),
         mask_id=tokenizer.mask_id,
         vocab_size=tokenizer.vocab_size,
@@ -450,6 +487,7 @@ def claim_workdir(run: Run, base: Path) -> None:
         "batches": VERSION,
         "vectors": run.vectors and dataclasses.asdict(run.vectors),
         "losses": run.losses._asdict(),
+        "teacher": run.teacher,
     }
     dense = sentence_transformers.dense_directory(base)
     if dense and "dense" in run.pretrained.params:

@@ -112,6 +112,23 @@ def test_what_a_run_leaves(whole):
     assert list((whole.workdir / "tensorboard").iterdir())
 
 
+def test_text_in_several_languages_is_one_source(command, tmp_path):
+    """Beside a pair: counted in the report, listed in the model card, and drawn from in every step."""
+    fields = {
+        "data.pairs": "ru-es-zh=sample:0-40,en-de=sample:0-40",
+        "train.steps": 0,
+        "train.epochs": 1,
+        "data.max_pair_pieces": 100,
+        "mesh.data": 1,
+    }
+    assert main(command(tmp_path, fields)) == 0
+    assert len(read_metrics(tmp_path)) == 10, "80 lines in batches of 8"
+    assert "| ru-es-zh | sample:0-40 | 40 | 40 |" in (tmp_path / "report.md").read_text()
+    card = (tmp_path / "export/README.md").read_text()
+    assert all(f"- {code}\n" in card for code in ("de", "en", "es", "ru", "zh"))
+    assert set(json.loads((tmp_path / "config.json").read_text())["content"]["data"]) == {"ru-es-zh", "en-de"}
+
+
 def test_random_pieces_are_of_the_tokenizer(whole):
     tokenizer = load_tokenizer(whole.workdir / "base")
     assert whole.method.vocab_size == tokenizer.vocab_size
