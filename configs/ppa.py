@@ -84,6 +84,10 @@ def get_config(mode: str = "") -> Any:
             loss="mse",  # mean squared difference; or cosine
             language="en",  # whose sentences the teacher reads; where a pair lacks it, those of its first language
         ),
+        rtl=dict(  # representation translation, DAP's (arXiv 2305.09148); no part of PPA
+            weight=0.0,  # DAP's code has 0.1; 0: off
+            target="en",  # languages that are rebuilt from their translations: the first of the list that a pair has
+        ),
         word_alignment=dict(  # the auxiliary loss of ALIGN-MLM; no part of PPA
             weight=0.0,  # of minus the mean cosine of dictionary pairs' word embeddings; ALIGN-MLM has 10; 0: off
             dictionaries="",  # directory with en-xx.tsv (MUSE), comma-separated files, or sample: the sample's

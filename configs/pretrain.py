@@ -14,8 +14,10 @@ from typing import Any
 
 from ppa_jax.config import leave_out, load
 
-# Settings of the alignment that this job does not have: its losses of vectors, and what the objective determines.
-WITHOUT = ("contrastive", "distill", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm")
+# Settings of the alignment that this job does not have: its losses of pairs, and what the objective determines.
+WITHOUT = (
+    "contrastive", "distill", "rtl", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm",
+)  # fmt: skip
 
 
 def get_config(mode: str = "") -> Any:

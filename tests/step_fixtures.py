@@ -82,6 +82,7 @@ def make(params, number_pairs, number_tokenizer, rows_of_several_widths):
             sides=method.sides,
             keys=method.has_keys,
             distill=method.distill_weight > 0,
+            rtl_targets=("a",) if method.rtl_weight else (),
             tlm=method.tlm_weight > 0,
             shards=devices,
             accumulate=accumulate,

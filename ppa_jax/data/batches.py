@@ -38,6 +38,20 @@ class SentenceSpans(NamedTuple):
     length: np.ndarray  # the same, with special tokens
 
 
+class Translation(NamedTuple):
+    """What RTL's head reads and predicts. A sequence is the source's tokens without [CLS], then the target's masked."""
+
+    rows: Rows  # [A, S, R]: [MASK] everywhere; positions are those in the source, and again in the target
+    source: np.ndarray  # [A, S, R]: the index in `Batch.rows` of each source token; N for others
+    at: np.ndarray  # [A, S, M] of each target token in `rows`; R for an unused place
+    labels: np.ndarray  # [A, S, M]: the target tokens
+
+    @property
+    def used(self) -> Any:
+        """[A, S, M] bool: which of the M places hold a token."""
+        return self.at < self.source.shape[-1]
+
+
 class Batch(NamedTuple):
     """One global batch. Parts that only a loss of weight 0 needs are None, and not computed."""
 
@@ -50,15 +64,18 @@ class Batch(NamedTuple):
     slots: Any  # Slots, [A, S, M]
     types: Any = None  # [A, S, N]: XLM's language of each token of `rows`
     teacher: Any = None  # [A, S, b, E] float32: the teacher's vector of each pair
+    translation: Any = None  # Translation
 
 
 class Needs(NamedTuple):
     """The sizes of the K = A * S blocks of a batch, known before any text is read."""
 
-    query: np.ndarray  # [K, b] tokens; [K, 2b] of both sides
+    query: np.ndarray  # [K, b] tokens; [K, 2b] of both sides, 0 where only one is encoded
     tlm: np.ndarray  # [K, T] tokens
     key: np.ndarray  # as `query`, of the translations; [K, 0] without a key encoder
     counts: np.ndarray  # [K, T] masked positions
+    rtl: np.ndarray  # [K, b] tokens of RTL's sequences
+    targets: int  # that RTL predicts, of the block that has most
 
     @property
     def encoded(self) -> np.ndarray:
@@ -78,6 +95,7 @@ class Block(NamedTuple):
     tlm: np.ndarray
     key: np.ndarray
     counts: np.ndarray  # [T] masked positions
+    rtl: np.ndarray
 
 
 def sentence_hash(text: str) -> int:
@@ -103,6 +121,7 @@ class PairBatches:
       joint: TLM has both sentences in one sequence; otherwise each is a sequence of its own, which is plain masked LM.
         Text of one language always is.
       mask_rate: share of the tokens that are masked.
+      rtl_targets: the languages that RTL rebuilds from their translations, the first that a pair has; empty: no RTL.
       shards, accumulate: S and A.
       own_shards: the shards of this process, all by default; only their texts are read.
       languages: XLM's form of TLM: the token type of every token is its language (an index into this tuple), and
@@ -121,6 +140,7 @@ class PairBatches:
     sides: int = 1
     keys: bool = True
     joint: bool = True
+    rtl_targets: tuple[str, ...] = ()
     shards: int = 1
     accumulate: int = 1
     own_shards: Sequence[int] = ()
@@ -138,6 +158,8 @@ class PairBatches:
             key=packing.find_layout([list(needs.key) for needs in tried], key_widths),
             # Arrays need at least one slot, even if nothing is masked.
             slots=max(1, *(needs.slots for needs in tried)),
+            rtl=packing.find_layout([list(needs.rtl) for needs in tried], widths) if self.rtl_targets else (),
+            targets=max(needs.targets for needs in tried),
         )
         self.ladder = Ladder(base, widths[-1], key_widths[-1])
 
@@ -174,12 +196,33 @@ class PairBatches:
         pieces = np.where(joint, one, lengths)[:, :, :n].reshape(K, -1)
         special = np.where(joint, (3, 0), 2)[:, :, :n].reshape(K, -1)
         none = np.zeros((K, 0), np.int64)
+        encoded, target = self._encoded(plan)[order], self._targets(plan)[order]
+        predicted = np.where(target < 0, 0, np.where(target == 0, first, second))
         return Needs(
-            query=np.concatenate([first, second][: self.sides], axis=1) + 2 if self.contrast else none,
+            query=np.concatenate(
+                [none, *((lengths[:, :, s] + 2) * x for s, x in enumerate(np.moveaxis(encoded, 2, 0)))], 1
+            ),
             tlm=pieces + special,
             key=np.concatenate([second, first][: self.sides], axis=1) + 2 if self.contrast and self.keys else none,
             counts=masked_count(pieces, self.mask_rate),
+            rtl=np.where(target < 0, 0, first + second + 1),
+            targets=int(predicted.sum(axis=1).max(initial=0)),
         )
+
+    def _encoded(self, plan: BatchPlan) -> np.ndarray:
+        """[B, 0 to 2] bool: which sentences of each pair pass the query encoder alone, not in TLM."""
+        contrasted = np.arange(2) < self.sides * self.contrast
+        translated = np.arange(2) == np.where(self._targets(plan) < 0, 2, 1 - self._targets(plan))[:, None]
+        return (contrasted | translated)[:, : 2 if self.rtl_targets else self.sides * self.contrast]
+
+    def _targets(self, plan: BatchPlan) -> np.ndarray:
+        """[B]: which sentence of each pair RTL rebuilds; -1: neither."""
+        ranks = np.full(plan.sides.shape, len(self.rtl_targets))
+        for s, source in enumerate(self.sources if self.rtl_targets else ()):
+            ranked = np.array([[*self.rtl_targets, x].index(x) for x in source.languages])
+            own = plan.source == s
+            ranks[own] = ranked[plan.sides[own]]
+        return np.where(ranks.min(axis=1) < len(self.rtl_targets), ranks.argmin(axis=1), -1)
 
     def make(self, step: int) -> Batch:
         """The batch of `step`: this process's shards, in a shape of the ladder."""
@@ -235,9 +278,10 @@ class PairBatches:
         cls, sep, pad = self.tokenizer.cls_id, self.tokenizer.sep_id, self.tokenizer.pad_id
         B = self.schedule.batch_size
         sides = [tokens[int(n)] for n in numbers]
-        order = range(self.sides if self.contrast else 0)
-        queries = [[cls, *pair[s], sep] for s in order for pair in sides]
-        query_numbers = np.concatenate([numbers[:0], *(3 * B * s + numbers for s in order)])  # TLM's are from B to 3B
+        encoded = self._encoded(plan)[numbers].T
+        queries = [[cls, *pair[s], sep] if x[i] else [] for s, x in enumerate(encoded) for i, pair in enumerate(sides)]
+        # TLM's numbers are from B to 3B.
+        query_numbers = np.concatenate([numbers[:0], *(3 * B * s + numbers for s in range(len(encoded)))])
         tlm: list[list[int]] = []
         middle, tlm_numbers = np.zeros(0, int), numbers[:0]
         if self.tlm:
@@ -252,12 +296,13 @@ class PairBatches:
         batch = Batch(packing.fill(starts, queries + tlm, segment, shape.query, pad), *[None] * 6)
         if self.languages is not None:
             batch = self._with_languages(batch, block.tlm, tlm, middle, self._sides_of(plan, numbers).reshape(-1))
+        n = self.sides * len(numbers)
         if self.contrast:
-            batch = batch._replace(query=SentenceSpans(*_int32(block.query, [len(x) for x in queries])))
+            batch = batch._replace(query=SentenceSpans(*_int32(block.query[:n], [len(x) for x in queries[:n]])))
         if self.contrast and self.keys:
-            keys = [[cls, *pair[1 - s], sep] for s in order for pair in sides]
+            keys = [[cls, *pair[1 - s], sep] for s in range(self.sides) for pair in sides]
             batch = batch._replace(
-                key_rows=packing.fill(block.key, keys, query_numbers, shape.key, pad),
+                key_rows=packing.fill(block.key, keys, query_numbers[:n], shape.key, pad),
                 key=SentenceSpans(*_int32(block.key, [len(x) for x in keys])),
             )
         if self.tlm:
@@ -269,7 +314,30 @@ class PairBatches:
                 sequences=Sequences(*_int32(tlm_numbers, block.tlm, [len(x) for x in tlm], middle)),
                 slots=Slots(*_int32(sequence, rank)),
             )
+        if self.rtl_targets:
+            batch = batch._replace(translation=self._translation(block, shape, numbers, plan, sides))
         return batch
+
+    def _translation(
+        self, block: Block, shape: Shape, numbers: np.ndarray, plan: BatchPlan, sides: list[tuple[list[int], list[int]]]
+    ) -> Translation:
+        """RTL's part of a block whose pairs have the tokens `sides`."""
+        targets, mask, pad = self._targets(plan)[numbers], self.tokenizer.mask_id, self.tokenizer.pad_id
+        masks = [[mask] * (len(a) + len(b) + 1) if t >= 0 else [] for (a, b), t in zip(sides, targets, strict=True)]
+        rows = packing.fill(block.rtl, masks, numbers, shape.rtl, pad)
+        source, at = np.full(rows.ids.size, packing.capacity(shape.query)), np.full(shape.targets, rows.ids.size)
+        labels, used = np.zeros(shape.targets, int), 0
+        for i in np.flatnonzero(targets >= 0):
+            read, predicted = sides[i][1 - targets[i]], sides[i][targets[i]]
+            first = block.rtl[i] + len(read) + 1  # of the target; the source has its [SEP]
+            here = slice(block.rtl[i], first)
+            own = slice(used, used + len(predicted))
+            rows.positions[here] = 1 + np.arange(len(read) + 1)
+            source[here] = block.query[(1 - targets[i]) * len(numbers) + i] + rows.positions[here]
+            at[own], labels[own] = first + np.arange(len(predicted)), predicted
+            rows.positions[at[own]] = 1 + np.arange(len(predicted))
+            used += len(predicted)
+        return Translation(rows, *_int32(source, at, labels))
 
     def _sides_of(self, plan: BatchPlan, numbers: np.ndarray) -> np.ndarray:
         """[b, 2]: the numbers of the languages of the first and second sentence of each pair."""
@@ -322,14 +390,15 @@ def _leave_signals(number: int, of: int) -> None:
 
 def _pack(needs: Needs, shape: Shape) -> list[Block] | None:
     """The positions of the sequences of each block in a shape; None if one of the blocks does not fit."""
-    if needs.slots > shape.slots:
+    if needs.slots > shape.slots or needs.targets > shape.targets:
         return None
     starts = packing.pack_blocks(needs.encoded, shape.query)
     keys = None if starts is None else packing.pack_blocks(needs.key, shape.key)
-    if starts is None or keys is None:
+    rtl = packing.pack_blocks(needs.rtl, shape.rtl) if shape.rtl else np.zeros_like(needs.rtl)
+    if starts is None or keys is None or rtl is None:
         return None
     b = needs.query.shape[1]
-    return [Block(*block) for block in zip(starts[:, :b], starts[:, b:], keys, needs.counts, strict=True)]
+    return [Block(*block) for block in zip(starts[:, :b], starts[:, b:], keys, needs.counts, rtl, strict=True)]
 
 
 def _int32(*arrays: Any) -> list[np.ndarray]:

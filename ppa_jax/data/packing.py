@@ -231,6 +231,8 @@ class Shape:
     query: Layout
     key: Layout
     slots: int  # masked positions
+    rtl: Layout = ()  # of RTL's head; empty without it
+    targets: int = 0  # tokens that RTL predicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +245,7 @@ class Ladder:
 
     Attributes:
       base: the shape that holds nearly all batches, so that a run compiles the step once or twice.
-      query_width: of the widest row of queries and TLM sequences.
+      query_width: of the widest row of queries, TLM sequences and RTL's.
       key_width: of the widest row of keys.
     """
 
@@ -261,5 +263,6 @@ class Ladder:
             rows[width] = rows.get(width, 0) + times * max(1, capacity(layout) // (32 * width))
             return tuple((r, w) for w, r in sorted(rows.items()) if r)
 
-        slots = base.slots + times * -(-base.slots // 32)
-        return Shape(higher(base.query, self.query_width), higher(base.key, self.key_width), slots)
+        query, key = higher(base.query, self.query_width), higher(base.key, self.key_width)
+        slots, targets = (n + times * -(-n // 32) for n in (base.slots, base.targets))
+        return Shape(query, key, slots, higher(base.rtl, self.query_width) if base.rtl else (), targets)

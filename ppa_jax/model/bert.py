@@ -263,6 +263,7 @@ class Encoder(nn.Module):
         layers: int | None = None,
         layout: Layout | None = None,
         output_positions: Int[Array, "B K"] | None = None,
+        embedded: Float[Array, "B L D"] | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer; [B, K, D] with `output_positions`.
 
@@ -277,13 +278,16 @@ class Encoder(nn.Module):
           layout: how many rows of each width the L tokens are, one after the other; None: each of the B is one row.
           output_positions: the tokens whose last states are wanted. The last block then runs its dense layers, three
             quarters of its operations, on these alone.
+          embedded: states to begin with instead of the embeddings of `ids`, which need no parameters then.
         """
         layout = layout or ((1, ids.shape[1]),)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments, token_types)
-        x: Any = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
-        if seeds is not None and self.config.hidden_dropout > 0:
-            x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
+        x: Any = embedded
+        if x is None:
+            x = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
+            if seeds is not None and self.config.hidden_dropout > 0:
+                x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
         layers = self.config.num_layers if layers is None else layers
         alike = layers - (output_positions is not None)  # blocks

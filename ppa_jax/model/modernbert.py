@@ -254,19 +254,21 @@ class Encoder(nn.Module):
         layers: int | None = None,
         layout: Layout | None = None,
         output_positions: Int[Array, "B K"] | None = None,
+        embedded: Float[Array, "B L D"] | None = None,
     ) -> Array | tuple[Array, ...]:
         """Hidden states [B, L, D] of the last layer, after the final norm; [B, K, D] with `output_positions`.
 
-        Args as those of `bert.Encoder`; `token_types` are not read. With `all_hidden`, all states but the embeddings'
-        are after the final norm.
+        Args as those of `bert.Encoder`; `token_types` only tell tokens apart for dropout. With `all_hidden`, all
+        states but the embeddings' are after the final norm.
         """
         c = self.config
         layout = layout or ((1, ids.shape[1]),)
         layers = c.num_layers if layers is None else layers
-        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments)
-        embedded: Any = Embeddings(c, name="embeddings")(ids)
-        if seeds is not None and c.embedding_dropout > 0:
-            embedded = drop.drop_features(embedded, drop.at_site(seeds, 0), c.embedding_dropout)
+        seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments, token_types)
+        if embedded is None:
+            embedded = Embeddings(c, name="embeddings")(ids)
+            if seeds is not None and c.embedding_dropout > 0:
+                embedded = drop.drop_features(embedded, drop.at_site(seeds, 0), c.embedding_dropout)
         d = c.hidden_size // c.num_heads
         by = {True: rotations(positions, c.full_theta, d), False: rotations(positions, c.sliding_theta, d)}
 

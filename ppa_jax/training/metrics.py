@@ -227,6 +227,7 @@ _FORMATS = {  # in this order: a narrow terminal truncates the line
     "tokens_per_second": "{:,.0f} tok/s",
     "tlm": "tlm {:.3f}",
     "contrastive": "contrastive {:.3f}",
+    "rtl": "rtl {:.3f}",
     "distill": "distill {:.4f}",
     "word_alignment": "word cosine {:.3f}",
     "padding": "padding {:.1%}",
@@ -236,7 +237,7 @@ _FORMATS = {  # in this order: a narrow terminal truncates the line
 def progress_line(step: int, total: int, values: Mapping[str, Any], *, first: int, elapsed: float) -> str:
     """One line of text; the time left is estimated from the `elapsed` seconds since step `first` of this run.
 
-    `values`, each optional: loss, tlm, contrastive, distill, word_alignment, accuracy (of the contrast, 0 to 1),
+    `values`, each optional: loss, tlm, contrastive, rtl, distill, word_alignment, accuracy (of the contrast, 0 to 1),
     tokens_per_second (real tokens, without padding), padding (share, 0 to 1). NaN means unknown and is not shown.
     """
     return tqdm.format_meter(step, total, elapsed, initial=first, bar_format=LINE, postfix=_shown(values))

@@ -97,10 +97,21 @@ BAD_FIELDS = [
     ({"train.freeze": "embeddings,0"}, "config.train.freeze=embeddings,0: nothing is left to train of the encoder"),
     ({"tlm.mask_rate": 1.5}, "config.tlm.mask_rate=1.5: must be"),
     ({"tlm.weight": -1}, "config.tlm.weight=-1.0: must be"),
-    ({"tlm.weight": 0, "contrastive.weight": 0}, "are both 0"),
+    ({"tlm.weight": 0, "contrastive.weight": 0}, "are all 0"),
     ({"contrastive.pooling": "max"}, "config.contrastive.pooling=max: must be cls, mean or empty"),
     ({"contrastive.momentum": 1.1}, "config.contrastive.momentum=1.1: must be"),
     ({"contrastive.objective": "rank"}, "config.contrastive.objective=rank: must be one of momentum, ranking"),
+    ({"rtl.weight": -1}, "config.rtl.weight=-1.0: must be 0 or more"),
+    ({"rtl.weight": 1, "rtl.target": "fr,es"}, "config.rtl.target=fr,es: en-de=sample:0-300 has no side in it"),
+    ({"rtl.weight": 1, "rtl.target": ""}, "config.rtl.target=: en-de=sample:0-300 has no side in it"),
+    (
+        {"rtl.weight": 1, "tlm.weight": 0, "data.row_length": 32},
+        "data.row_length=32: the longest sequence has 41 pieces",
+    ),
+    (
+        {"rtl.weight": 1, "contrastive.weight": 0, "data.pairs": "en=sample:0-9"},
+        "en=sample:0-9: text of one language has no translations",
+    ),
     ({"contrastive.margin": -0.1}, "config.contrastive.margin=-0.1: must be 0 or more"),
     (
         {"contrastive.objective": "ranking", "contrastive.symmetric": "true"},

@@ -19,6 +19,7 @@ ALIGNMENT_PANELS = (
     Panel("loss", "Loss (weighted sum)", "nats"),
     Panel("tlm", "TLM (translation language model)", "nats per masked piece"),
     Panel("contrastive", "Contrastive loss (InfoNCE)", "nats per pair"),
+    Panel("rtl", "RTL (representation translation)", "nats per token"),
     Panel("distill", "Distance to the teacher's vectors", "mean of both sentences"),
     Panel("word_alignment", "Word alignment", "mean cosine of the dictionary's pairs"),
     Panel("contrastive_accuracy", "Own translation ranked first in the queue or the batch", "% of pairs", 100.0),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.data.batches import Batch, PairBatches
-from ppa_jax.jobs.align.method import Method
+from ppa_jax.jobs.align.method import Method, rtl_head_config
 from ppa_jax.model.families import EncoderConfig
 
 
@@ -46,11 +46,15 @@ def batch_flops(method: Method, config: EncoderConfig, batch: Batch) -> float:
 
     masked = 0 if batch.slots is None else int((batch.slots.rank >= 0).sum())
     pooled = batch.query.start.size if method.pools_last(config) else 0
-    total = trained(batch.rows, method.blocks(config), None if pooled and method.pooling != "cls" else masked + pooled)
+    total = trained(batch.rows, method.blocks(config), None if method.reads_all(config) else masked + pooled)
     if batch.key_rows is not None:
         total += vectors(batch.key_rows, batch.key)
     elif method.contrastive_weight and len(batch.rows.ids) > 1:  # ranking in parts
         total += vectors(batch.rows, batch.query)
+    if batch.translation is not None:
+        targets = int(batch.translation.used.sum())
+        total += 3 * rtl_head_config(config).flops(lengths_of(batch.translation.rows), read=targets)
+        masked += targets
     if "embeddings" in method.frozen:  # no gradient of the decoder's table
         total -= 2 * masked * config.hidden_size * config.vocab_size
     return total + 3 * masked * config.flops_per_prediction()

@@ -8,6 +8,8 @@ One step, on a batch of sentences that translate each other:
    Or ranking: both through the query encoder, and each ranked among the other side of the whole batch, both ways.
    As an option, the vectors of both sentences are drawn to a teacher's vector of one of them (distillation).
    As an option, the word embeddings of dictionary pairs are drawn together, too (the auxiliary loss of ALIGN-MLM).
+   Representation translation (RTL; Li et al. 2023, arXiv 2305.09148), an option: from the states of one sentence's
+   tokens, a head of two blocks rebuilds the other sentence, which it sees as [MASK]s.
 3. The optimizer moves the query side by the gradient of the weighted sum; the key side follows as a moving average; the
    batch's keys replace the oldest in the queue. Ranking has neither key side nor queue.
 
@@ -23,6 +25,7 @@ positions of b pairs, D width, P projection, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,10 +37,11 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ppa_jax.data.batches import Batch
+from ppa_jax.data.batches import Batch, Translation
 from ppa_jax.data.packing import Rows
 from ppa_jax.model.families import EncoderConfig, make_encoder, make_masked_lm_head
 from ppa_jax.model.heads import ProjectionHead
+from ppa_jax.model.modernbert import FULL
 from ppa_jax.model.pooling import dense, pool
 from ppa_jax.objectives import contrastive, distillation, masked_lm, masking, word_alignment
 from ppa_jax.training.freezing import merge, split
@@ -61,6 +65,7 @@ class Method:
 
     tlm_weight: float = 1.0
     contrastive_weight: float = 1.0
+    rtl_weight: float = 0.0
     word_alignment_weight: float = 0.0  # with a dictionary
     distill_weight: float = 0.0  # with a teacher's vectors
     distill_loss: str = "mse"  # or "cosine"
@@ -113,6 +118,11 @@ class Method:
         """How many blocks the query encoder runs: none above the contrast's layer, unless for TLM."""
         return config.num_layers if self.tlm_weight else self.layer
 
+    def reads_all(self, config: EncoderConfig) -> bool:
+        """Whether a loss reads all of the last states that the query encoder computes."""
+        reads_tokens = self.rtl_weight or (self.pools and self.pooling != "cls")
+        return bool(reads_tokens) and self.layer == self.blocks(config)
+
     def pools_last(self, config: EncoderConfig) -> bool:
         """Whether vectors of sentences are made of the last of the states that the query encoder computes."""
         return self.pools and self.layer == self.blocks(config)
@@ -139,11 +149,14 @@ def init_state(
     params: Any, method: Method, config: EncoderConfig, optimizer: Any, *, batch_size: int, seed: int
 ) -> State:
     """The state before the first step. `params` lacks what the method does not train; a missing projection is drawn."""
+    mlm_head = params.get("mlm_head")
     params = {name: params[name] for name in ("encoder", "mlm_head", "dense", "projection") if name in params}
     if not method.tlm_weight:
         params.pop("mlm_head", None)
     if not method.pools:
         params.pop("dense", None)
+    if method.rtl_weight:
+        params["rtl_head"] = init_rtl_head(params, mlm_head, config)
     key_params, queues = {}, []
     if method.contrastive_weight:
         if "projection" not in params:
@@ -174,6 +187,28 @@ def _as_fields(queues: Sequence[Any]) -> dict[str, Any]:
     return dict(itertools.zip_longest(("queue", "first_queue"), queues))
 
 
+def rtl_head_config(config: EncoderConfig) -> EncoderConfig:
+    """Of RTL's head: two blocks, or one if the encoder has no more; in ModernBERT both attend to all."""
+    layers = min(2, config.num_layers)
+    own = {"layer_types": (FULL,) * layers} if config.model_type == "modernbert" else {}
+    return dataclasses.replace(config, num_layers=layers, **own)
+
+
+def init_rtl_head(params: Any, mlm_head: Any, config: EncoderConfig) -> Any:
+    """RTL's head before the first step: copies of the encoder's last blocks and of the masked-LM head."""
+    head = rtl_head_config(config)
+    first = config.num_layers - head.num_layers
+    given = params["encoder"] | {f"layer_{i}": params["encoder"][f"layer_{first + i}"] for i in range(head.num_layers)}
+    token, states = jnp.zeros((1, 1), int), jnp.zeros((1, 1, config.hidden_size))
+    init = functools.partial(make_encoder(head).init, embedded=states)
+    wanted = jax.eval_shape(init, jax.random.key(0), token, token, token)["params"]  # a part of what is given
+
+    def copies(wanted, given):
+        return {k: copies(x, given[k]) if isinstance(x, dict) else jnp.copy(given[k]) for k, x in wanted.items()}
+
+    return {"encoder": copies(wanted, given), "mlm_head": jax.tree.map(jnp.copy, mlm_head)}
+
+
 def state_shardings(state: Any, rules: Rules, mesh: Mesh) -> Any:
     """Where every leaf of the state lives: parameters and moments by the rules, the queue split as the batch."""
     shardings = tree_shardings(state, rules, mesh)
@@ -186,6 +221,7 @@ class Network:
 
     def __init__(self, method: Method, config: EncoderConfig) -> None:
         self._encoder = make_encoder(config, method.dtype, method.remat, method.scan, method.frozen)
+        self._rtl_head = make_encoder(rtl_head_config(config), method.dtype, method.remat)
         self._mlm_head = make_masked_lm_head(config, method.dtype)
         self._projection = ProjectionHead(config.hidden_size, method.projection_dim)
         self._dense, self._normalize = method.dense, method.normalize
@@ -215,6 +251,23 @@ class Network:
         states, bias = head
         words_VxD = params["encoder"]["embeddings"]["word_embeddings"]["embedding"]
         return self._cross_entropy(states, bias, words_VxD, labels_M)
+
+    def rebuild(self, params: Any, states_NxD: jax.Array, translation: Translation, seed: Any) -> jax.Array:
+        """The cross-entropy of each target token, [M], from the states of the source's tokens (RTL)."""
+        rows, source_R, at_M, labels_M = translation
+        is_target_R = source_R == len(states_NxD)
+        masks_RxD = self.encode(params, rows, seed, layers=0)[0]
+        known_RxD = states_NxD.at[source_R].get(mode="clip")
+        states = self._rtl_head.apply(
+            {"params": params["rtl_head"]["encoder"]},
+            *(x[None] for x in (rows.ids, rows.positions, rows.segments)),
+            is_target_R[None].astype(jnp.int32),  # for dropout: positions restart
+            dropout_seed=seed if self._dropout else None,
+            layout=rows.layout,
+            output_positions=at_M[None],
+            embedded=jnp.where(is_target_R[:, None], masks_RxD, known_RxD)[None],
+        )
+        return self.masked_lm(params | {"mlm_head": params["rtl_head"]["mlm_head"]}, states[0], labels_M)
 
     def project(self, params: Any, pooled_bxD: jax.Array) -> Any:
         """The vectors that are contrasted, [b, P], of length 1."""
@@ -303,7 +356,7 @@ def make_step(
         if pools_last:
             read.append(batch.query.start)
         # The last block computes only the states that a loss reads. The mean of a sentence reads them all.
-        at = None if pools_last and method.pooling != "cls" else jnp.concatenate(read)
+        at = None if method.reads_all(config) else jnp.concatenate(read)
         hidden = network.encode(params, rows, jax.random.bits(rngs[1]), layers, at, batch.types)
 
         loss, metrics = 0.0, {}
@@ -312,6 +365,11 @@ def make_step(
             nll = network.masked_lm(params, states, masked.labels)
             metrics["tlm"] = jnp.sum(nll * masked.weights) / totals["masked"]
             loss += method.tlm_weight * metrics["tlm"]
+        if method.rtl_weight:
+            seed = jax.random.bits(jax.random.fold_in(rngs[1], 1))
+            nll = network.rebuild(params, hidden[method.layer], batch.translation, seed)
+            metrics["rtl"] = jnp.sum(nll * batch.translation.used) / totals["targets"]
+            loss += method.rtl_weight * metrics["rtl"]
         if method.pools:
             start, length = batch.query
             if pools_last and at is not None:
@@ -371,6 +429,8 @@ def make_step(
             *ranked, pull = rank_whole_batch(whole, batch, jax.random.bits(rngs[1]), totals["pairs"])
         if method.tlm_weight:
             totals["masked"] = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.slots.rank >= 0), BATCH_AXES))
+        if method.rtl_weight:
+            totals["targets"] = jnp.maximum(1, jax.lax.psum(jnp.sum(batch.translation.used), BATCH_AXES))
 
         negatives = after if method.in_batch else queues
 

@@ -150,6 +150,7 @@ def train(run: Run) -> None:
             metrics=(
                 *("loss", "tlm", "contrastive"),
                 *(["distill"] if run.losses.distill else []),
+                *(["rtl"] if run.losses.rtl else []),
                 *(["word_alignment"] if run.words else []),
             ),
             profile_to=workdir / "profile" if config.profile else None,
@@ -256,7 +257,7 @@ def export(run: Run, params: Any, directory: Path) -> None:
         sentence_transformers.write_modules(directory, trained, run.vectors)
     for dictionary in run.dictionaries:
         write_dictionary(directory / "dictionaries" / f"{dictionary.source}-{dictionary.target}.tsv", dictionary)
-    groups = ("data", "train", "contrastive", "tlm", "distill", "word_alignment")
+    groups = ("data", "train", "contrastive", "tlm", "rtl", "distill", "word_alignment")
     after = scores.load_scores(scores_file(run)).get("after", [])
     model_card.write_card(
         directory,
@@ -331,6 +332,9 @@ def describe_losses(run: Run) -> str:
             f"{'learned ' * method.learn_temperature}temperature {method.temperature}"
             f"{f', margin {method.margin}' if method.margin else ''})"
         )
+    if losses.rtl:
+        target = " or ".join(run.batches.rtl_targets)
+        terms.append(f"representation translation into {target} x {losses.rtl:g} (layer {method.layer})")
     if losses.distill:
         form = f"{method.distill_loss}, layer {method.layer}, {method.pooling}"
         terms.append(f"distillation of {run.config.distill.teacher} x {losses.distill:g} ({form})")

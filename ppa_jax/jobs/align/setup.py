@@ -18,7 +18,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from ppa_jax import storage
-from ppa_jax.config import NOT_NEGATIVE, POSITIVE, SEED, Config, Limit, at_least, check, one_of, training_steps
+from ppa_jax.config import NOT_NEGATIVE, POSITIVE, SEED, Config, Limit, at_least, check, entries, one_of, training_steps
 from ppa_jax.data import corpora, dictionaries, sample, sources
 from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.dictionaries import ENGLISH, Dictionary, WordPairs
@@ -73,6 +73,7 @@ LIMITS = {
     "contrastive.pooling": Limit(lambda name: name in ("", "cls", "mean"), "cls, mean or empty"),
     "distill.weight": POSITIVE,
     "distill.loss": one_of(*distillation.LOSSES),
+    "rtl.weight": NOT_NEGATIVE,
     "tlm.weight": NOT_NEGATIVE,
     "tlm.dict_mlm": one_of("", "input", "label"),
 }
@@ -87,6 +88,7 @@ class Losses(NamedTuple):
     tlm: float = 0.0
     contrastive: float = 0.0
     distill: float = 0.0
+    rtl: float = 0.0
     word_alignment: float = 0.0
     joint: bool = False  # both sentences in one TLM sequence
     language_embeddings: bool = False
@@ -126,8 +128,15 @@ def validate(config: Config) -> Losses:
     tlm, contrast, words, distill = config.tlm, config.contrastive, config.word_alignment, config.distill
     if (words.weight or tlm.dict_mlm) and not words.dictionaries:
         raise UserError("config.word_alignment.dictionaries is empty: give a directory of files en-xx.tsv, or sample")
-    if not (tlm.weight or contrast.weight or distill.teacher):
-        raise UserError("config.tlm.weight and config.contrastive.weight are both 0: nothing to train")
+    if not (tlm.weight or contrast.weight or distill.teacher or config.rtl.weight):
+        raise UserError("config.tlm.weight, contrastive.weight and rtl.weight are all 0: nothing to train")
+    targets, pairs = entries(config.rtl.target), sources.parse_pairs(config.data.pairs)
+    without = [str(source) for source in pairs if config.rtl.weight and not {*targets} & {*source.languages}]
+    if without:
+        raise UserError(
+            f"config.rtl.target={config.rtl.target}: {without[0]} has no side in it; write the target of each pair, as "
+            "en,de: the first that a pair has; or set rtl.weight=0"
+        )
     if distill.teacher and contrast.weight and contrast.objective == "momentum" and not contrast.symmetric:
         raise UserError(
             "config.distill.teacher: the contrast has to read both sentences of a pair, too; set "
@@ -140,11 +149,11 @@ def validate(config: Config) -> Losses:
         )
     if ranking and config.train.batch_size == 1:
         raise UserError("config.train.batch_size=1: ranking is among the pairs of a batch; give 2 or more")
-    texts = [str(source) for source in sources.parse_pairs(config.data.pairs) if len(source.languages) == 1]
-    if texts and (contrast.weight or distill.teacher):
+    texts = [str(source) for source in pairs if len(source.languages) == 1]
+    if texts and (contrast.weight or config.rtl.weight or distill.teacher):
         raise UserError(
-            f"config.data.pairs: {texts[0]}: text of one language has no translations to contrast; write "
-            "lang1-lang2=SOURCE for translations, or set config.contrastive.weight=0 and no distill.teacher"
+            f"config.data.pairs: {texts[0]}: text of one language has no translations to contrast; write lang1-lang2="
+            "SOURCE for translations, or set config.contrastive.weight=0, rtl.weight=0 and no distill.teacher"
         )
     if not config.init:
         if not config.pretrain.steps:
@@ -155,6 +164,7 @@ def validate(config: Config) -> Losses:
         tlm=tlm.weight,
         contrastive=contrast.weight,
         distill=distill.weight if distill.teacher else 0.0,
+        rtl=config.rtl.weight,
         word_alignment=words.weight,
         joint=tlm.joint,
         language_embeddings=tlm.language_embeddings,
@@ -202,6 +212,7 @@ def check_sizes(config: Config, losses: Losses, encoder: EncoderConfig) -> None:
             f"config.data.max_length={config.data.max_length}: a sequence may have {longest} pieces, but the "
             f"model's maximum is {encoder.max_length}; lower data.max_length or data.max_pair_pieces"
         )
+    longest = longest_row(config, losses)
     if 0 < (row := config.data.row_length) < longest:
         raise UserError(
             f"config.data.row_length={row}: the longest sequence has {longest} pieces; give 0 or at least that"
@@ -238,6 +249,12 @@ def longest_sequence(config: Config, losses: Losses) -> int:
     if not losses.tlm or not losses.joint:
         return sentence
     return max(sentence, min(2 * (sentence - 2), config.data.max_pair_pieces) + 3)
+
+
+def longest_row(config: Config, losses: Losses) -> int:
+    """Length of the longest sequence of any loss: RTL's has a pair with one special token, whatever TLM has."""
+    pair = min(2 * (config.data.max_length - 2), config.data.max_pair_pieces)
+    return max(longest_sequence(config, losses), pair + 1 if losses.rtl else 0)
 
 
 def token_types(config: Config, losses: Losses) -> int:
@@ -329,7 +346,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         schedule,
         tokenizer,
         max_length=data.max_length,
-        row_length=data.row_length or -(-longest_sequence(config, losses) // 64) * 64,
+        row_length=data.row_length or -(-longest_row(config, losses) // 64) * 64,
         mask_rate=config.tlm.mask_rate,
         contrast=method.pools,
         tlm=losses.tlm > 0,
@@ -337,6 +354,7 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
         keys=method.has_keys,
         distill=losses.distill > 0,
         joint=losses.joint,
+        rtl_targets=tuple(entries(config.rtl.target)) if losses.rtl else (),
         shards=mesh.size,
         accumulate=config.train.accumulate,
         own_shards=range(mesh.size) if config.plan else sharding.own_shards(mesh),
@@ -457,6 +475,7 @@ def make_method(
     return align.Method(
         tlm_weight=losses.tlm,
         contrastive_weight=losses.contrastive,
+        rtl_weight=losses.rtl,
         word_alignment_weight=losses.word_alignment,
         distill_weight=losses.distill,
         distill_loss=config.distill.loss if losses.distill else "",

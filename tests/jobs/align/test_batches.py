@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from step_fixtures import BATCH, METHOD
 
+from ppa_jax.data.batches import sentence_hash
 from ppa_jax.objectives import masking
 from ppa_jax.training import sharding
 
@@ -105,6 +106,55 @@ def test_lines_of_several_languages_are_pairs_of_two_of_them(make, number_pairs)
     assert kinds == set(itertools.permutations(range(3), 2)), "every language is anchor and partner of every other"
     assert len(found) == 64 and all(len(hashes) == 1 for hashes in found.values())
     assert len({*map(min, found.values())}) == len({next(filter(None, line)) for line in lines.texts})
+
+
+def test_ranking_has_both_sides_in_the_query_encoder_alone(make, number_pairs):
+    """All first sentences of a block before its second ones, and the hashes of their translations in that order."""
+    pairs = number_pairs(300, seed=0)
+    setting = make(2, accumulate=2, method=dataclasses.replace(METHOD, objective="ranking"), sources=[pairs])
+    batch, plan = setting.batches.make(5), setting.batches.schedule.batch(5)
+    assert batch.key_rows is None and batch.key is None and batch.hashes.shape == (2, 2, 2 * BATCH // 4)
+    order = setting.batches.order()
+    for (a, s, i), n in np.ndenumerate(order):
+        for side in range(2):
+            place = a, s, side * (BATCH // 4) + i
+            start, length = (x[place] for x in batch.query)
+            text, translation = (pairs.texts[plan.index[n]][plan.sides[n][x]] for x in (side, 1 - side))
+            assert batch.rows.ids[a, s, start : start + length].tolist() == [1, *map(int, text.split()), 2]
+            assert batch.hashes[place] == sentence_hash(translation)
+
+
+@pytest.mark.parametrize("contrast", [0.0, 1.0])
+def test_rtl_reads_the_translation_and_predicts_the_target(make, number_pairs, contrast):
+    """Language a of lines in a, b and c, whichever side it is; a pair of b and c has no sequence."""
+    lines = number_pairs(64, seed=2)
+    lines.languages = ("b", "a", "c")
+    lines.texts = [(*pair, pair[0] + " 7") for pair in lines.texts]
+    lines.lengths = np.array([[len(text.split()) for text in line] for line in lines.texts])
+    method = dataclasses.replace(METHOD, contrastive_weight=contrast, rtl_weight=1.0)
+    setting = make(2, accumulate=2, method=method, sources=[lines])
+    batch, plan = setting.batches.make(1), setting.batches.schedule.batch(1)
+    kinds = set()
+    for (a, s, _), n in np.ndenumerate(setting.batches.order()):
+        rows, of = jax.tree.map(lambda x: x[a, s], (batch.rows, batch.translation))  # noqa: B023
+        here, sides = of.rows.segments == n + 1, plan.sides[n].tolist()
+        encoded = [bool((rows.segments == 3 * BATCH * k + n + 1).any()) for k in range(2)]
+        kinds.add(tuple(sides))
+        if 1 not in sides:
+            assert not here.any() and encoded == [bool(contrast), False]
+            continue
+        target = sides.index(1)
+        assert encoded == [bool(contrast) or target == 1, target == 0]
+        read, predicted = ([*map(int, lines.texts[plan.index[n]][sides[k]].split())] for k in (1 - target, target))
+        assert of.rows.positions[here].tolist() == [*range(1, len(read) + 2), *range(1, len(predicted) + 1)]
+        source, places = of.source[here], np.flatnonzero(here)
+        assert rows.ids[source[: len(read) + 1]].tolist() == [*read, 2], "without [CLS]"
+        assert (source[len(read) + 1 :] == rows.ids.size).all() and (of.rows.ids[here] == 3).all()
+        own = np.isin(of.at, places)
+        assert of.at[own].tolist() == places[len(read) + 1 :].tolist() and of.labels[own].tolist() == predicted
+    assert kinds == set(itertools.permutations(range(3), 2))
+    with_target = (plan.sides == 1).any(axis=1)
+    assert batch.translation.used.sum() == plan.lengths[plan.sides == 1].sum() and not with_target.all()
 
 
 def test_masked_lm_control_never_joins_a_pair(make):

@@ -329,6 +329,10 @@ OBJECTIVES = {
     "ranking": {"objective": "ranking", "margin": 0.2, "learn_temperature": True, "layer": 1, "pooling": "mean"},
     "symmetric": {"symmetric": True, "in_batch": True, "learn_temperature": True},
 }
+WITH_RTL = {
+    "rtl, ranking": {"objective": "ranking", "rtl_weight": 0.5},  # its states are those of the last block
+    "rtl, momentum": {"in_batch": True, "rtl_weight": 0.5, "layer": 1},
+}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -426,17 +430,82 @@ def test_both_directions_of_the_contrast_equal_pytorch(make, tmp_path, name):
         np.testing.assert_allclose(queue.keys[0], found.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.usefixtures("hasty")
+def test_rtl_equals_pytorch(make, tmp_path, alone):
+    """Loss and gradients, pair by pair: two of transformers' blocks over [source states; embeddings of [MASK]].
+
+    Alone it reads the last states; beside ranking those of layer 1, below which only the contrast trains.
+    """
+    import torch
+    import torch.nn.functional as F
+    import transformers
+
+    from ppa_jax.interop import huggingface
+
+    config = dataclasses.replace(CONFIG, hidden_dropout=0.0, attention_dropout=0.0)
+    others = {"contrastive_weight": 0.0} if alone else {"objective": "ranking", "layer": 1}
+    method = dataclasses.replace(METHOD, tlm_weight=0.0, rtl_weight=1.0, **others)
+    setting = make(config=config, method=method, optimize=optax.sgd(1.0))
+    start = jax.tree.map(np.array, setting.state.params)
+    head = start["rtl_head"]["mlm_head"]
+    jax.tree.map(np.testing.assert_array_equal, start["rtl_head"]["encoder"]["layer_1"], start["encoder"]["layer_1"])
+
+    def in_torch(encoder):
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        pretrained = huggingface.Pretrained(config, {"encoder": encoder, "mlm_head": head}, {}, {})
+        huggingface.write(directory, pretrained)
+        return transformers.BertForMaskedLM.from_pretrained(directory).train()
+
+    base, theirs = in_torch(start["encoder"]), in_torch(start["encoder"])
+    plan = setting.batches.schedule.batch(0)
+    texts, _ = setting.batches._texts(plan, np.arange(BATCH))
+    assert 0 < plan.sides[:, 0].sum() < BATCH, "either side is the target"
+    total, count = 0, 0
+    for n in range(BATCH):
+        sides = dict(zip(plan.sides[n].tolist(), texts[n], strict=True))
+        target, source = ([int(word) for word in sides[side].split()] for side in (0, 1))
+        ids = torch.tensor([[1, *source, 2]])
+        states = base.bert(ids, output_hidden_states=True).hidden_states[method.layer][:, 1:]
+        masks = base.bert.embeddings(torch.full((1, len(target)), 3), position_ids=1 + torch.arange(len(target))[None])
+        x = torch.cat([states, masks], dim=1)
+        for block in theirs.bert.encoder.layer:
+            x = block(x)
+            x = x if torch.is_tensor(x) else x[0]
+        transformed = theirs.cls.predictions.transform(x[0, -len(target) :])
+        logits = transformed @ base.bert.embeddings.word_embeddings.weight.T + theirs.cls.predictions.bias
+        total = total + F.cross_entropy(logits, torch.tensor(target), reduction="sum")
+        count += len(target)
+    loss = total / count
+    state, metrics = setting.step(setting.state, sharding.put_batch(setting.batches.make(0), setting.mesh))
+    assert float(metrics["rtl"]) == pytest.approx(loss.item(), rel=1e-5)
+    if not alone:
+        return
+    loss.backward()
+    for ours, model, parts in (("", base, ("encoder",)), ("rtl_head", theirs, ("encoder", "mlm_head"))):
+        tensors, compared = dict(model.named_parameters()), 0
+        before, after = (tree[ours] if ours else tree for tree in (start, state.params))
+        for tensor, path in huggingface.tensor_names(config).items():
+            if tensor in tensors and path[0] in parts and not (ours and path[1] == "embeddings"):
+                gradient = np.asarray(get(before, path)) - np.asarray(get(after, path))
+                wanted = tensors[tensor].grad.numpy()
+                wanted = wanted.T if path[-1] == "kernel" else wanted
+                np.testing.assert_allclose(gradient, wanted, atol=1e-5, rtol=1e-4, err_msg=tensor)
+                compared += 1
+        assert compared == 32 + 5
+
+
 def get(tree, path):
     for key in path:
         tree = tree[key]
     return tree
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", OBJECTIVES | WITH_RTL)
 @pytest.mark.usefixtures("hasty")
 def test_both_directions_are_the_same_on_devices_and_accumulated(make, name):
     """With TLM, dropout and duplicates; the batch is the batch, whatever its parts (GradCache). Gradient descent."""
-    given = {"method": dataclasses.replace(METHOD, **OBJECTIVES[name]), "optimize": optax.sgd(1e-2)}
+    given = {"method": dataclasses.replace(METHOD, **(OBJECTIVES | WITH_RTL)[name]), "optimize": optax.sgd(1e-2)}
     expected_state, expected = run(make(**given), 2)
     assert expected[0]["contrastive"] > 1 and 0 <= expected[0]["contrastive_accuracy"] <= 1
     for devices, accumulate, rules in ((1, 4, "replicated"), (2, 2, "fsdp"), (8, 1, "replicated")):

@@ -17,7 +17,8 @@ from ppa_jax.training.checkpoint import load_latest_params
 from ppa_jax.training.metrics import read_metrics
 
 FIELDS = {
-    "train.steps": 3, "train.dropout": 0.1, "train.freeze": "1", "contrastive.layer": 2, "contrastive.pooling": "mean"
+    "train.steps": 3, "train.dropout": 0.1, "train.freeze": "1", "contrastive.layer": 2, "contrastive.pooling": "mean",
+    "rtl.weight": 0.1,
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def test_two_devices_scan_remat_and_accumulation_train_the_same(model, run, comm
     """With dropout; every quantity that is logged."""
     other = {"mesh.data": 2, "mesh.rules": "fsdp", "train.accumulate": 2, "train.scan": True, "train.remat": True}
     assert main(command(tmp_path, FIELDS | other | {"init": model})) == 0
-    for name in ("tlm", "contrastive", "gradient_norm"):
+    for name in ("tlm", "contrastive", "rtl", "gradient_norm"):
         found, wanted = ([record[name] for record in read_metrics(workdir)] for workdir in (tmp_path, run))
         assert len(wanted) == 3
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-6)  # the first contrast is 0

@@ -75,6 +75,14 @@ def test_operations_of_ranking(command, tmp_path):
         expected = (2 + accumulate) * c.flops(lengths, read=len(lengths))
         assert whole[accumulate] == pytest.approx(expected)
     assert whole[2] == pytest.approx(4 / 3 * whole[1])
+    fields |= {"train.accumulate": 1, "rtl.weight": 1}
+    config, _ = parse(command(tmp_path, fields))
+    run = align_setup.open_run(config, align_setup.validate(config), tmp_path / "rtl")
+    pairs, plan = run.batches.schedule.batch(0).lengths, run.batches.schedule.batch(0)
+    targets = pairs[plan.sides == 0].sum()  # English; the model has one block, and so has the head
+    head = c.flops(pairs.sum(axis=1) + 1, read=targets) + targets * c.flops_per_prediction()
+    expected = 3 * (c.flops(lengths) + head)  # the last states of all tokens are read
+    assert flops(run.method, c, run.batches, steps=1) == pytest.approx(expected)
 
 
 def test_mistakes(command, tmp_path, error_line, monkeypatch):

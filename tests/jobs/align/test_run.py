@@ -304,6 +304,10 @@ OBJECTIVES = [
         {"contrastive.objective": "ranking", "contrastive.margin": 0.1, "contrastive.learn_temperature": "true"},
         "translation ranking x 1 (layer 1, cls, both directions in the batch, learned temperature 0.05, margin 0.1)",
     ),
+    (
+        {"contrastive.objective": "ranking", "rtl.weight": 0.1, "tlm.weight": 0},
+        "+ representation translation into en x 0.1 (layer 1)",
+    ),
     ({"contrastive.symmetric": "true"}, "contrast of whole sentences x 1 (layer 1, cls, both directions, queue 16"),
 ]
 
