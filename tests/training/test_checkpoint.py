@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -264,7 +265,8 @@ def test_kill_9_at_any_moment_leaves_a_good_checkpoint_no_older_than_the_last_bu
         time.sleep(moments.uniform(0.1, 0.6))
         os.kill(run.pid, signal.SIGKILL)
         out, _ = run.communicate()
-        begun = int(out.split()[-1]) if out.strip() else int(started[1])
+        complete = re.findall(r"saving (\d+)\n", out)  # the last line may be cut off
+        begun = int(complete[-1]) if complete else int(started[1])
     ended = subprocess.run(
         [sys.executable, "-c", TRAIN, tmp_path, str(begun + 2)], capture_output=True, text=True, check=True
     )
