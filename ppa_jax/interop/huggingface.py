@@ -167,6 +167,15 @@ def _check(
             f"{directory}: tensor {missing[0]}{more} missing from the weights; "
             f"config.json says {config.num_layers} layers of model_type {config.model_type}"
         )
+    family = FAMILIES[config.model_type]
+    layers = family.prefix + family.layers.partition("{}")[0]
+    numbers = (name.removeprefix(layers).partition(".")[0] for name in spelled if name.startswith(layers))
+    found_layers = 1 + max(map(int, filter(str.isdecimal, numbers)), default=-1)
+    if found_layers > config.num_layers:
+        raise UserError(
+            f"{directory}: config.json says {config.num_layers} layers, the weights have {found_layers}; restore the "
+            "config.json that the model was saved with, or save the shorter model with transformers"
+        )
     for name, path in table.items():
         if name not in spelled:
             continue

@@ -208,9 +208,17 @@ def _read_modernbert(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     types = values.get("layer_types", [SLIDING if i % every else FULL for i in range(layers)])
     if not isinstance(types, list) or len(types) != layers or not {FULL, SLIDING}.issuperset(types):
         raise UserError(f"{where}: layer_types must be {layers} of {FULL} and {SLIDING}, as num_hidden_layers says")
+    head = values["hidden_size"] // values["num_attention_heads"]
+    if head % 2:
+        raise UserError(f"{where}: heads of width {head}, of which rotations need pairs; num_attention_heads is wrong")
+    ropes = values.get("rope_parameters", {})
+    if not isinstance(ropes, dict) or not all(
+        kind in (FULL, SLIDING) and isinstance(ropes[kind], dict) for kind in ropes
+    ):
+        raise UserError(f"{where}: rope_parameters must have an object for each of {FULL} and {SLIDING}")
     thetas = []
     for kind, old, default in ((FULL, "global_rope_theta", 160_000.0), (SLIDING, "local_rope_theta", 10_000.0)):
-        rope = values.get("rope_parameters", {}).get(kind) or {}
+        rope = ropes.get(kind, {})
         if rope.get("rope_type", "default") != "default":
             raise UserError(f"{where}: rope_type={rope['rope_type']!r} is not supported; only 'default' is")
         thetas.append(float(positive("rope_theta", rope.get("rope_theta", values.get(old, default)), int | float)))

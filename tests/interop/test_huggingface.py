@@ -285,6 +285,7 @@ BREAKAGES = {
         edit_config(num_hidden_layers=4),
         "encoder.layer.3.attention.self.query.weight and 15 more missing",
     ),
+    "too many layers": (edit_config(num_hidden_layers=2), "config.json says 2 layers, the weights have 3"),
     "tensor missing": (edit_weights(lambda s: {k: v for k, v in s.items() if k != QUERY}), f"tensor {QUERY} missing"),
     "tensor misshaped": (edit_weights(lambda s: s | {QUERY: torch.ones(24, 23)}), rf"{QUERY} has shape \[24, 23\]"),
     "whole numbers": (edit_weights(lambda s: s | {QUERY: torch.ones(24, 24).to(torch.int8)}), "is of type int8"),

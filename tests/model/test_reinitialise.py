@@ -1,10 +1,14 @@
 """Re-initialised blocks: exactly those that are named, from the stated distribution."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 
+from ppa_jax.interop.names import config_from_hf, tensor_names
 from ppa_jax.model.bert import Encoder, EncoderConfig
+from ppa_jax.model.families import make_encoder
 from ppa_jax.model.reinitialise import reinitialise, relative_distance
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=64, num_layers=4, num_heads=4, intermediate_size=128)
@@ -74,3 +78,36 @@ def test_no_such_block(params):
 def test_relative_distance_by_hand():
     assert relative_distance({"a": np.array([3.0, 0]), "b": np.array([4.0])},
                              {"a": np.array([3.0, 3]), "b": np.array([0.0])}) == pytest.approx(1.0)  # fmt: skip
+
+
+def test_modernbert_begins_as_in_transformers():
+    """Deviations of each matrix, the bound of their normal distribution, LayerNorms that stay where there are any."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"))
+    theirs = transformers.ModernBertModel(
+        transformers.ModernBertConfig(
+            vocab_size=50, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=96,
+            initializer_range=0.3, pad_token_id=0, **special,
+        )
+    )  # fmt: skip
+    config = config_from_hf(theirs.config.to_dict())
+    ones = np.ones((1, 2), np.int32)
+    params = jax.tree.map(
+        lambda x: np.full(x.shape, 7, np.float32), make_encoder(config).init(jax.random.key(0), ones, ones, ones)
+    )["params"]
+    changed = reinitialise(params, config, (1, 2), seed=0)
+    for name, (tree, *path) in tensor_names(config).items():
+        if tree == "encoder" and path[0] in ("layer_0", "layer_1"):
+            ours = functools.reduce(lambda tree, key: tree[key], path, changed)
+            wanted = theirs.get_parameter(name.removeprefix("model.")).detach().numpy()
+            if wanted.ndim == 2:
+                assert abs(ours.std() / wanted.std() - 1) < 5 / np.sqrt(wanted.size), name
+                assert abs(np.abs(ours).max() / np.abs(wanted).max() - 1) < 0.02, name
+            else:
+                assert (ours == wanted).all(), name
+    kept = reinitialise(params, config, (1, 2), seed=0, keep_layer_norm=True)
+    assert "layer_norm" not in kept["layer_0"]["attention"]
+    assert (kept["layer_1"]["attention"]["layer_norm"]["scale"] == 7).all()
