@@ -106,10 +106,6 @@ class EncoderConfig:
         total = layers * (np.sum(lengths) * (6 * D * D + output) + 4 * D * np.sum(lengths**2))
         return float(total if read is None else total - (np.sum(lengths) - read) * output)
 
-    def flops_per_prediction(self) -> int:
-        """Floating-point operations to predict one masked token: the transform and the projection to the vocabulary."""
-        return 2 * self.hidden_size * (self.hidden_size + self.vocab_size)
-
 
 def one_product(x: Float[Array, "*N D"], kernel: Float[Array, "D F"], *_: Any, **options: Any) -> Float[Array, "*N F"]:
     """A dense layer's product with all tokens in one dimension, for `flax.linen.Dense(dot_general=...)`.

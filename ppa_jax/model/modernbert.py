@@ -99,10 +99,6 @@ class EncoderConfig:
         total = sum(np.sum(lengths) * (6 * D * D + output) + 4 * D * pairs[self.is_full(i)] for i in range(layers))
         return float(total if read is None else total - (np.sum(lengths) - read) * output)
 
-    def flops_per_prediction(self) -> int:
-        """Floating-point operations to predict one masked token: the transform and the projection to the vocabulary."""
-        return 2 * self.hidden_size * (self.hidden_size + self.vocab_size)
-
 
 def _normal(config: EncoderConfig, deviation: float) -> Any:
     cutoff = config.initializer_cutoff

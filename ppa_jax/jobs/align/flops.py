@@ -57,4 +57,5 @@ def batch_flops(method: Method, config: EncoderConfig, batch: Batch) -> float:
         masked += targets
     if "embeddings" in method.frozen:  # no gradient of the decoder's table
         total -= 2 * masked * config.hidden_size * config.vocab_size
-    return total + 3 * masked * config.flops_per_prediction()
+    prediction = 2 * config.hidden_size * (config.hidden_size + config.vocab_size)  # the transform and the vocabulary
+    return total + 3 * masked * prediction
