@@ -111,7 +111,8 @@ def get_config(mode: str = "") -> Any:
         ),
         log=dict(
             tensorboard=True,  # write curves into the workdir
-            wandb="",  # project name
+            wandb="",  # Weights & Biases project
+            trackio="",  # trackio project
         ),
         plan="",  # true, or a TPU slice such as v5e:4x4: print memory, operations and traffic of a step and exit
         profile=False,  # trace steps 10 to 14 into workdir/profile

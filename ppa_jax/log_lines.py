@@ -13,12 +13,12 @@ from ppa_jax.errors import UserError
 
 
 class LogLine(logging.Formatter):
-    """Only the message; from warnings on, with its level."""
+    """The time and the message; from warnings on, with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """`text`, or `warning: text`."""
-        text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+        """`12:30:59 text`, or `12:30:59 warning: text`."""
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{super().format(record)}"
 
 
 @contextlib.contextmanager

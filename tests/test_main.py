@@ -155,5 +155,6 @@ def test_log_lines(monkeypatch, capsys):
         monkeypatch.setattr(logging.getLogger(), "handlers", [*logging.getLogger().handlers, another])
         assert run_instead(monkeypatch, log) == 2
         assert another in logging.getLogger().handlers
-        expected = "a fact of 5 words\nwarning: mind this\nerror: a mistake in two lines\n"
-        assert capsys.readouterr().err == expected
+        at = r"\d\d:\d\d:\d\d "
+        expected = rf"{at}a fact of 5 words\n{at}warning: mind this\nerror: a mistake in two lines\n"
+        assert re.fullmatch(expected, capsys.readouterr().err)

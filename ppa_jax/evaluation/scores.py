@@ -9,6 +9,7 @@ the batches or their paired differences.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import functools
 import io
@@ -195,10 +196,20 @@ def load_scores(path: str | os.PathLike) -> dict[str, list[Score]]:
 
 
 def write_records(path: str | os.PathLike, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes scores.json or another list of records as JSON. Raises UserError if the file cannot be written."""
-    text = json.dumps([dict(record) for record in records], indent=1, ensure_ascii=False)
+    """Writes scores.json or another list of records as JSON, and beside it as CSV, one line for each record.
+
+    Raises UserError if a file cannot be written.
+    """
+    records = [dict(record) for record in records]
+    text = json.dumps(records, indent=1, ensure_ascii=False)
     with atomic(path) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
+    columns = list(dict.fromkeys(name for record in records for name in record))
+    table = epath.Path(path).with_suffix(".csv")
+    with atomic(table) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        rows = csv.DictWriter(file, columns, lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(records)
 
 
 def t_interval(values: Any) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_fr
 from ppa_jax.config import entries
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.interop import hub
+from ppa_jax.training.provenance import made_with
 from ppa_jax.training.workdir import atomic
 
 # Of a model whose sentence vectors were trained, and of one without.
@@ -39,6 +40,7 @@ def write_card(
     sources: Sequence[str],
     settings: dict[str, Any],
     scores: Sequence[Mapping[str, Any]],
+    training_time: str,
 ) -> None:
     """Writes README.md.
 
@@ -53,6 +55,7 @@ def write_card(
         sources: as in `data.pairs`, one each: "en-de=SOURCE".
         settings: name -> value, nested dictionaries allowed; None and empty values are left out.
         scores: records of scores.json, of retrieval; may be empty.
+        training_time: "1:02:03".
     """
     base = base_name(base_model) if base_model else ""
     base_license = _license(base_model) if base_model else None
@@ -65,6 +68,7 @@ def write_card(
         eval_results=[_result(score) for score in scores if score["direction"] == "both"] or None,
         **(SENTENCES if sentence_vectors else WORDS),
     )
+    made = made_with()
     rows = [(name, _shown(name, value)) for name, value in _flatten(settings) if value not in (None, "")]
     parts = [
         "---",
@@ -77,6 +81,7 @@ def write_card(
         f"- Base model: `{base}`" if base else "- Base model: none, trained from scratch",
         f"- Languages: {', '.join(sorted(set(languages)))}",
         *([f"- License: {base_license}, as of the base model; those of the data apply, too"] if base_license else []),
+        f"- Made with ppa_jax {made['ppa_jax']}, in {training_time} of training on {made['processor']}",
         "",
         "## Load it",
         f"{_SENTENCE_TRANSFORMERS if sentence_vectors else ''}{_LOADING}",
@@ -99,24 +104,23 @@ def write_card(
         ModelCard("\n".join(parts)).save(unfinished)
 
 
-_SENTENCE_TRANSFORMERS = """
+_SENTENCE_TRANSFORMERS = f"""
 ```python
 from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("path/to/this/directory")  # with the layer and pooling of the training
+model = SentenceTransformer("{hub.HERE}")  # with the layer and pooling of the training
 vectors = model.encode(["The cat sleeps.", "Die Katze schläft."])
-```
-"""
-_LOADING = """
-```python
-from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-encoder = AutoModel.from_pretrained("path/to/this/directory")  # or AutoModelForMaskedLM
 ```
 
 ```python
-from ppa_jax.interop import huggingface
-pretrained = huggingface.read("path/to/this/directory")
-config, params = pretrained.config, pretrained.params  # for ppa_jax.model.bert.Encoder, in JAX
+from ppa_jax import Encoder  # the same vectors in JAX
+encoder = Encoder.from_pretrained("{hub.HERE}")
+```
+"""
+_LOADING = f"""
+```python
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{hub.HERE}")
+encoder = AutoModel.from_pretrained("{hub.HERE}")  # or AutoModelForMaskedLM
 ```
 """
 

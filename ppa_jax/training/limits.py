@@ -4,7 +4,7 @@ from jax.sharding import Mesh
 
 from ppa_jax.config import DTYPE, NOT_NEGATIVE, POSITIVE, Config, Limit, check, entries, fields, one_of
 from ppa_jax.errors import UserError
-from ppa_jax.training.metrics import import_wandb
+from ppa_jax.training.metrics import TRACKERS, import_tracker
 from ppa_jax.training.sharding import RULES
 
 DEVICES = Limit(lambda n: n == -1 or n >= 1, "-1 (all devices) or a number of devices")
@@ -32,8 +32,9 @@ def check_training(config: Config) -> None:
     check(config, LIMITS)
     if not (config.train.steps or config.train.epochs):
         raise UserError("config.train.steps and config.train.epochs: give one of them, and it must be greater than 0")
-    if config.log.wandb:
-        import_wandb()
+    for name in TRACKERS:
+        if config.log[name]:
+            import_tracker(name)
 
 
 def check_batch_size(config: Config, field: str, mesh: Mesh) -> None:

@@ -156,6 +156,7 @@ class _StepLog:
             )
         seconds = time.perf_counter() - self._read_at
         self.restart_clock()
+        values["seconds"] = seconds
         values["learning_rate"] = self._rates[step]
         values["tokens_per_second"] = real / max(seconds, 1e-9)
         values["padding"] = 1.0 - real / positions

@@ -1,14 +1,16 @@
 """Metrics: one JSON object per step in metrics.jsonl, also to TensorBoard, and a progress line."""
 
 import contextlib
+import datetime
 import errno
+import importlib
 import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +25,7 @@ from ppa_jax.errors import UserError, disk_errors
 from ppa_jax.training.workdir import atomic
 
 METRICS = "metrics.jsonl"
+TRACKERS = ("wandb", "trackio")  # packages with the same interface
 
 
 class MetricWriter:
@@ -40,13 +43,15 @@ class MetricWriter:
         *,
         tensorboard: bool = True,
         wandb: str = "",
+        trackio: str = "",
         config: Mapping[str, Any] | None = None,
     ) -> None:
         """Args:
         workdir: created if absent.
         tensorboard: also write TensorBoard events.
         wandb: a Weights & Biases project to log to as well; "": none. Requires `pip install wandb`.
-        config: shown in Weights & Biases.
+        trackio: likewise of trackio.
+        config: shown there.
         """
         self._active = jax.process_index() == 0
         self._workdir = epath.Path(workdir)
@@ -58,12 +63,14 @@ class MetricWriter:
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._last = -1
-        package = import_wandb() if wandb else None  # on all processes, so that all fail if one lacks it
-        self._wandb: Any = None
-        if package and self._active:
+        projects = {name: project for name, project in zip(TRACKERS, (wandb, trackio), strict=True) if project}
+        packages = {name: import_tracker(name) for name in projects}  # on all processes: all fail if one lacks it
+        self._trackers: list[tuple[Any, Any]] = []  # package and run
+        for name, package in packages.items() if self._active else ():
             self._folder.mkdir(parents=True, exist_ok=True)
-            given = dict(config or {})
-            self._wandb = package.init(project=wandb, name=self._workdir.name, dir=str(self._folder), config=given)
+            options = {"dir": str(self._folder)} if name == "wandb" else {}
+            given = {"project": projects[name], "name": self._workdir.name, "config": dict(config or {})}
+            self._trackers.append((package, package.init(**given, **options)))
 
     def truncate_after(self, step: int) -> None:
         """Drops the lines of steps after `step` (after which a run resumes; -1: all), and incomplete lines.
@@ -126,13 +133,26 @@ class MetricWriter:
             for name, value in numbers.items():
                 if math.isfinite(value):
                     self._board.add_scalar(name, value, step)
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=step)
+        for _, run in self._trackers:
+            run.log(numbers, step=step)
+
+    def write_pictures(self) -> None:
+        """Shows the pictures of the report in TensorBoard and the trackers, at the last step."""
+        for path in sorted(self._workdir.glob("*.png")) if self._active else ():
+            name = f"report/{path.stem}"
+            if self._board is not None:
+                from matplotlib.image import imread
+
+                with path.open("rb") as file:
+                    pixels = imread(file, format="png")[..., :3]
+                self._board.add_image(name, pixels, self._last, dataformats="HWC")
+            for package, run in self._trackers:
+                run.log({name: package.Image(os.fspath(path))}, step=self._last)
 
     def close(self) -> None:
         """Syncs and closes the files. Without it, TensorBoard may lack the last 30 s; metrics.jsonl is complete."""
-        if self._wandb is not None:
-            self._wandb.finish()
+        for _, run in self._trackers:
+            run.finish()
         self.sync()
         if self._file is not None:
             self._file.close()
@@ -248,10 +268,39 @@ def _shown(values: Mapping[str, Any]) -> str:
     return ", ".join(_FORMATS[name].format(value) for name, value in known.items() if not math.isnan(value))
 
 
-def import_wandb() -> Any:
-    """The package. Raises UserError if it is not installed."""
+def import_tracker(name: str) -> Any:
+    """The package `wandb` or `trackio`. Raises UserError if it is not installed."""
     try:
-        import wandb  # pyright: ignore[reportMissingImports]
+        return importlib.import_module(name)
     except ImportError:
-        raise UserError("config.log.wandb: wandb is not installed; pip install wandb, or leave it empty") from None
-    return wandb
+        raise UserError(f"config.log.{name}: {name} is not installed; pip install {name}, or leave it empty") from None
+
+
+def training_time(workdirs: Iterable[str | os.PathLike]) -> str:
+    """The time of all steps in metrics.jsonl, those before an interruption included: "1:02:03"."""
+    seconds = sum(record.get("seconds") or 0.0 for workdir in workdirs for record in read_metrics(workdir))
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Sweep:
+    """Logs the progress of several trainings: "7 of 12 trainings done, about 40 min left"."""
+
+    def __init__(self, total: int) -> None:
+        """`total` trainings, those that are done already included."""
+        self._total, self._times = total, []
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """One of the trainings runs within the block, or is found done."""
+        start = time.monotonic()
+        yield
+        self._times.append(time.monotonic() - start)
+        done = len(self._times)
+        trained = [seconds for seconds in self._times if 10 * seconds > max(self._times)]  # the others were done
+        left = (self._total - done) * sum(trained) / len(trained)
+        logging.info("%d of %d trainings done%s", done, self._total, f", about {_span(left)} left" if left else "")
+
+
+def _span(seconds: float) -> str:
+    """ "2 min", "3.5 h"."""
+    return f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{math.ceil(seconds / 60)} min"

@@ -28,8 +28,10 @@ from etils import epath
 from ppa_jax import storage
 from ppa_jax.config import fields as flatten
 from ppa_jax.errors import UserError, disk_errors
+from ppa_jax.training.provenance import made_with
 
 CONFIG = "config.json"
+MADE_WITH = "made_with"  # in config.json, no part of a run's identity
 _LEFT_BEHIND = ("checkpoints", "export", "scores.json", "report.md")  # what runs write, after config.json
 _ABSENT = "(absent)"
 _SHOWN = 8
@@ -147,9 +149,10 @@ def claim(
 
 
 def write_identity(workdir: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes `config` (nested dicts of JSON values) to workdir/config.json; on process 0 only."""
+    """Writes `config` (nested dicts of JSON values) to workdir/config.json, and what it is made with; on process 0."""
     if jax.process_index() != 0:
         return
+    config = {**config, MADE_WITH: made_with()}
     with atomic(epath.Path(workdir) / CONFIG) as unfinished:
         unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -172,7 +175,7 @@ def check_identity(
     held = check_job(workdir, config.get("job"))
     if held is None:
         return False
-    old = flatten(held)
+    old = flatten({name: value for name, value in held.items() if name != MADE_WITH})
     new = flatten(json.loads(json.dumps(config)))  # tuples become lists, as in the file
     differ = [
         f"{field}: {old.get(field, _ABSENT)} -> {new.get(field, _ABSENT)}"

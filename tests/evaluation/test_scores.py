@@ -20,6 +20,7 @@ from ppa_jax.evaluation.scores import (
     over_runs,
     per_item,
     save_scores,
+    write_records,
 )
 
 
@@ -195,3 +196,11 @@ def test_mean_and_spread():
 
 def test_differences_are_between_the_same_seeds():
     assert minus({1: 5.0, 2: 9.0}, {0: 1.0, 1: 2.0}) == {1: 3.0}
+
+
+def test_records_are_written_as_csv_too(tmp_path):
+    records = [{"model": "a,b", "value": 1.5, "low": None}, {"model": 'the "c"', "value": 2, "layer": 3}]
+    write_records(tmp_path / "scores.json", records)
+    assert json.loads((tmp_path / "scores.json").read_text()) == records
+    expected = 'model,value,low,layer\n"a,b",1.5,,\n"the ""c""",2,,3\n'
+    assert (tmp_path / "scores.csv").read_text() == expected

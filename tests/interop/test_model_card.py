@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from ppa_jax import __version__
 from ppa_jax.interop import model_card
 
 
@@ -17,6 +18,7 @@ def score(language: str, direction: str, value: float) -> dict[str, Any]:
 
 def write(directory: Path, **changes: Any) -> str:
     fields = {
+        "training_time": "0:12:30",
         "title": "Alignment of some-bert",
         "losses": "translation language model x 1",
         "sentence_vectors": True,
@@ -37,11 +39,12 @@ def write(directory: Path, **changes: Any) -> str:
 
 
 def test_front_matter_is_what_the_hub_expects(tmp_path: Path) -> None:
-    write(tmp_path)
+    text = write(tmp_path)
     data = ModelCard.load(tmp_path / "README.md").data
     assert data.language == ["de", "en", "no"]  # "no" is a language here, not a boolean of YAML
     assert (data.base_model, data.pipeline_tag) == ("some-org/some-bert", "sentence-similarity")
     assert data.library_name == "sentence-transformers"
+    assert f"- Made with ppa_jax {__version__}" in text and "in 0:12:30 of training on " in text
     assert data.datasets == ["org/corpus"] and data.license is None
     found = [(x.dataset_type, x.dataset_config, x.metric_type, x.metric_value) for x in data.eval_results]
     assert found == [("tatoeba", "de", "accuracy", 67.0), ("tatoeba", "a|b", "accuracy", 1.5)]

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 
 from ppa_jax.errors import UserError
-from ppa_jax.training.metrics import MetricWriter, Progress, progress_line, read_metrics
+from ppa_jax.evaluation.report.plots import Bars, plot_bars
+from ppa_jax.training import metrics
+from ppa_jax.training.metrics import TRACKERS, MetricWriter, Progress, Sweep, progress_line, read_metrics, training_time
 
 
 def lines(workdir: Path) -> list[str]:
@@ -112,6 +114,8 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_is_computed_again(tmp_pat
     writer = MetricWriter(tmp_path)
     writer.truncate_after(4)
     writer.write(5, {"loss": 2.5})
+    plot_bars(tmp_path / "bars.png", ["de"], [Bars("", {"x": [1.0]})], title="", ylabel="")
+    writer.write_pictures()
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     data, found, at = events.read_bytes(), [], 0
@@ -119,23 +123,55 @@ def test_tensorboard_gets_the_scalars_and_forgets_what_is_computed_again(tmp_pat
         length = int.from_bytes(data[at : at + 8], "little")
         found.append(Event.FromString(data[at + 12 : at + 12 + length]))
         at += 16 + length
-    assert [(e.step, v.tag, v.simple_value) for e in found for v in e.summary.value] == [(5, "loss", 2.5)]
+    scalar, picture = [(e.step, v) for e in found for v in e.summary.value]
+    assert (scalar[0], scalar[1].tag, scalar[1].simple_value) == (5, "loss", 2.5)
+    assert (picture[0], picture[1].tag) == (5, "report/bars") and picture[1].image.width > 300
     assert [e.step for e in found if e.session_log.status == SessionLog.START] == [5]
 
 
-def test_wandb_is_optional(tmp_path, monkeypatch):
+def test_trackers_are_optional_and_get_the_pictures_too(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match="pip install wandb"):
         MetricWriter(tmp_path, wandb="project")
     logged = []
     run = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)))
     run.finish = lambda: logged.append("end")
-    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=lambda **kw: logged.append(kw) or run))
-    writer = MetricWriter(tmp_path, tensorboard=False, wandb="project", config={"seed": 1})
-    writer.write(1, {"loss": 2.0})
-    writer.close()
-    assert logged[0]["project"] == "project" and logged[0]["config"] == {"seed": 1}
-    assert logged[1:] == [(1, {"loss": 2.0}), "end"]
+    (tmp_path / "bars.png").touch()
+    for name in TRACKERS:
+        logged.clear()
+        package = types.SimpleNamespace(init=lambda **kw: logged.append(kw) or run, Image=lambda path: f"image {path}")
+        monkeypatch.setitem(sys.modules, name, package)
+        writer = MetricWriter(tmp_path, tensorboard=False, config={"seed": 1}, **{name: "project"})
+        writer.truncate_after(-1)
+        writer.write(1, {"loss": 2.0})
+        writer.write_pictures()
+        writer.close()
+        assert logged[0]["project"] == "project" and logged[0]["config"] == {"seed": 1}
+        picture = {"report/bars": f"image {tmp_path / 'bars.png'}"}
+        assert logged[1:] == [(1, {"loss": 2.0}), (1, picture), "end"]
+
+
+def test_the_progress_of_several_trainings(caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="absl")
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    sweep = Sweep(5)
+    for seconds in (1.0, 100.0, 140.0, 7200.0, 1.0):  # the first was done already
+        with sweep.training():
+            clock[0] += seconds
+    # 4 x 1 s; 3 x 100 s; 2 x 120 s; 1 x 7,200 s, beside which the others do not count
+    left = ["1 min", "5 min", "4 min", "2.0 h"]
+    expected = [f"{i} of 5 trainings done, about {time} left" for i, time in enumerate(left, 1)]
+    assert caplog.messages == [*expected, "5 of 5 trainings done"]
+
+
+def test_the_time_of_training_adds_up_over_interruptions(tmp_path):
+    for name, steps in (("a", range(3)), ("b", range(1))):
+        writer = MetricWriter(tmp_path / name, tensorboard=False)
+        for step in steps:
+            writer.write(step, {"seconds": 61.5})
+        writer.close()
+    assert training_time([tmp_path / "a", tmp_path / "b", tmp_path / "absent"]) == "0:04:06"
 
 
 def test_progress_line():

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import filelock
 import pytest
 
+import ppa_jax
 from ppa_jax.errors import UserError
 from ppa_jax.training.workdir import atomic, check_identity, check_job, file_digest, locked, write_identity
 
@@ -76,7 +77,12 @@ def test_a_workdir_is_of_one_job(tmp_path):
     (tmp_path / "log").touch()  # whatever else lies there is no run's
     assert check_job(tmp_path, "align") is None
     write_identity(tmp_path, {"job": "align", "seed": 0})
-    assert check_job(tmp_path, "align") == {"job": "align", "seed": 0}
+    held = check_job(tmp_path, "align")
+    assert held["made_with"]["ppa_jax"].startswith(ppa_jax.__version__) and " x " in held.pop("made_with")["processor"]
+    assert held == {"job": "align", "seed": 0}
+    written = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(written.replace(ppa_jax.__version__, "0.0.9"))
+    assert check_identity(tmp_path, {"job": "align", "seed": 0}), "another version may continue the run"
     with pytest.raises(UserError, match=r"holds a run of the job align, and this is evaluate; give another --workdir$"):
         check_job(tmp_path, "evaluate")
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')  # a Hugging Face model's directory

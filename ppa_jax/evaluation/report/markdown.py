@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from ppa_jax.training.provenance import made_with
 from ppa_jax.training.workdir import atomic
 
 
@@ -38,9 +39,9 @@ def _is_score(text: str) -> bool:
 def write_report(workdir: epath.Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> epath.Path:
     """Writes report.md with `facts`, setting -> value, below the title, then `parts` as paragraphs; returns its path.
 
-    Raises UserError if the file cannot be written.
+    The facts are followed by what made the result: version, commit and processor. Raises UserError if the file cannot be written.
     """
-    head = [f"# {title}", *([table(("setting", "value"), list(facts.items()))] if facts else [])]
+    head = [f"# {title}", table(("setting", "value"), list({**facts, **made_with()}.items()))]
     path = workdir / "report.md"
     with atomic(path) as unfinished:
         unfinished.write_text("\n\n".join([*head, *parts]) + "\n", encoding="utf-8")

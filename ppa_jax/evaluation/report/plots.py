@@ -90,30 +90,43 @@ def plot_bars(
 
 
 def plot_curves(
-    path: str | os.PathLike, metrics: Sequence[Mapping[str, Any]], panels: Sequence[Panel], *, title: str
+    path: str | os.PathLike, runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel], *, title: str
 ) -> bool:
     """Metrics against the step: each step as a thin line, the mean over the last WINDOW steps as a thick line.
 
-    Returns False, and writes nothing, if no panel has a value.
+    Of several runs, by name, the means alone, or the steps where there are fewer than 20. Returns False, and writes
+    nothing, if no panel has a value.
     """
     curves = []
     for panel in panels:
-        points = [(m["step"], m[panel.metric] * panel.scale) for m in metrics if m.get(panel.metric) is not None]
-        if points:
-            curves.append((panel, *np.array(points, float).T))
+        lines = {}
+        for name, metrics in runs.items():
+            points = [(m["step"], m[panel.metric] * panel.scale) for m in metrics if m.get(panel.metric) is not None]
+            if points:
+                lines[name] = np.array(points, float).T
+        if lines:
+            curves.append((panel, lines))
     if not curves:
         return False
-    with _figure(path, title, len(curves)) as (_, axes):
-        for axis, (panel, steps, values) in zip(axes, curves, strict=True):
-            axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
-            means = running_mean(values)
-            if len(means) > 1:
-                label = f"mean of {WINDOW} steps"
-                axis.plot(steps[WINDOW - 1 :], means, color=COLOURS[1], linewidth=1.8, label=label)
-                axis.legend(frameon=False, fontsize=8)
+    colours = _colours(runs)
+    with _figure(path, title, len(curves)) as (figure, axes):
+        for axis, (panel, lines) in zip(axes, curves, strict=True):
+            for name, (steps, values) in lines.items():
+                means = running_mean(values)
+                if len(runs) > 1:
+                    x, y = (steps[WINDOW - 1 :], means) if len(means) > 1 else (steps, values)
+                    axis.plot(x, y, color=colours[name], linewidth=1.4, label=name)
+                    continue
+                axis.plot(steps, values, color=COLOURS[0], linewidth=0.8, label="step")
+                if len(means) > 1:
+                    label = f"mean of {WINDOW} steps"
+                    axis.plot(steps[WINDOW - 1 :], means, color=COLOURS[1], linewidth=1.8, label=label)
+                    axis.legend(frameon=False, fontsize=8)
             _describe(axis, panel.title, "step", panel.unit)
             if panel.scale == 100:
                 axis.set_ylim(bottom=0)
+        if len(runs) > 1:
+            _legend(figure, axes[0].get_legend_handles_labels()[0], columns=4)
     return True
 
 
@@ -203,12 +216,12 @@ def plot_heat_maps(
 ) -> None:
     """Heat maps below each other, with a number in each cell.
 
-    `panels` are title -> [rows, columns], where NaN stays empty. If `signed`, there are two colours around zero, for
-    changes; else one from pale to dark, for amounts.
+    `panels` are title -> [rows, columns], where NaN stays empty. If `signed`, red is above zero and blue below, for
+    losses; else one colour from pale to dark, for amounts.
     """
     finite = np.concatenate([values[np.isfinite(values)] for values in panels.values()] or [np.zeros(1)])
     limit = max(1e-9, float(np.abs(finite).max(initial=0)))
-    colours, low, form = ("RdBu", -limit, "+.1f") if signed else ("Blues", 0.0, ".2f")
+    colours, low, form = ("RdBu_r", -limit, "+.1f") if signed else ("Blues", 0.0, ".2f")
     width, height = max(6.0, 1.8 + 0.62 * len(columns)), 0.9 + 0.32 * len(rows)
     with _figure(path, title, len(panels), columns=1, width=width, height=height) as (_, axes):
         for axis, (name, values) in zip(axes, panels.items(), strict=True):
@@ -268,7 +281,8 @@ def _describe(
 
 
 def _legend(figure: Any, handles: Sequence[Any], *, columns: int) -> None:
-    columns = min(columns, len(handles))
+    rows = -(-len(handles) // columns)  # filled evenly: no row for the last name alone
+    columns = -(-len(handles) // max(1, rows))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 

@@ -57,13 +57,9 @@ def write(
         plot_bars(workdir / "bars.png", labels, panels, title="Scores by language", ylabel="%")
         parts += ["## Scores", LEGEND, *tables, *grids(found), "![Scores by language](bars.png)"]
     curves = [path for depth in ("", "*/") for path in workdir.glob(f"{depth}seed-*/metrics.jsonl")]
-    curve = min(curves, default=None)
-    if curve:
-        title = f"Training, {curve.parent.relative_to(workdir)}"
-        if plot_curves(
-            workdir / "curves.png", read_metrics(curve.parent), [Panel("loss", "Loss", "nats")], title=title
-        ):
-            parts += ["## Training", "![Training curve](curves.png)"]
+    runs = {str(path.parent.relative_to(workdir)): read_metrics(path.parent) for path in sorted(curves)}
+    if plot_curves(workdir / "curves.png", runs, [Panel("loss", "Loss", "nats")], title="Training"):
+        parts += ["## Training", "![Training curves](curves.png)"]
     parts += ["## Data", sources]
     return markdown.write_report(workdir, "Fine-tuning", facts, parts), "\n\n".join(tables)
 

@@ -57,7 +57,7 @@ def write_training(
         parts += [part for name, table in tables for part in (f"### {name}", table)]
         if len(moments) > 2:
             parts += ["### Every evaluation", comparison.means_table(shown, moments)]
-    if plot_curves(workdir / "curves.png", read_metrics(workdir), ALIGNMENT_PANELS, title="Training"):
+    if plot_curves(workdir / "curves.png", {"": read_metrics(workdir)}, ALIGNMENT_PANELS, title="Training"):
         parts += ["## Training", "![Training curves](curves.png)"]
     if sources:
         parts += ["## Data", sources]

@@ -38,7 +38,7 @@ from ppa_jax.training import hosts, loop, optimizer, sharding
 from ppa_jax.training.checkpoint import Checkpoints, restore_or_init
 from ppa_jax.training.freezing import split
 from ppa_jax.training.memory import device_memory
-from ppa_jax.training.metrics import MetricWriter
+from ppa_jax.training.metrics import MetricWriter, training_time
 
 
 def run(config: Config, workdir: str) -> None:
@@ -135,7 +135,7 @@ def train(run: Run) -> None:
         real, positions = count_tokens(batch)
         return round(shards * real), round(shards * positions)
 
-    writer = MetricWriter(workdir, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict())
+    writer = MetricWriter(workdir, **config.log, config=config.to_dict())
     try:
         state = loop.Loop(
             step=step,
@@ -155,17 +155,18 @@ def train(run: Run) -> None:
             ),
             profile_to=workdir / "profile" if config.profile else None,
         ).run(state, start, run.steps)
+
+        # ---- export and report ----
+        evaluate(run, state.params, run.steps)
+        params = sharding.to_host(state.params)
+        if jax.process_index() == 0:
+            with storage.staged(run.workdir / "export") as directory:
+                export(run, params, directory)
+            write_report(run)
+            writer.write_pictures()
     finally:
         writer.close()
         checkpoints.close()
-
-    # ---- export and report ----
-    evaluate(run, state.params, run.steps)
-    params = sharding.to_host(state.params)
-    if jax.process_index() == 0:
-        with storage.staged(run.workdir / "export") as directory:
-            export(run, params, directory)
-        write_report(run)
 
 
 def count_tokens(batch: Batch) -> tuple[int, int]:
@@ -269,6 +270,7 @@ def export(run: Run, params: Any, directory: Path) -> None:
         sources=[entry["source"] for pair in run.pairs for entry in pair.report],
         settings={name: config[name].to_dict() for name in groups if name in config},
         scores=[score.record("after") for score in after],
+        training_time=training_time([run.workdir]),
     )
 
 
@@ -285,6 +287,7 @@ def write_report(run: Run) -> None:
             "losses": describe_losses(run),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",
             "seed": str(config.seed),
+            "training time": training_time([run.workdir]),
             "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}, {config.dtype}",
         },
         sources=markdown.table(*corpora.sources_table(run.pairs)),

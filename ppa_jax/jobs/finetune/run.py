@@ -40,7 +40,7 @@ from ppa_jax.tasks.batches import FeatureBatches, in_order_of_length, stack
 from ppa_jax.training import checkpoint, hosts, loop, optimizer, sharding
 from ppa_jax.training.limits import parse_seeds
 from ppa_jax.training.memory import device_memory
-from ppa_jax.training.metrics import MetricWriter
+from ppa_jax.training.metrics import MetricWriter, Sweep, training_time
 from ppa_jax.training.workdir import atomic
 
 Records = list[dict[str, Any]]
@@ -60,11 +60,14 @@ def run(config: Config, workdir: str) -> None:
     hosts.barrier("workdir claimed")
 
     # ---- trainings ----
+    seeds = parse_seeds(config)
+    sweep = Sweep(len(models) * len(seeds))
     for model in models:
         pretrained = huggingface.read(model.directory)
-        for seed in parse_seeds(config):
+        for seed in seeds:
             directory = model.workdir / f"seed-{seed}"
-            params, _ = train_and_test(model.setup, pretrained, seed, directory)
+            with sweep.training():
+                params, _ = train_and_test(model.setup, pretrained, seed, directory)
             if jax.process_index() == 0:
                 if not (directory / "export" / "config.json").exists():
                     with atomic(directory / "export") as unfinished:
@@ -74,11 +77,12 @@ def run(config: Config, workdir: str) -> None:
     # ---- report ----
     if jax.process_index() == 0:
         records = select_scores(models, read_scores(root, models[0].setup))
-        seeds = ",".join(map(str, sorted({r["seed"] for r in records}))) or str(config.seeds)
+        tested = ",".join(map(str, sorted({r["seed"] for r in records}))) or str(config.seeds)
+        trained = [model.workdir / f"seed-{seed}" for model in models for seed in seeds]
         path, table = task_report.write(
             root,
             records,
-            facts=facts(models) | {"seeds": seeds},
+            facts=facts(models) | {"seeds": tested, "training time": training_time(trained)},
             sources=examples_table(models[0].setup),
             trained=list(models[0].setup.examples["train"]),
         )
@@ -157,9 +161,7 @@ def train(setup: Setup, pretrained: Pretrained, seed: int, directory: epath.Path
 
     # ---- loop ----
     best = EarlyStopping(setup, directory, start)
-    writer = MetricWriter(
-        directory, tensorboard=config.log.tensorboard, wandb=config.log.wandb, config=config.to_dict()
-    )
+    writer = MetricWriter(directory, **config.log, config=config.to_dict())
     with contextlib.closing(writer), contextlib.closing(checkpoints):
         state = loop.Loop(
             step=setup.steps[steps],

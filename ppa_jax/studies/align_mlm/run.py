@@ -38,6 +38,7 @@ from ppa_jax.studies.align_mlm.setup import DERIVED, MAY_CHANGE, Vocabulary, dic
 from ppa_jax.tasks.files import checksum
 from ppa_jax.training import checkpoint
 from ppa_jax.training.limits import parse_seeds
+from ppa_jax.training.metrics import Sweep
 from ppa_jax.training.workdir import atomic, claim
 
 Records = list[dict[str, Any]]
@@ -63,7 +64,10 @@ def run(config: Config, workdir: str) -> None:
     if (directory / "scores.json").exists():
         records = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
 
-    for name in entries(config.transformations):
+    transformations, objectives = entries(config.transformations), entries(config.objectives)
+    seeds = parse_seeds(config)
+    sweep = Sweep(len(transformations) * len(objectives) * len(seeds))
+    for name in transformations:
         # ---- the derived language ----
         derivation = Derivation(name, script=vocabulary.script, order=order, seed=config.data.seed)
         data = directory / "data" / name
@@ -76,10 +80,11 @@ def run(config: Config, workdir: str) -> None:
 
         # ---- pretraining and alignment ----
         models = {}
-        for objective in entries(config.objectives):
-            for seed in parse_seeds(config):
+        for objective in objectives:
+            for seed in seeds:
                 model = directory / "models" / name / f"{objective}-{seed}"
-                pretrain_once(config, objective, seed, data, vocabulary, model)
+                with sweep.training():
+                    pretrain_once(config, objective, seed, data, vocabulary, model)
                 models[f"{objective}-{seed}"] = model
                 found = alignment(model / "export", vocabulary, data)
                 records = add_scores(directory, records, name, [(model.name, "", *score) for score in found])

@@ -118,12 +118,12 @@ def write(
         tables += [f"### {name}: losses" if name else "### Losses", losses_table(model, languages)]
     parts += ["## What each set of blocks is worth", LOSSES, *tables]
     if sets:
-        changes = {
-            name or metric: -np.array([[Difference.of(model.lost(s, x)).mean for x in languages] for s in sets])
+        losses = {
+            name or metric: np.array([[Difference.of(model.lost(s, x)).mean for x in languages] for s in sets])
             for name, model in models.items()
         }
-        title = f"Change of {metric} against the original model, points; source ({source}) and targets"
-        plot_heat_maps(workdir / "losses.png", changes, sets, languages, title=title)
+        title = f"Points of {metric} lost against the original model; source ({source}) and targets"
+        plot_heat_maps(workdir / "losses.png", losses, sets, languages, title=title)
         parts += ["![Losses by set of blocks and language](losses.png)"]
     parts += ["## Scores", LEGEND.format(metric=metric)]
     for name, model in models.items():

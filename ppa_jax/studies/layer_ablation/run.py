@@ -37,6 +37,7 @@ from ppa_jax.studies.layer_ablation import report
 from ppa_jax.tasks.files import checksum
 from ppa_jax.training import checkpoint, hosts
 from ppa_jax.training.limits import parse_seeds
+from ppa_jax.training.metrics import Sweep
 
 POOLING = "mean_without_special"
 NONE = "none"
@@ -68,6 +69,7 @@ def run(config: Config, workdir: str) -> None:
 
     # ---- trainings ----
     measured: list[dict[str, Any]] = []
+    sweep = Sweep(sum(map(len, sets.values())) * len(parse_seeds(config)))
     for model in models:
         pretrained = huggingface.read(model.directory)
         measure = Measure(model.setup, pretrained.params["encoder"], texts, source, config.similarity.batch)
@@ -75,7 +77,8 @@ def run(config: Config, workdir: str) -> None:
         for name, blocks in sets[model.name].items():
             for seed in parse_seeds(config):
                 directory = model.workdir / name / f"seed-{seed}"
-                found = run_one(model.setup, pretrained, blocks, seed, directory, measure)
+                with sweep.training():
+                    found = run_one(model.setup, pretrained, blocks, seed, directory, measure)
                 measured.append({"model": model.name, "ablation": name, "seed": seed, **found})
                 if jax.process_index() == 0:
                     write_measures(root, measured)

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import comparison
 from ppa_jax.evaluation.comparison import Measured
-from ppa_jax.evaluation.report import markdown
+from ppa_jax.evaluation.report import markdown, plots
 from ppa_jax.evaluation.report.plots import WINDOW, Bars, Panel, plot_bars, plot_curves, running_mean
 from ppa_jax.evaluation.report.training import write_training
 from ppa_jax.evaluation.scores import Score, mean_over_languages, over_runs, per_item
@@ -202,20 +204,42 @@ def test_the_whole_report(tmp_path):
 def test_without_scores_and_without_curves(tmp_path):
     path, written = write_training(tmp_path, {}, title="T", facts={"a": "b"})
     assert "png" not in path.read_text() and written == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["differences.json", "report.md", "scores.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "differences.csv", "differences.json", "report.md", "scores.csv", "scores.json",
+    ]  # fmt: skip
     assert json.loads((tmp_path / "scores.json").read_text()) == []
+
+
+def spy(method, drawn):
+    """`method` of Axes, which also notes what it draws."""
+
+    def plot(axis, x, y, *args, **options):
+        drawn.append((options["label"], x, y))
+        return method(axis, x, y, *args, **options)
+
+    return plot
 
 
 def test_curves_leave_out_what_was_not_measured(tmp_path):
     metrics = [{"step": 1, "loss": 2.0, "tlm": None}, {"step": 2, "loss": 1.0}]
     path = tmp_path / "c.png"
-    assert not plot_curves(path, metrics, [Panel("tlm", "TLM", "nats")], title="none")
+    assert not plot_curves(path, {"": metrics}, [Panel("tlm", "TLM", "nats")], title="none")
     assert not path.exists()
-    assert plot_curves(path, metrics, [Panel("tlm", "TLM", "nats"), Panel("loss", "Loss", "nats")], title="one")
+    assert plot_curves(path, {"": metrics}, [Panel("tlm", "TLM", "nats"), Panel("loss", "Loss", "nats")], title="one")
     one = pixels(path)
     metrics = [m | {"tlm": 3.0} for m in metrics]
-    plot_curves(path, metrics, [Panel("tlm", "TLM", "nats"), Panel("loss", "Loss", "nats")], title="two")
+    plot_curves(path, {"": metrics}, [Panel("tlm", "TLM", "nats"), Panel("loss", "Loss", "nats")], title="two")
     assert pixels(path)[0] > one[0]
+
+
+def test_curves_of_several_runs_are_told_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Axes, "plot", spy(Axes.plot, drawn))
+    runs = {f"seed-{i}": [{"step": s, "loss": float(s + i)} for s in range(22)] for i in range(4)}
+    assert plot_curves(tmp_path / "c.png", runs, [Panel("loss", "Loss", "nats")], title="all")
+    assert [(label, list(x), list(y)) for label, x, y in drawn] == [
+        (f"seed-{i}", [19, 20, 21], [9.5 + i, 10.5 + i, 11.5 + i]) for i in range(4)
+    ]
 
 
 def test_the_running_mean_starts_at_its_first_full_window():
@@ -252,3 +276,10 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/\S+: cannot be written: .*; choose another folder"):
         write_training(tmp_path / "file", MODELS, title="T", facts={})
+
+
+@pytest.mark.parametrize(("names", "columns", "filled"), [(4, 3, 2), (3, 3, 3), (7, 3, 3), (2, 4, 2), (5, 4, 3)])
+def test_a_legend_leaves_no_name_alone(names, columns, filled):
+    figure = Figure()
+    plots._legend(figure, [Line2D([], [], label=str(i)) for i in range(names)], columns=columns)
+    assert figure.legends[0]._ncols == filled

@@ -174,3 +174,14 @@ def test_the_whole_report(tmp_path):
     write()
     assert (tmp_path / "losses.png").read_bytes() == first
     plot_heat_maps(tmp_path / "nan.png", {"x": np.full((1, 2), np.nan)}, ["1"], ["a", "b"], title="nothing")
+
+
+def test_the_map_has_the_numbers_of_the_table(tmp_path, monkeypatch):
+    """Losses are positive in both."""
+    drawn = {}
+    monkeypatch.setattr(report, "plot_heat_maps", lambda path, panels, *_, **__: drawn.update(panels))
+    _, text = report.write(
+        tmp_path, records({"1": (2, 10)}, noise=0), [], [], source="en", measure="cka_linear", facts={}, data=""
+    )
+    np.testing.assert_allclose(drawn["accuracy"], [[2, 10, 10, 10]])
+    assert "| 1 | 2.0 ±0.0 | 10.0 ±0.0 | 10.0 ±0.0 | 10.0 ±0.0 |" in text
