@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKDIR ?= runs/demo
 
-.PHONY: demo test lint tpu-compile clean
+.PHONY: demo test lint docs tpu-compile clean
 
 demo: $(VENV)/installed
 	$(PY) -m ppa_jax.main --config=configs/ppa.py:demo --workdir=$(WORKDIR)
@@ -18,6 +18,10 @@ lint: $(VENV)/installed-test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+
+# The pages of docs/ with an API reference and a gallery, in runs/site; a broken link is an error.
+docs: $(VENV)/installed-docs
+	$(PY) -m mkdocs build
 
 # Compiles the training step with the TPU compiler, without a TPU: memory and collectives per chip.
 tpu-compile: $(VENV)/installed-tpu
@@ -34,6 +38,10 @@ $(VENV)/installed: requirements.txt constraints.txt pyproject.toml setup.py | $(
 
 $(VENV)/installed-test: requirements-test.txt $(VENV)/installed
 	$(PIP) --requirement requirements-test.txt
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(PIP) --editable ".[docs]"
 	touch $@
 
 # Outside the environment: with libtpu in it, every program would look for a TPU when it starts.

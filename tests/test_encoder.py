@@ -56,6 +56,9 @@ def test_gives_the_vectors_of_sentence_transformers(exported, layer, pooling, tm
     unit = ours.encode(TEXTS, normalize=True)
     np.testing.assert_allclose(unit, theirs.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
 
+    half = SentenceTransformer(str(path), device="cpu").half().encode(TEXTS)
+    np.testing.assert_allclose(half, vectors, atol=5e-3 * np.abs(vectors).max())  # float16: 1e-3, over three layers
+
     theirs.save(str(tmp_path / "saved"))  # none of our settings, only their own layout
     again = Encoder.from_pretrained(tmp_path / "saved")
     np.testing.assert_allclose(again.encode(TEXTS), vectors, atol=1e-5 * np.abs(vectors).max())

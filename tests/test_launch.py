@@ -7,7 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import jax
 import pytest
+import yaml
+
+from ppa_jax.errors import UserError
+from ppa_jax.main import parse
+from ppa_jax.training import hosts as hosts_of_run
 
 LAUNCH = Path(__file__).resolve().parents[1] / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
@@ -299,3 +305,39 @@ def test_a_host_attaches_to_its_program_and_stops_it(program, tmp_path):
     assert "ppa_jax: exit status 143" in said
     assert (python.parent / "saved").exists()
     assert calls(python.parent) == ["-m ppa_jax.main x"]
+
+
+# ---- containers ----
+
+
+def test_the_jobset_runs_the_program_and_stops_at_mistakes(monkeypatch):
+    jobset = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
+    (hosts,) = jobset["spec"]["replicatedJobs"]
+    job = hosts["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    config, workdir = parse(container["args"])
+    assert config.mesh.distributed and workdir.startswith("gs://")
+    environment = {entry["name"]: entry.get("value") for entry in container["env"]}
+    assert job["parallelism"] == job["completions"] == int(environment["JAX_NUM_PROCESSES"])
+    name = jobset["metadata"]["name"]
+    assert environment["JAX_COORDINATOR_ADDRESS"] == f"{name}-{hosts['name']}-0-0.{name}:1234"
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value or "1")  # JAX_PROCESS_ID is the number of the pod
+    connected = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: connected.append(given))
+    hosts_of_run.initialize()
+    assert connected == [{"num_processes": 2, "process_id": 1, "initialization_timeout": hosts_of_run.PATIENCE}]
+    monkeypatch.setenv("JAX_PROCESS_ID", "one")
+    with pytest.raises(UserError, match=r"cannot be connected .*'one'"):
+        hosts_of_run.initialize()
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2]}
+    assert pod["restartPolicy"] == "Never", "podFailurePolicy asks for it"
+
+
+def test_the_files_of_the_image_exist_and_are_sent():
+    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
+    copied = [name for line in lines if line.startswith("COPY ") for name in line.split()[1:-1]]
+    sent = {line[1:] for line in (LAUNCH / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"}
+    assert set(copied) == sent and all((LAUNCH.parent / name).exists() for name in copied)

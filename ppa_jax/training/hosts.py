@@ -28,7 +28,9 @@ _asked = itertools.count()  # how often this process has asked whether to stop, 
 
 
 def initialize() -> None:
-    """Connects the processes of a multi-host run; the cluster (TPU pod, SLURM) or JAX_* variables number them.
+    """Connects the processes of a multi-host run, which the cluster (TPU pod, SLURM) numbers.
+
+    Elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do; JAX itself reads the first alone.
 
     Does nothing if they are connected, as in a job that is part of another. Afterwards JAX handles SIGTERM, and is
     asked about it only between steps (StopSignal). If a process never connects, or the first one is lost, JAX aborts.
@@ -44,8 +46,10 @@ def initialize() -> None:
         return
     where = f"JAX_COORDINATOR_ADDRESS={os.environ.get('JAX_COORDINATOR_ADDRESS', '(unset)')}"
     logging.info("waiting for the other processes of the run; %s", where)
+    numbers = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(initialization_timeout=PATIENCE)
+        given = {name: int(number) for name, number in numbers.items() if number}
+        jax.distributed.initialize(**given, initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         kind = UserError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"mesh.distributed: the hosts cannot be connected ({error}); {where}") from error
