@@ -39,7 +39,8 @@ def _is_score(text: str) -> bool:
 def write_report(workdir: epath.Path, title: str, facts: Mapping[str, str], parts: Sequence[str]) -> epath.Path:
     """Writes report.md with `facts`, setting -> value, below the title, then `parts` as paragraphs; returns its path.
 
-    The facts are followed by what made the result: version, commit and processor. Raises UserError if the file cannot be written.
+    The facts are followed by what made the result: version, commit and processor. Raises UserError if the file cannot
+    be written.
     """
     head = [f"# {title}", table(("setting", "value"), list({**facts, **made_with()}.items()))]
     path = workdir / "report.md"
