@@ -22,6 +22,7 @@ def get_config(mode: str = "") -> Any:
         baseline="",  # names of models that the others are compared with, A,B,...; empty: the first model
         # The data of each part; empty: not measured.
         tatoeba="",  # retrieval: a directory of tatoeba.xxx-eng.xxx and .eng
+        pairs="",  # retrieval: your own held-out pairs, in the forms of data.pairs: en-de=dev.tsv
         sample=0,  # retrieval among this many sentences at the end of the built-in sample
         mining="",  # bitext mining: a directory of xx-en.dev.xx, .en and .gold, or their prefix
         word_alignment="",  # a directory of xx-yy/ with test.xx, test.yy and gold links

@@ -108,6 +108,10 @@ def get_config(mode: str = "") -> Any:
             tatoeba="",  # directory with tatoeba.xxx-eng.{xxx,eng}; empty: no retrieval
             every=0,  # steps; 0: only before and after
             sample=0,  # retrieval among this many sentences at the end of the built-in sample
+            pairs="",  # retrieval among your own held-out pairs, in the forms of data.pairs: en-de=dev.tsv
+        ),
+        export=dict(
+            select=False,  # layer and pooling of the export: the best on eval.pairs, if better beyond chance
         ),
         log=dict(
             tensorboard=True,  # write curves into the workdir

@@ -16,7 +16,8 @@ from ppa_jax.config import leave_out, load
 
 # Settings of the alignment that this job does not have: its losses of pairs, and what the objective determines.
 WITHOUT = (
-    "contrastive", "distill", "rtl", "pretrain", "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm",
+    "contrastive", "distill", "rtl", "pretrain", "export",
+    "tlm.weight", "tlm.joint", "tlm.language_embeddings", "tlm.dict_mlm",
 )  # fmt: skip
 
 

@@ -138,18 +138,19 @@ def open_dataset(location: str, *, where: str, columns: tuple[str, ...] = (), sp
     """Finds a dataset that tensorflow-datasets or Hugging Face datasets wrote, on disk or in their catalogues.
 
     Args:
-      location: tfds:NAME[/CONFIG] or hf:NAME[/CONFIG], or either with the directory of a prepared one; or a file of a
-        table, with or without hf:.
+      location: tfds:NAME[/CONFIG][@SPLIT] or hf:NAME[/CONFIG][@SPLIT], or either with the directory of a prepared one;
+        or a file of a table, with or without hf:.
       columns: those that will be read, where the caller knows. Numbers are columns, from 1, of a CSV or TSV file whose
         first row is no header.
       where: begins every error message: the setting and its value.
-      split: its name; ignored for a dataset with only one split.
+      split: the one to read if `location` names none; ignored for a dataset with only one split.
 
     Raises:
       UserError: it is not found, unreadable, or has no such split.
     """
-    scheme, name = re.fullmatch(r"(?s:(?:(tfds|hf):)?(.*))", location).groups()  # pyright: ignore
-    name = name.strip()
+    match = re.fullmatch(r"(?:(tfds|hf):)?(.*?)(?:@([\w-]+))?", location, re.DOTALL)
+    assert match is not None  # any text
+    scheme, name, split = match[1], match[2].strip(), match[3] or split
     if not name:
         raise UserError(f"{where}: write {scheme}:NAME, {scheme}:NAME/CONFIG or {scheme}:DIRECTORY")
     path = storage.local(name)

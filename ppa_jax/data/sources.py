@@ -27,6 +27,7 @@ Unusable rows are skipped and counted by reason, never repaired by guessing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import re
@@ -118,6 +119,23 @@ def parse_pairs(spec: str) -> list[Source]:
         if times > 1:
             raise UserError(f"data.pairs: {source} is given {times} times; give it once")
     return sources
+
+
+@contextlib.contextmanager
+def errors_name(setting: str) -> Iterator[None]:
+    """Within it, errors name another setting of the same form in place of `data.pairs`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting}: {str(error).removeprefix('data.pairs: ')}") from error
+
+
+def overlap(a: Source, b: Source) -> bool:
+    """Whether two sources read the same text: of the sample in part, of files and datasets whole."""
+    if a.kind == b.kind == "sample":
+        (first, last), (start, stop) = _sample_range(a), _sample_range(b)
+        return first < stop and start < last
+    return a.location == b.location or bool(set(a.paths) & set(b.paths))
 
 
 def languages_of(spec: str) -> tuple[str, ...]:

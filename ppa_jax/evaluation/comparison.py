@@ -183,15 +183,27 @@ def settings_table(models: Models) -> str:
     return markdown.table(("task", "layer and pooling", *models, "against the export"), rows)
 
 
+def best_setting(measured: Measured, task: str = "") -> tuple[str, int | None, str, Difference] | None:
+    """(task, layer, pooling, gain) of the best retrieval if it is significantly better than at the exported setting.
+
+    `task` restricts it to one test set.
+    """
+    gains = {key: gain for key, gain in _over_exported(measured).items() if gain.low > 0 and task in ("", key[0])}
+    if not gains:
+        return None
+    best = max(gains, key=lambda key: gains[key].mean)
+    return *best, gains[best]
+
+
 def better_setting(measured: Measured) -> str:
     """One line on the best layer and pooling if it is significantly better than the exported one, else ""."""
-    better = {key: gain for key, gain in _over_exported(measured).items() if gain.low > 0}
-    if measured.own is None or not better:
+    best = best_setting(measured)
+    if measured.own is None or best is None:
         return ""
-    task, layer, pooling = best = max(better, key=lambda key: better[key].mean)
+    task, layer, pooling, gain = best
     return (
         f"{setting_name(layer, pooling)} is better than the exported {setting_name(*measured.own)}: {task} "
-        f"{better[best].text(digits=2)}. To use it, Encoder.from_pretrained(..., layer={layer}, pooling={pooling!r}); "
+        f"{gain.text(digits=2)}. To use it, Encoder.from_pretrained(..., layer={layer}, pooling={pooling!r}); "
         f"to train and export it, contrastive.layer={layer} and contrastive.pooling={pooling}."
     )
 

@@ -9,6 +9,7 @@ Axes: N queries, M targets, D width.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,14 +19,16 @@ import numpy as np
 from absl import logging
 
 from ppa_jax import storage
-from ppa_jax.data import sample, text_files
+from ppa_jax.data import sample, sources, text_files
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.embed import Embedder, Remembered, Request, Vectors
 from ppa_jax.evaluation.neighbours import distinct, nearest
 from ppa_jax.evaluation.scores import Score, mean_over_languages
 
-Sets = Mapping[str, tuple[Sequence[str], Sequence[str]]]  # language -> (English sentences, their translations)
+# (first, second language) -> (sentences, their translations); where English is one of the two, it is the first
+Sets = Mapping[tuple[str, str], tuple[Sequence[str], Sequence[str]]]
 
+FEWEST, MOST = 10, 100_000  # held-out pairs of two languages: fewer say nothing, more take hours
 PIVOT = "en"
 FORM = "tatoeba.xxx-eng.xxx and tatoeba.xxx-eng.eng"
 _NAME = re.compile(r"tatoeba\.([a-z]{3})-eng\.([a-z]{3})")
@@ -41,8 +44,8 @@ tam=ta tat=tt tel=te tgl=tl tha=th tuk=tk tur=tr uig=ug ukr=uk urd=ur uzb=uz vie
 LANGUAGES: dict[str, str] = {code[:3]: code[4:] for code in _CODES.split()}
 
 
-def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[str, tuple[list[str], list[str]]]:
-    """All test sets of a directory: ISO 639-1 code -> (English sentences, their translations), sorted by code.
+def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> Sets:
+    """All test sets of a directory, by ISO 639-1 codes, sorted.
 
     Pairs with a blank side are left out and counted in the log.
 
@@ -66,15 +69,56 @@ def read_tatoeba(directory: str | Path, *, field: str = "eval.tatoeba") -> dict[
         if len(usable) < len(pairs):
             logging.info("%s: %s: left out %d pairs with a blank side", field, paths[1], len(pairs) - len(usable))
         english, foreign = map(list, zip(*usable, strict=True))
-        sets[LANGUAGES.get(code, code)] = english, foreign
+        sets[PIVOT, LANGUAGES.get(code, code)] = english, foreign
     return dict(sorted(sets.items()))
 
 
-def sample_sets(count: int) -> dict[str, tuple[list[str], list[str]]]:
-    """Language -> (English, translations): the last sentences of the built-in sample, on which no recipe trains."""
+def sample_sets(count: int) -> Sets:
+    """The last sentences of the built-in sample, on which no recipe trains."""
     start = sample.size() - count
-    english = sample.sentences("en", start)
-    return {language: (english, sample.sentences(language, start)) for language in sample.LANGUAGES[1:]}
+    english = sample.sentences(PIVOT, start)
+    return {(PIVOT, language): (english, sample.sentences(language, start)) for language in sample.LANGUAGES[1:]}
+
+
+def read_pairs(spec: str, *, field: str) -> Sets:
+    """Held-out pairs in the forms of `data.pairs`. Sources of the same two languages are merged.
+
+    Of more languages, each is paired with English, or else with the first. Pairs that cannot be used are skipped and
+    counted in the log.
+
+    Raises:
+      UserError: a source that cannot be read, or is of one language; fewer than FEWEST or more than MOST pairs of two
+        languages. `field` names the setting in the message.
+    """
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    with sources.errors_name(field):
+        for source in sources.parse_pairs(spec):
+            if len(source.languages) == 1:
+                raise UserError(f"data.pairs: {source}: retrieval needs translations: lang1-lang2=SOURCE")
+            sources.check(source)
+            counts = sources.Counts()
+            rows = list(itertools.islice(sources.read_pairs(source, sources.Cleaning(), counts), MOST + 1))
+            if counts.skipped:
+                reasons = dict(counts.skipped)
+                logging.info(
+                    "%s: %s: %d of %d skipped: %s", field, source, counts.read - counts.kept, counts.read, reasons
+                )
+            places = {language: i for i, language in enumerate(source.languages)}
+            pivot = PIVOT if PIVOT in places else source.languages[0]
+            for other in (language for language in places if language != pivot):
+                first, second = (other, pivot) if (other, pivot) in found else (pivot, other)
+                sides = [(row[places[first]], row[places[second]]) for row in rows]
+                found.setdefault((first, second), []).extend(pair for pair in sides if all(pair))
+        for (first, second), pairs in found.items():
+            if not FEWEST <= len(pairs) <= MOST:
+                number, instead = len(pairs), "give more"
+                if number > MOST:
+                    number, instead = f"more than {MOST:,}", "give fewer, such as head -n 2000"
+                raise UserError(
+                    f"data.pairs: {first}-{second}: {number} usable pairs, where retrieval needs {FEWEST} to {MOST:,}; "
+                    f"{instead}"
+                )
+    return {languages: ([a for a, _ in pairs], [b for _, b in pairs]) for languages, pairs in found.items()}
 
 
 def evaluate_retrieval(
@@ -85,43 +129,45 @@ def evaluate_retrieval(
     Args:
       embedder: of the model.
       params: the encoder's parameters.
-      sets: any language paired with English. English that is the same in all of them is embedded once.
+      sets: pairs of languages. If the first sides of all are the same sentences, they are embedded once.
       requests: (layer, pooling) pairs, as in `Embedder.embed`.
       task: the task's name in the scores.
 
     Returns:
       Scores by direction: `en-de` has English queries and German targets, `both` is the average of the two directions.
-      The language `mean` averages the languages with equal weights: `en-xx`, `xx-en` and `both`. `count` is the number
-      of queries.
+      The language is the one that is not English, or `de-fr` for two others. The language `mean` averages the languages
+      with equal weights: `en-xx`, `xx-en` and `both`. `count` is the number of queries.
     """
     scores: list[Score] = []
-    shared = len({tuple(english) for english, _ in sets.values()}) == 1  # n-way text: the same sentences in all
-    english_vectors: Vectors = {}
-    for language, (english, foreign) in sets.items():
-        if len(english) != len(foreign) or not len(english):
-            raise ValueError(f"{task}, {language}: {len(english)} English and {len(foreign)} foreign sentences")
-        for code, side in ((PIVOT, english), (language, foreign)):
+    shared = len({tuple(first) for first, _ in sets.values()}) == 1  # n-way text: the same sentences in all
+    first_vectors: Vectors = {}
+    for codes, sides in sets.items():
+        (first, second), language = sides, codes[1] if codes[0] == PIVOT else "-".join(codes)
+        if len(first) != len(second) or not len(first):
+            raise ValueError(f"{task}, {language}: {len(first)} and {len(second)} sentences")
+        for code, side in zip(codes, sides, strict=True):
             if repeated := len(side) - len(set(side)):
                 message = "%s, %s: %d of %d %s sentences repeat an earlier one, and only the first can be found"
                 logging.info(message, task, language, repeated, len(side), code)
-        if not (shared and english_vectors):
-            english_vectors = embedder.embed(params, english, requests)
-        foreign_vectors = embedder.embed(params, foreign, requests)
-        own = np.arange(len(english))
-        (_, english_first, _), (_, foreign_first, _) = distinct(english), distinct(foreign)
-        for layer, pooling in foreign_vectors:
-            X, Y = english_vectors[layer, pooling], foreign_vectors[layer, pooling]
-            forth = foreign_first[nearest(X, Y[foreign_first])] == own
-            back = english_first[nearest(Y, X[english_first])] == own
+        if not (shared and first_vectors):
+            first_vectors = embedder.embed(params, first, requests)
+        second_vectors = embedder.embed(params, second, requests)
+        own = np.arange(len(first))
+        (_, first_found, _), (_, second_found, _) = distinct(first), distinct(second)
+        for layer, pooling in second_vectors:
+            X, Y = first_vectors[layer, pooling], second_vectors[layer, pooling]
+            forth = second_found[nearest(X, Y[second_found])] == own
+            back = first_found[nearest(Y, X[first_found])] == own
             for direction, hits, queries in (
-                (f"{PIVOT}-{language}", forth, 1),
-                (f"{language}-{PIVOT}", back, 1),
+                ("-".join(codes), forth, 1),
+                ("-".join(codes[::-1]), back, 1),
                 ("both", forth.astype(int) + back, 2),
             ):
                 group, count = (hits.astype(float), np.full(len(own), float(queries))), queries * len(own)
                 where = task, language, direction, layer, pooling
                 scores.append(Score(*where, "accuracy", (group,), count, shared_items=shared))
-    return scores + means(scores, any_language)
+    averaged = (f"{PIVOT}-xx", f"xx-{PIVOT}", "both")
+    return scores + means([score for score in scores if any_language(score) in averaged], any_language)
 
 
 def means(scores: Sequence[Score], direction_of: Callable[[Score], str]) -> list[Score]:

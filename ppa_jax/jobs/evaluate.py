@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from ppa_jax.training.workdir import file_digest, write_identity
 
 CKA = ("cka_linear", "cka_rbf", "cka_linear_debiased")  # the first two grow as batches shrink, the last does not
 MEMORY = 8 << 30  # bytes on the host for vectors that two measures share; if they need more, they are computed twice
-DATA_FIELDS = ("tatoeba", "sample", "mining", "word_alignment", "dictionaries", "parallel")
+DATA_FIELDS = ("tatoeba", "pairs", "sample", "mining", "word_alignment", "dictionaries", "parallel")
 BASE = Limit(lambda n: n in (-1, 0, 1), "-1 (detected from the file), 0 or 1")
 LIMITS = {
     "layer": Limit(lambda n: n == -1 or n >= 1, "-1 (two thirds of the depth) or a layer from 1"),
@@ -214,7 +215,8 @@ def measure(
 def digest(source: str, requests: Requests, max_length: int, config: Config) -> str:
     """A hash of everything that a model's scores depend on; of files the name and content, so a copy has the same."""
     settings = {name: value for name, value in config.to_dict().items() if name not in ("models", "baseline")}
-    given = [path for field in DATA_FIELDS if field != "sample" for path in entries(config[field])]
+    given = [path for field in DATA_FIELDS if field not in ("sample", "pairs") for path in entries(config[field])]
+    pairs = retrieval.read_pairs(config.pairs, field="config.pairs") if config.pairs else {}
     if not config.mining:
         requests = dataclasses.replace(requests, mining=[])
     files = [
@@ -223,7 +225,7 @@ def digest(source: str, requests: Requests, max_length: int, config: Config) -> 
         for file in sorted(path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))
         if file.is_file()
     ]
-    facts = [settings, dataclasses.astuple(requests), max_length, files]
+    facts = [settings, dataclasses.astuple(requests), max_length, files, zlib.crc32(repr(pairs).encode())]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -235,9 +237,11 @@ def open_parts(config: Config) -> list[Part]:
     parts: list[Part] = []
     if config.tatoeba:
         parts.append(_retrieval(retrieval.read_tatoeba(config.tatoeba, field="config.tatoeba"), "tatoeba"))
+    if config.pairs:
+        parts.append(_retrieval(retrieval.read_pairs(config.pairs, field="config.pairs"), "pairs"))
     if config.sample:
         parts.append(_retrieval(retrieval.sample_sets(config.sample), "sample"))
-    names = {"tatoeba", "sample"}
+    names = {"tatoeba", "pairs", "sample"}
     for directory in entries(config.parallel):
         texts = similarity.read_parallel(directory, field="config.parallel")
         name = Path(directory).resolve().name
@@ -288,7 +292,8 @@ def _retrieval(sets: retrieval.Sets, task: str) -> Part:
 
 def _parallel(texts: similarity.Texts, name: str, batch: int) -> Part:
     """Retrieval and CKA on n-way text, from the same vectors."""
-    sets = {x: (texts[similarity.PIVOT], text) for x, text in texts.items() if x != similarity.PIVOT}
+    pivot = similarity.PIVOT
+    sets = {(pivot, x): (texts[pivot], text) for x, text in texts.items() if x != pivot}
     sentences = [sentence for text in texts.values() for sentence in text]
 
     def part(encoder: Encoder, at: Requests) -> list[Score]:

@@ -19,7 +19,6 @@ from ppa_jax.tasks.task import Task
 
 # en, zh-Hans; context/question in MLQA's grid
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]+)*(/[A-Za-z]{2,3}(-[A-Za-z0-9]+)*)?")
-_DATASET = re.compile(r"((?:tfds|hf):.*?)(?:@([\w-]+))?")
 _ROW_LIMIT = 1 << 24  # bytes of a line in JSON lines
 
 
@@ -41,8 +40,8 @@ def read(task: Task, spec: str, *, field: str) -> dict[str, list[Any]]:
     for language, path in language_files(spec, field):
         if is_source(path):
             found = sample.read(task, path, language=language, field=field)
-        elif dataset := _DATASET.fullmatch(path):
-            found = _from_dataset(task, dataset[1], dataset[2], language=language, field=field)
+        elif path.startswith(("tfds:", "hf:")):
+            found = _from_dataset(task, path, language=language, field=field)
         else:
             file = storage.local(path)
             if not file.is_file():
@@ -59,10 +58,10 @@ def checksum(examples: Sequence[Any]) -> int:
     return functools.reduce(lambda crc, example: zlib.crc32(repr(example).encode(), crc), examples, len(examples))
 
 
-def _from_dataset(task: Any, location: str, split: str | None, *, language: str, field: str) -> list[Any]:
+def _from_dataset(task: Any, location: str, *, language: str, field: str) -> list[Any]:
     if not hasattr(task, "from_rows"):
         raise UserError(f"{field}: {location}: this task only reads files: it has no from_rows")
-    split = split or {"dev": "validation", "test": "test"}.get(field.rsplit(".", 1)[-1], "train")
+    split = {"dev": "validation", "test": "test"}.get(field.rsplit(".", 1)[-1], "train")
     dataset = public_datasets.open_dataset(location, where=f"{field}: {location}", split=split)
     return task.from_rows(dataset.stream(_ROW_LIMIT), where=location, language=language, field=field)
 

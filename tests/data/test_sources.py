@@ -436,6 +436,9 @@ def test_hf_parquet(tmp_path, table):
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "data" / "test-00000-of-00001.parquet")
     pairs, counts = read(f"de-en=hf:{tmp_path}")
     assert pairs == [("eine Katze", "a cat"), ("eine Kuh", "a cow")] and counts.skipped == {"empty": 1}
+    (tmp_path / "data" / "test-00000-of-00001.parquet").unlink()
+    pq.write_table(pa.Table.from_pylist(table[2:]), tmp_path / "data" / "test-00000-of-00001.parquet")
+    assert read(f"en-de=hf:{tmp_path}@test")[0] == [("a cow", "eine Kuh")]
 
 
 def test_hf_saved_to_disk(tmp_path, table):

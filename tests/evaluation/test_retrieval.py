@@ -7,7 +7,7 @@ import pytest
 
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import retrieval
-from ppa_jax.evaluation.retrieval import evaluate_retrieval, read_tatoeba
+from ppa_jax.evaluation.retrieval import evaluate_retrieval, read_pairs, read_tatoeba
 
 KEYS = ["model", "task", "language", "direction", "layer", "pooling", "metric", "value", "count", "low", "high"]
 
@@ -30,7 +30,7 @@ def test_records_distinguish_the_directions():
     table = {text: [np.cos(np.radians(x)), np.sin(np.radians(x))] for text, x in angle.items()}
     # From English: a(0) -> A, right; b(10) -> A, wrong; c(80) -> C, right. Two of three.
     # From German: A(8) -> b, wrong; B(60) -> c, wrong; C(75) -> c, right. One of three.
-    sets = {"de": (["a", "b", "c"], ["A", "B", "C"]), "fr": (["d"], ["D"])}
+    sets = {("en", "de"): (["a", "b", "c"], ["A", "B", "C"]), ("en", "fr"): (["d"], ["D"])}
     scores = evaluate_retrieval(Fixed(table), 1.0, sets, [(6, "cls"), (4, "mean")])
     records = [score.record("before") for score in scores]
     assert all(list(record) == KEYS for record in records)
@@ -54,7 +54,7 @@ def test_records_distinguish_the_directions():
 def test_a_variety_of_english_has_both_directions():
     """`en-GB` begins like the pivot, but its two directions must still be distinguished."""
     table = {"a": [1.0, 0.0], "b": [0.0, 1.0], "A": [1.0, 0.1], "B": [1.0, 0.2]}
-    scores = evaluate_retrieval(Fixed(table), 1.0, {"en-GB": (["a", "b"], ["A", "B"])}, [(1, "mean")])
+    scores = evaluate_retrieval(Fixed(table), 1.0, {("en", "en-GB"): (["a", "b"], ["A", "B"])}, [(1, "mean")])
     shown = {(score.language, score.direction): score.value for score in scores}
     assert shown == {
         ("en-GB", "en-en-GB"): 100,
@@ -71,7 +71,7 @@ def test_of_equal_texts_the_first_is_found():
     rng = np.random.default_rng(0)
     vectors, texts = rng.normal(size=(250, 384)), rng.permutation(np.repeat(np.arange(250), 4))
     table = {f"{language}{i}": vector for language in ("en", "de") for i, vector in enumerate(vectors)}
-    sets = {"de": ([f"en{i}" for i in texts], [f"de{i}" for i in texts])}
+    sets = {("en", "de"): ([f"en{i}" for i in texts], [f"de{i}" for i in texts])}
     first = np.zeros(1000)
     first[np.unique(texts, return_index=True)[1]] = 1
     for score in evaluate_retrieval(Fixed(table), 1.0, sets, [(1, "mean")])[:2]:
@@ -83,9 +83,8 @@ def test_english_that_all_languages_share_is_embedded_once():
     shared, other = ["a", "b"], ["b", "a"]
     for german, expected in ((shared, ["a", "b", "A", "B", "A", "B"]), (other, [*"abABbaAB"])):
         embedder = Fixed(table)
-        scores = evaluate_retrieval(
-            embedder, 1.0, {"fr": (shared, ["A", "B"]), "de": (german, ["A", "B"])}, [(1, "cls")]
-        )
+        sets = {("en", "fr"): (shared, ["A", "B"]), ("en", "de"): (german, ["A", "B"])}
+        scores = evaluate_retrieval(embedder, 1.0, sets, [(1, "cls")])
         assert embedder.embedded == expected
         value = {score.language: score.value for score in scores if score.direction == "both"}
         assert (value["fr"], value["de"]) == (100, 100 if german == shared else 0)
@@ -102,8 +101,8 @@ def test_reads_every_language_of_a_directory(tmp_path):
     write(tmp_path, "tatoeba.gsw-eng.eng", "Hello.\n")
     write(tmp_path, "README.md", "not a test set")
     assert read_tatoeba(tmp_path) == {
-        "de": (["Good day.", "A sentence."], ["Guten Tag.", "Ein\u2028Satz."]),
-        "gsw": (["Hello."], ["Grüezi."]),
+        ("en", "de"): (["Good day.", "A sentence."], ["Guten Tag.", "Ein\u2028Satz."]),
+        ("en", "gsw"): (["Hello."], ["Grüezi."]),
     }
 
 
@@ -111,7 +110,7 @@ def test_pairs_with_a_blank_side_are_left_out(tmp_path, caplog):
     caplog.set_level("INFO")
     write(tmp_path, "tatoeba.deu-eng.deu", "Ja.\n\nNein.\n\u00a0\t\nGut.\n")
     write(tmp_path, "tatoeba.deu-eng.eng", "Yes.\nWhat?\n \n\nGood.\n")
-    assert read_tatoeba(tmp_path) == {"de": (["Yes.", "Good."], ["Ja.", "Gut."])}
+    assert read_tatoeba(tmp_path) == {("en", "de"): (["Yes.", "Good."], ["Ja.", "Gut."])}
     assert "tatoeba.deu-eng.deu: left out 3 pairs with a blank side" in caplog.text
 
 
@@ -146,6 +145,50 @@ def test_files_that_cannot_be_used(tmp_path, files, said):
     assert "\n" not in str(caught.value)
 
 
+def test_a_pair_without_english_has_its_own_name():
+    table = {"a": [1.0, 0.0], "b": [0.0, 1.0], "A": [1.0, 0.1], "B": [1.0, 0.2]}
+    sets = {("de", "fr"): (["a", "b"], ["A", "B"]), ("en", "fr"): (["a"], ["A"])}
+    scores = evaluate_retrieval(Fixed(table), 1.0, sets, [(1, "mean")])
+    assert {(score.language, score.direction): score.value for score in scores} == {
+        ("de-fr", "de-fr"): 100, ("de-fr", "fr-de"): 50, ("de-fr", "both"): 75,
+        ("fr", "en-fr"): 100, ("fr", "fr-en"): 100, ("fr", "both"): 100,
+        ("mean", "en-xx"): 100, ("mean", "xx-en"): 100, ("mean", "both"): 87.5,
+    }  # fmt: skip
+
+
+def test_held_out_pairs_in_the_forms_of_data_pairs(tmp_path, caplog):
+    caplog.set_level("INFO")
+    write(tmp_path, "a.csv", "id,de,en\n" + "".join(f"{i},Satz {i},sentence {i}\n" for i in range(8)) + "8,,empty\n")
+    write(tmp_path, "b.tsv", "sentence 8\tSatz 8\nsentence 9\tSatz 9\n")
+    write(tmp_path, "c.de", "".join(f"Satz {i}\n" for i in range(10)))
+    write(tmp_path, "c.fr", "".join(f"phrase {i}\n" for i in range(10)))
+    sets = read_pairs(f"de-en={tmp_path}/a.csv,en-de={tmp_path}/b.tsv,de-fr={tmp_path}/c", field="config.pairs")
+    english, german, french = ([f"{name} {i}" for i in range(10)] for name in ("sentence", "Satz", "phrase"))
+    assert sets == {("en", "de"): (english, german), ("de", "fr"): (german, french)}
+    write(tmp_path, "c.en", "".join(f"sentence {i}\n" for i in range(9)) + "\n")
+    write(tmp_path, "d.tsv", "sentence 9\tphrase 9\n")
+    sets = read_pairs(f"de-en-fr={tmp_path}/c,en-fr={tmp_path}/d.tsv,en-de={tmp_path}/b.tsv", field="config.pairs")
+    assert sets == {("en", "de"): (english[:9] + english[8:], german[:9] + german[8:]), ("en", "fr"): (english, french)}
+    assert f"config.pairs: de-en={tmp_path}/a.csv: 1 of 9 skipped: {{'empty': 1}}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("en-de={}/a.tsv", "en-de: 9 usable pairs, where retrieval needs 10 to 100,000; give more"),
+        ("en={}/a.tsv", "a.tsv: retrieval needs translations: lang1-lang2=SOURCE"),
+        ("en-de={}/nowhere.tsv", "no such file: .*nowhere.tsv"),
+        ("en-de={}/empty.tsv", "empty.tsv is empty"),
+        ("{}/a.tsv", "is not of the form lang1-lang2=SOURCE"),
+    ],
+)
+def test_held_out_pairs_that_cannot_be_used(tmp_path, spec, said):
+    write(tmp_path, "a.tsv", "a\tb\n" * 9)
+    write(tmp_path, "empty.tsv", "")
+    with pytest.raises(UserError, match=f"^config.eval.pairs: .*{said}"):
+        read_pairs(spec.format(tmp_path), field="config.eval.pairs")
+
+
 def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"tatoeba: no such directory: .*nowhere; give one with files"):
         read_tatoeba(tmp_path / "nowhere", field="tatoeba")
@@ -160,7 +203,7 @@ def test_scores_a_real_model_as_pytorch_does(shared):
     model = shared / "models/minimbert"
     pretrained = huggingface.read(model)
     embedder = Embedder(pretrained.config, load_tokenizer(model), max_length=64)
-    german = {"de": read_tatoeba(shared / "data/tatoeba")["de"]}
+    german = {("en", "de"): read_tatoeba(shared / "data/tatoeba")["en", "de"]}
     requests = {(6, "cls"): "cls_last", (6, "mean"): "mean_last", (4, "mean"): "mean_mid"}
     scores = evaluate_retrieval(embedder, pretrained.params["encoder"], german, list(requests))
     records = [score.record("minimbert") for score in scores]

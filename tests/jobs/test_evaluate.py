@@ -35,6 +35,7 @@ def data(tmp_path_factory):
     foreign = [" ".join(word[::-1] for word in text.split()) for text in english]
     write(path / "tatoeba/tatoeba.deu-eng.eng", english)
     write(path / "tatoeba/tatoeba.deu-eng.deu", foreign)
+    write(path / "pairs.tsv", [f"{de}\t{en}" for de, en in zip(foreign, english, strict=True)])
     write(path / "nway/eng.txt", english)
     write(path / "nway/deu.txt", foreign)
     write(path / "bucc/de-en.dev.en", [f"en-{i}\t{text}" for i, text in enumerate(english)])
@@ -75,15 +76,21 @@ def test_every_part_leaves_scores_differences_report_and_pictures(shelf, other, 
     fields = dict(
         models=models, tatoeba=data / "tatoeba", mining=data / "bucc", word_alignment=data / "words",
         dictionaries=data / "dictionaries", parallel=data / "nway", sample=8, cka_batch=5,
+        pairs=f"de-en={data / 'pairs.tsv'}",
     )  # fmt: skip
     assert main(arguments(tmp_path, **fields)) == 0
     assert "report.md" in capsys.readouterr().out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert all(list(record) == KEYS for record in scores)
     assert {record["model"] for record in scores} == {"plain", "noisy"}
-    tasks = {"tatoeba", "sample", "bucc", "word_alignment", "lexicon", "nway", "cka, nway"}
+    tasks = {"tatoeba", "sample", "pairs", "bucc", "word_alignment", "lexicon", "nway", "cka, nway"}
     assert {record["task"] for record in scores} == tasks
     assert all(record["low"] <= record["value"] <= record["high"] for record in scores if record["low"] is not None)
+    named = {
+        task: [r | {"task": ""} for r in scores if r["task"] == task and r["language"] != "cka"]
+        for task in ("tatoeba", "pairs")
+    }
+    assert named["pairs"] == named["tatoeba"], "the same sentences as own pairs"
     by_layer = {r["layer"] for r in scores if r["task"] == "tatoeba" and r["pooling"] == "mean"}
     assert by_layer == {0, 1}, "the model has one block: embeddings and block"
 
@@ -230,6 +237,8 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
         ({"dtype": "half"}, "config.dtype=half: must be one of"),
         ({"models": "nowhere/to/be/found"}, "nowhere/to/be/found: no such directory"),
         ({"tatoeba": "nowhere"}, "config.tatoeba: no such directory"),
+        ({"pairs": "en-de=nowhere.tsv"}, "config.pairs: no such file: nowhere.tsv"),
+        ({"parallel": "../data/nway/../pairs", "cka_batch": 5}, "would be named pairs, like those of another"),
         ({"models": "a=nowhere,b=neither"}, "nowhere: no such directory"),
         ({"parallel": "nowhere"}, "config.parallel: .*nowhere"),
         ({"mining": "nowhere"}, "config.mining: .*nowhere"),
@@ -241,7 +250,7 @@ def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(sh
 )
 def test_mistakes(shelf, data, tmp_path, monkeypatch, error_line, fields, said):
     work = tmp_path / "data"
-    for name in ("nway", "tatoeba"):
+    for name in ("nway", "tatoeba", "pairs"):
         shutil.copytree(data / "nway", work / name)
     monkeypatch.chdir(work)
     assert main(arguments(tmp_path, **({"models": shelf / "model", "sample": 4} | fields))) == 2

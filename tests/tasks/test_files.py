@@ -79,6 +79,12 @@ def write_tfds(directory, name, features, splits):
     Builder(data_dir=directory, file_format="array_record").download_and_prepare()
 
 
+def test_nli_from_csv(tmp_path):
+    (tmp_path / "x.csv").write_text('label;premise;hypothesis\n1;"A ""dog""; runs.";It moves.\n2;x\n')
+    (found,) = files.read(nli, f"en=hf:{tmp_path}/x.csv", field="config.data.train")["en"]
+    assert (found.premise, found.hypothesis, found.label) == ('A "dog"; runs.', "It moves.", "neutral")
+
+
 def test_nli_from_tfds(tmp_path):
     import tensorflow_datasets as tfds
 

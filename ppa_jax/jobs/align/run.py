@@ -8,6 +8,7 @@ plots, and export/. A new model (`init=""`) is pretrained in new_model/.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import zlib
 from pathlib import Path
@@ -73,7 +74,8 @@ def pretrain_new_model(config: Config, directory: epath.Path) -> epath.Path:
     first = copy.deepcopy(config)
     first.init = str(random)
     first.train.update(config.pretrain.to_dict(), epochs=0.0, freeze="")
-    first.eval.update(tatoeba="", sample=0)
+    first.eval.update(tatoeba="", sample=0, pairs="")
+    first.export.select = False
     logging.info("pretraining a new model with masked LM, %d steps", first.train.steps)
     train_model(first, Losses(tlm=1.0), trained)
     hosts.barrier("new model exported")
@@ -160,6 +162,8 @@ def train(run: Run) -> None:
         evaluate(run, state.params, run.steps)
         params = sharding.to_host(state.params)
         if jax.process_index() == 0:
+            if align_setup.selects(config):
+                select_vectors(run)
             with storage.staged(run.workdir / "export") as directory:
                 export(run, params, directory)
             write_report(run)
@@ -186,16 +190,15 @@ def log_facts(run: Run, state: align.State) -> None:
     if state.queue is not None:
         rows = f"{rows} for queries and TLM, {as_text(base.key)} for keys"
     logging.info(
-        "%d steps of %d pairs%s on %d devices (%s), %s parameters trained; a shard's rows: %s; %d masked slots",
+        "%d steps of %d pairs%s on %d devices (%s), %s parameters trained",
         run.steps,
         run.config.train.batch_size,
         " (or of lines of one language)" if any(len(pair.languages) == 1 for pair in run.pairs) else "",
         run.mesh.size,
         run.config.mesh.rules,
         f"{loop.count_parameters(split(state.params, run.method.frozen)[0]):,}",
-        rows,
-        base.slots,
     )
+    logging.debug("rows x tokens of a device in a step: %s; masked tokens: up to %d", rows, base.slots)
     if state.queue is not None:
         slots, batch_size, _ = state.queue.keys.shape
         wanted, keys = run.method.queue_size, slots * batch_size
@@ -208,32 +211,50 @@ def log_facts(run: Run, state: align.State) -> None:
 
 def evaluate(run: Run, params: Any, step: int) -> None:
     """Measures retrieval at `step`, unless it is done, and adds the scores to the workdir."""
-    if not run.test_sets:
-        return
-    task = "tatoeba" if run.config.eval.tatoeba else "sample"
     moment = "before" if step == 0 else "after" if step == run.steps else f"step {step}"
     models = scores.load_scores(scores_file(run))
-    if hosts.broadcast_from_process_0(any(score.task == task for score in models.get(moment, ()))):
-        return
     last = run.pretrained.config.num_layers
     layers = sorted({run.method.layer, comparison.main_setting(last)[0], last})
-    requests = [(layer, pooling) for layer in layers for pooling in ("cls", "mean")]
-    measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], run.test_sets, requests, task=task)
-    models[moment] = models.get(moment, []) + measured
-    if jax.process_index() == 0:
-        scores.save_scores(scores_file(run), models)
-        scores.write_records(run.workdir / "scores.json", comparison.records_of(by_moment(run, models)))
-    for score in measured:
-        if score.language == "mean" and score.direction == "both":
-            logging.info(
-                "%s: retrieval, mean of the languages, both directions, layer %d, %s: %.2f%%",
-                *(moment, score.layer, score.pooling, score.value),
-            )
+    if align_setup.selects(run.config):
+        layers = range(1, last + 1)
+    for task, sets in run.test_sets.items():
+        done = {(score.layer, score.pooling) for score in models.get(moment, ()) if score.task == task}
+        requests = [(layer, pooling) for layer in layers for pooling in ("cls", "mean") if (layer, pooling) not in done]
+        requests = [(layer, pooling) for layer, pooling in hosts.broadcast_from_process_0(requests)]
+        if not requests:
+            continue
+        measured = retrieval.evaluate_retrieval(run.embedder, params["encoder"], sets, requests, task=task)
+        models[moment] = models.get(moment, []) + measured
+        if jax.process_index() == 0:
+            scores.save_scores(scores_file(run), models)
+            scores.write_records(run.workdir / "scores.json", comparison.records_of(by_moment(run, models)))
+        for score in measured:
+            if score.language == "mean" and score.direction == "both":
+                logging.info(
+                    "%s: retrieval (%s), mean of the languages, both directions, layer %d, %s: %.2f%%",
+                    *(moment, task, score.layer, score.pooling, score.value),
+                )
 
 
 def scores_file(run: Run) -> epath.Path:
     """The file of per-sentence results; one per set of test sentences, so that moments are compared on the same set."""
     return run.workdir / f"scores-{zlib.crc32(repr(run.test_sets).encode()):08x}.npz"
+
+
+def select_vectors(run: Run) -> None:
+    """Replaces the trained layer and pooling by those that retrieve significantly better on eval.pairs, if any."""
+    trained = run.vectors
+    assert trained is not None  # open_run refuses it
+    best = comparison.best_setting(by_moment(run, scores.load_scores(scores_file(run)))["after"], "pairs")
+    run.selected = "as trained: no other layer and pooling is significantly better on eval.pairs"
+    if best:
+        _, layer, pooling, gain = best
+        run.vectors = dataclasses.replace(trained, layer=layer, pooling=pooling)
+        run.selected = (
+            f"{comparison.setting_name(layer, pooling)}, chosen on eval.pairs ({gain.text(digits=2)} over "
+            f"{comparison.setting_name(trained.layer, trained.pooling)}, as trained): its scores there are optimistic"
+        )
+    logging.info("export: %s", run.selected)
 
 
 def by_moment(run: Run, models: dict[str, list[scores.Score]]) -> comparison.Models:
@@ -263,7 +284,7 @@ def export(run: Run, params: Any, directory: Path) -> None:
     model_card.write_card(
         directory,
         title=title(run),
-        losses=describe_losses(run),
+        losses=describe_losses(run) + (f". Sentence vectors: {run.selected}" if run.selected else ""),
         base_model=base_model(run),
         sentence_vectors=run.vectors is not None,
         languages=sorted({language for pair in run.pairs for language in pair.languages}),
@@ -285,6 +306,7 @@ def write_report(run: Run) -> None:
             "model": config.init,
             "steps": f"{run.steps} of {config.train.batch_size} pairs",
             "losses": describe_losses(run),
+            **({"export": run.selected} if run.selected else {}),
             "learning rate": f"{config.train.learning_rate:g}, warm-up {config.train.warmup:g}",
             "seed": str(config.seed),
             "training time": training_time([run.workdir]),

@@ -43,8 +43,8 @@ from ppa_jax.training.workdir import claim
 
 # Settings that may change when a run is resumed; with any other change the workdir is refused.
 MAY_CHANGE = (
-    "eval", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate", "train.remat",
-    "train.scan", "plan",
+    "eval", "export", "checkpoint", "log", "profile", "mesh", "data.cache", "data.workers", "train.accumulate",
+    "train.remat", "train.scan", "plan",
 )  # fmt: skip
 
 SHARED_LIMITS = {  # of alignment and of pretraining
@@ -110,12 +110,13 @@ class Run:
     method: align.Method
     vectors: sentence_transformers.Settings | None  # of the exported sentence vectors; None: none
     steps: int
-    test_sets: retrieval.Sets
+    test_sets: dict[str, retrieval.Sets]  # by task: tatoeba, sample, pairs
     embedder: Embedder  # compiled once, for any parameters of these shapes
     dictionaries: list[Dictionary]  # for word alignment and DICT-MLM; empty without them
     words: WordPairs | None  # the dictionaries' entries as token ids, for word alignment
     translations: np.ndarray | None  # the translation of every token id, for DICT-MLM
     teacher: str  # what the vectors for distillation depend on; "" without
+    selected: str = ""  # what export.select chose, in words
 
 
 # ---- checks before anything is opened ----
@@ -155,6 +156,8 @@ def validate(config: Config) -> Losses:
             f"config.data.pairs: {texts[0]}: text of one language has no translations to contrast; write lang1-lang2="
             "SOURCE for translations, or set config.contrastive.weight=0, rtl.weight=0 and no distill.teacher"
         )
+    if selects(config) and not config.eval.pairs:
+        raise UserError("config.export.select: needs eval.pairs, held-out pairs on which layer and pooling are chosen")
     if not config.init:
         if not config.pretrain.steps:
             raise UserError("config.init is empty: give a Hugging Face directory or name, or pretrain.steps")
@@ -262,27 +265,43 @@ def token_types(config: Config, losses: Losses) -> int:
     return max(2, len(sources.languages_of(config.data.pairs))) if losses.language_embeddings else 2
 
 
+def selects(config: Config) -> bool:
+    """Whether layer and pooling of the export are chosen on eval.pairs."""
+    return "export" in config and config.export.select
+
+
 # ---- files ----
 
 
-def read_test_sets(config: Config) -> retrieval.Sets:
-    """The test sentences for retrieval, by language; empty if none are configured.
+def read_test_sets(config: Config) -> dict[str, retrieval.Sets]:
+    """The test sentences for retrieval, by task; empty if none are configured.
 
     Raises:
-      UserError: a file of eval.tatoeba cannot be used; data.pairs would train on the sentences of eval.sample.
+      UserError: a file of eval.tatoeba or eval.pairs cannot be used; data.pairs would train on the sentences of
+        eval.sample or eval.pairs.
     """
-    if config.eval.tatoeba:
-        return retrieval.read_tatoeba(config.eval.tatoeba)
-    if not config.eval.sample:
-        return {}
-    first = sample.size() - config.eval.sample
+    given, found = config.eval, {}
+    if given.tatoeba:
+        found["tatoeba"] = retrieval.read_tatoeba(given.tatoeba)
+    if given.sample:
+        first = sample.size() - given.sample
+        check_held_out(config, f"sample={given.sample}", f"en-de=sample:{first}-{sample.size()}", f"sample:0-{first}")
+        found["sample"] = retrieval.sample_sets(given.sample)
+    if given.pairs:
+        found["pairs"] = retrieval.read_pairs(given.pairs, field="config.eval.pairs")
+        check_held_out(config, "pairs", given.pairs)
+    return found
+
+
+def check_held_out(config: Config, setting: str, spec: str, instead: str = "OTHER") -> None:
+    """Raises UserError if a source of data.pairs has the text of one in `spec`; `instead` is what to write there."""
+    held_out = sources.parse_pairs(spec)
     for source in sources.parse_pairs(config.data.pairs):
-        if source.kind == "sample" and sources.identity(source)["stop"] > first:
+        if any(sources.overlap(source, other) for other in held_out):
             raise UserError(
-                f"config.eval.sample={config.eval.sample}: data.pairs trains on these sentences, too; "
-                f"write {'-'.join(source.languages)}=sample:0-{first}"
+                f"config.eval.{setting}: data.pairs trains on these sentences, too; "
+                f"write {'-'.join(source.languages)}={instead}"
             )
-    return retrieval.sample_sets(config.eval.sample)
 
 
 def read_word_alignment(config: Config, losses: Losses) -> list[Dictionary]:
@@ -331,6 +350,9 @@ def open_run(config: Config, losses: Losses, workdir: epath.Path) -> Run:
     vectors = sentence_vectors(config, losses, base, pretrained.config)
     if vectors and vectors.dense:
         pretrained.params["dense"] = sentence_transformers.read_dense(base)
+    if selects(config) and (vectors is None or vectors.dense):
+        why = "its Dense module belongs to one layer and pooling" if vectors else "it has no sentence vectors"
+        raise UserError(f"config.export.select: nothing to choose for this export: {why}; leave it out")
     method = make_method(config, losses, pretrained, tokenizer, vectors)
     warn_of_random_head(config, losses, pretrained)
 

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -435,6 +436,33 @@ def test_settings_that_are_no_part_of_the_run_may_change(whole, command, tmp_pat
     changed = {"eval.every": 3, "checkpoint.every": 5, "checkpoint.keep": 1, "log.tensorboard": "false"}
     assert main(command(workdir, {"eval.sample": 6} | changed)) == 0
     assert moments(workdir) == ["before", "step 4", "step 8", "after"], "a run that had ended was measured again"
+    assert_same_params(workdir, whole.workdir)
+
+
+def test_the_export_is_chosen_on_held_out_pairs(whole, command, tmp_path, capsys):
+    """Translations with the same words and others: the means are more alike than the states of [CLS]."""
+    workdir, text = shutil.copytree(whole.workdir, tmp_path / "run"), tmp_path / "dev.tsv"
+    english, rng = sample.sentences("en", 400, 500), random.Random(0)
+    words = " ".join(english).split()
+    text.write_text("".join(f"{x}\t{x} {' '.join(rng.sample(words, len(x.split())))}\n" for x in english))
+    fields = {"eval.pairs": f"en-de={text}", "export.select": "true"}
+
+    def pooling():
+        flags = json.loads((workdir / "export/1_Pooling/config.json").read_text())
+        return [name for name, flag in flags.items() if name.startswith("pooling_mode") and flag]
+
+    assert pooling() == ["pooling_mode_cls_token"]
+    assert main(command(workdir, whole.fields | fields)) == 0
+    assert pooling() == ["pooling_mode_mean_tokens"]
+    told = re.search(r"layer 1, mean, chosen on eval.pairs \(\*\*\+(.*) \[", (workdir / "report.md").read_text())
+    records = json.loads((workdir / "scores.json").read_text())
+    both = {(r["task"], r["pooling"]): r["value"] for r in records
+            if (r["model"], r["language"], r["direction"]) == ("after", "mean", "both")}  # fmt: skip
+    assert set(both) == {(task, kind) for task in ("sample", "pairs") for kind in ("cls", "mean")}
+    assert float(told[1]) == pytest.approx(both["pairs", "mean"] - both["pairs", "cls"], abs=0.01)
+    assert "chosen on eval.pairs" in (workdir / "export/README.md").read_text()
+    assert main(command(workdir, whole.fields | fields | {"export.select": "false"})) == 0
+    assert pooling() == ["pooling_mode_cls_token"] and "chosen" not in (workdir / "report.md").read_text()
     assert_same_params(workdir, whole.workdir)
 
 
