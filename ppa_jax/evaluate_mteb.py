@@ -1,4 +1,4 @@
-"""MTEB's benchmarks with an encoder in JAX; results in MTEB's own files. Needs `pip install "ppa_jax[mteb]"`.
+"""MTEB's benchmarks with an encoder in JAX; results in MTEB's own files. Needs `pip install mteb`.
 
     python -m ppa_jax.evaluate_mteb --model=runs/x --tasks=Tatoeba,BUCC.v2,FloresBitextMining --output=runs/mteb
 
@@ -115,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     try:
         import mteb
     except ImportError:
-        raise UserError('the package mteb is not installed; pip install "ppa_jax[mteb]"') from None
+        raise UserError("the package mteb is not installed; pip install mteb") from None
     try:
         tasks = mteb.get_tasks(tasks=entries(args.tasks), languages=entries(args.languages) or None)
     except (KeyError, ValueError) as error:

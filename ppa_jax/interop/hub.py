@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from absl import logging
+
 from ppa_jax import storage
 from ppa_jax.data.tokenizer import TOKENIZER_FILES
 from ppa_jax.errors import UserError, reason
@@ -109,6 +111,8 @@ def push(source: str | Path, repo: str, *, private: bool = False) -> str:
             return path
         return path.read_text(encoding="utf-8").replace(HERE, repo).encode()
 
+    if not (directory / CARD).is_file():
+        logging.warning("%s: no model card (%s); write one, or add it on the Hub", directory, CARD)
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     operations = [CommitOperationAdd(str(path.relative_to(directory)), content(path)) for path in files]
     try:

@@ -103,6 +103,13 @@ def test_push_uploads_the_export_in_one_commit(server, export, capsys):
     assert files == {"config.json": b"{}", "README.md": b"# Title\nload('me/model')", "1_Pooling/config.json": b"{1}"}
 
 
+def test_push_without_a_card_says_so(server, export, capsys):
+    (export / "export/README.md").unlink()
+    assert main(["push", str(export / "export"), "--repo=me/model"]) == 0
+    assert "warning: " in (err := capsys.readouterr().err) and "export: no model card (README.md)" in err
+    assert "README.md" not in server.requests[-1][2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
