@@ -99,7 +99,7 @@ class Embedder:
         Args:
           config: of the encoder.
           tokenizer: of the same model.
-          max_length: maximum word pieces per sentence, including special tokens; longer sentences are truncated.
+          max_length: maximum subword tokens per sentence, including special tokens; longer sentences are truncated.
           mesh: the rows are split over its devices; None: computes on the default device.
           dtype: of the matrix products; float32 is full precision on every device, unlike JAX's default.
           rows: of 128 tokens in a full block, per device; of wider rows there are accordingly fewer. On CPUs an upper
@@ -179,11 +179,11 @@ class Embedder:
     def token_states(
         self, params: Any, sequences: Sequence[Sequence[int]], layers: Sequence[int]
     ) -> Iterator[tuple[int, dict[int, np.ndarray]]]:
-        """The states of every word piece, without [CLS] and [SEP]: (number of the sequence, {layer: [n, D]}).
+        """(index of the sequence, {layer: [n, D]}): the states of all subword tokens, without [CLS] and [SEP].
 
         Args:
           params: the encoder's parameters.
-          sequences: word piece ids without special tokens, which are added; truncated at max_length - 2 pieces.
+          sequences: token ids without special tokens, which are added; truncated at max_length - 2 tokens.
           layers: from 0, the embeddings' output.
 
         Yields every sequence once, in no particular order.

@@ -218,6 +218,12 @@ def t_interval(values: Any) -> tuple[float, float]:
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
+def read_records(path: str | os.PathLike) -> list[Any]:
+    """What `write_records` wrote; empty without such a file."""
+    path = epath.Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
 BySeed = Mapping[int, float]  # seed of a training -> value
 
 

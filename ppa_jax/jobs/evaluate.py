@@ -105,7 +105,7 @@ def run(config: Config, workdir: str) -> None:
 
     # ---- report ----
     shown = {f"config.{field}": str(config[field]) for field in DATA_FIELDS if config[field]}
-    shown |= {"longest sentence": f"{max_length} word pieces, special tokens included", "computed in": config.dtype}
+    shown |= {"longest sentence": f"{max_length} tokens, including special tokens", "computed in": config.dtype}
     if config.parallel:
         shown["CKA"] = f"batches of {config.cka_batch} sentences"
     if config.word_alignment:

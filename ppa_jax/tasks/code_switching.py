@@ -23,9 +23,9 @@ def code_switch(task: Any, parallel: Mapping[str, Sequence[Any]], spec: str, rat
       task: mixes two examples.
       parallel: language -> its examples. They are matched by id, and ids that a language lacks are left out; if the
         languages share no ids, or an id appears twice in one, they are matched by row.
-      spec: `uniform` or probabilities such as `en=0.5,de=0.5`: the languages of the first side, and of the others those
-        of the second side where it differs. `pivot=en`: each row has English and another language, all equally likely,
-        and each side is equally likely to be in either. A pivot alone has nothing to switch to: its rows are unchanged.
+      spec: `uniform`, or probabilities such as `en=0.5,de=0.5`, by which the language of the first side is drawn and,
+        if it is to differ, that of the second side. `pivot=en`: each row has English and one other language, all
+        equally likely, and each side is equally likely to be in either; with English alone, rows are unchanged.
       rate: how often the languages of the two sides differ, from 0 to 1. With a pivot or equal probabilities, it does
         not change how often a language appears.
       seed: of the random languages; the same seed gives the same examples.

@@ -19,6 +19,7 @@ from ppa_jax.evaluation.scores import (
     minus,
     over_runs,
     per_item,
+    read_records,
     save_scores,
     write_records,
 )
@@ -174,6 +175,13 @@ def test_saved_scores_come_back_with_their_items(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"scores.npz: damaged .*; delete it"):
         load_scores(path)
+
+
+def test_records_are_read_as_written(tmp_path):
+    records = [{"value": 1.5, "language": "zh-Hant"}, {"name": "größer"}]
+    assert read_records(tmp_path / "scores.json") == []
+    write_records(tmp_path / "scores.json", records)
+    assert read_records(tmp_path / "scores.json") == records
 
 
 def test_a_difference_by_hand():

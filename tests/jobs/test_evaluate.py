@@ -108,7 +108,7 @@ def test_every_part_leaves_scores_differences_report_and_pictures(shelf, other, 
     for picture in ("models.png", "layers.png", "bars.png"):
         assert f"({picture})" in text and (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     for said in ("tatoeba: accuracy, layer 1, mean", "aer", "p at 1 csls", "cka linear", "plain (baseline)",
-                 "batches of 5 sentences", "word pieces", str(data / "tatoeba")):  # fmt: skip
+                 "batches of 5 sentences", "tokens, including special tokens", str(data / "tatoeba")):  # fmt: skip
         assert said in text, said
     assert json.loads((tmp_path / "config.json").read_text())["cka_batch"] == 5
 
@@ -202,7 +202,7 @@ def test_one_length_and_one_place_for_all(shelf, data, tmp_path, capsys):
     differences = json.loads((tmp_path / "run/differences.json").read_text())
     assert {r["role"] for r in differences} == {"main", "own"} and {r["value"] for r in differences} == {0}
     assert {r["task"] for r in differences if r["role"] == "own"} == {"tatoeba", "bucc"}
-    assert "512 word pieces" in (tmp_path / "run/report.md").read_text()
+    assert "512 tokens" in (tmp_path / "run/report.md").read_text()
 
 
 def test_a_model_that_does_more_than_pool_is_measured_without_its_own_vectors(shelf, data, tmp_path, capsys):

@@ -17,7 +17,7 @@ SETTINGS = "Retrieval by layer and pooling, mean over the languages"
 BARS = "Retrieval by language, both directions averaged"
 ALIGNMENT_PANELS = (
     Panel("loss", "Loss (weighted sum)", "nats"),
-    Panel("tlm", "TLM (translation language model)", "nats per masked piece"),
+    Panel("tlm", "TLM (translation language model)", "nats per masked token"),
     Panel("contrastive", "Contrastive loss (InfoNCE)", "nats per pair"),
     Panel("rtl", "RTL (representation translation)", "nats per token"),
     Panel("distill", "Distance to the teacher's vectors", "mean of both sentences"),

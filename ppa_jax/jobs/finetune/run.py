@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ppa_jax.config import Config
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import tasks as task_report
-from ppa_jax.evaluation.scores import write_records
+from ppa_jax.evaluation.scores import read_records, write_records
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.interop.names import tensor_names
@@ -205,7 +204,7 @@ class EarlyStopping:
     def __init__(self, setup: Setup, directory: epath.Path, start: int) -> None:
         self._setup, self._directory = setup, directory
         path = directory / "dev.json"
-        history = hosts.broadcast_from_process_0(json.loads(path.read_text()) if path.exists() else [])
+        history = hosts.broadcast_from_process_0(read_records(path))
         self.history: list[list[float]] = [entry for entry in history if entry[0] <= start]  # [step, value]
 
     @property
@@ -258,7 +257,7 @@ def score(setup: Setup, params: Any, test_set: TestSet) -> tuple[dict[str, Any],
 def test(setup: Setup, params: Any, seed: int, directory: epath.Path) -> Records:
     """The scores of every test set, read from `directory` or measured and written there with the predictions."""
     path, task = directory / "scores.json", setup.task
-    known = hosts.broadcast_from_process_0(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+    known = hosts.broadcast_from_process_0(read_records(path))
     records = []
     on_devices = None
     for test_set in setup.tests:
@@ -295,7 +294,7 @@ def read_scores(workdir: epath.Path, setup: Setup) -> Records:
     records = []
     for _, _, path in sorted(seeds):
         name = str(path.parent.parent.relative_to(workdir))
-        for record in json.loads(path.read_text(encoding="utf-8")):
+        for record in read_records(path):
             content = record.pop("content")
             if contents.setdefault(record["language"], content) == content:
                 records.append(({} if name == "." else {"model": name}) | record)

@@ -11,7 +11,6 @@ The workdir then has vocabulary/, data/TRANSFORMATION/, models/TRANSFORMATION/OB
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from ppa_jax import storage
 from ppa_jax.config import Config, entries
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import neighbours
-from ppa_jax.evaluation.scores import write_records
+from ppa_jax.evaluation.scores import read_records, write_records
 from ppa_jax.interop import huggingface
 from ppa_jax.jobs import pretrain
 from ppa_jax.jobs.finetune import run as finetune_run
@@ -60,9 +59,7 @@ def run(config: Config, workdir: str) -> None:
         raise UserError("config.data.text: trans+syn needs trees, but a text has none; give only CoNLL-U files")
     claim(directory, config.to_dict() | {"content": {"text": checksum(text)}}, may_change=MAY_CHANGE)
     vocabulary = align_mlm_setup.make_vocabulary(config, text, directory / "vocabulary")
-    records: Records = []  # of this and earlier commands
-    if (directory / "scores.json").exists():
-        records = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
+    records = read_records(directory / "scores.json")  # of this and earlier commands
 
     transformations, objectives = entries(config.transformations), entries(config.objectives)
     seeds = parse_seeds(config)
@@ -186,7 +183,7 @@ def transfer(
     may_change = ("task.train", "task.test", *(x for x in MAY_CHANGE if x.startswith("finetuning.")))
     claim(directory, described, may_change=may_change)
     path = directory / "scores.json"
-    records: Records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    records = read_records(path)
     seeds = parse_seeds(config.finetuning)
     for source, tests in ((ENGLISH, (ENGLISH, DERIVED)), (DERIVED, (DERIVED,))):
         for seed in seeds:
@@ -199,8 +196,7 @@ def transfer(
                 given = align_mlm_setup.finetuning(config, task, init, train, test)
                 given.seeds = str(seed)
                 finetune_run.run(given, str(workdir))
-                found = json.loads((workdir / "scores.json").read_text(encoding="utf-8"))
-                records += [{"source": source} | r for r in found]
+                records += [{"source": source} | r for r in read_records(workdir / "scores.json")]
                 write_records(path, records)
             for spent in workdir.glob("**/seed-*"):
                 checkpoint.remove(spent / "trained")

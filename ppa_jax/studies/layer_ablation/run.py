@@ -26,7 +26,7 @@ from ppa_jax.data import sample
 from ppa_jax.errors import UserError
 from ppa_jax.evaluation import similarity
 from ppa_jax.evaluation.embed import Embedder, Remembered
-from ppa_jax.evaluation.scores import write_records
+from ppa_jax.evaluation.scores import read_records, write_records
 from ppa_jax.interop import huggingface, weights
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs.finetune import run as finetune_run
@@ -263,7 +263,7 @@ def run_one(
     if jax.process_index() == 0:
         checkpoint.remove(directory / "trained")  # as large as the model, for every set and seed
     measured = json.loads(path.read_text(encoding="utf-8"))
-    scores = json.loads((directory / "scores.json").read_text(encoding="utf-8"))
+    scores = read_records(directory / "scores.json")
     wanted = {(test_set.language, test_set.content) for test_set in setup.tests}
     scores = [r for r in scores if (r["language"], r["content"]) in wanted]
     if len({r["language"] for r in scores}) < len(wanted):
