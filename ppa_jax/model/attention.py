@@ -20,7 +20,7 @@ from ppa_jax.model import dropout as drop
 Layout = tuple[tuple[int, int], ...]
 
 MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
-LONGEST_WHOLE = 4  # windows: in shorter rows, attention to neighbours is computed as attention to all, masked
+LONGEST_WHOLE = 4  # windows: up to this row length, masking attention to all tokens is faster (docs/performance.md)
 
 
 def attention_mask(segments: Int[Array, "B L"], window: int | None = None) -> Float[Array, "B 1 L L"]:
@@ -108,7 +108,7 @@ def attend_nearby(
     """`attend` to the tokens of the same segment that are at most `window` away.
 
     Long rows are cut into chunks of `window` queries. Each attends to its own chunk and the two beside it, so that the
-    work grows with L * window. In rows of up to LONGEST_WHOLE windows that would not be less.
+    work grows with L * window. In rows of up to LONGEST_WHOLE windows that is not faster.
     """
     B, L, W = *segments.shape, window
     if L <= LONGEST_WHOLE * W:
