@@ -138,16 +138,16 @@ class MetricWriter:
 
     def write_pictures(self) -> None:
         """Shows the pictures of the report in TensorBoard and the trackers, at the last step."""
-        for path in sorted(self._workdir.glob("*.png")) if self._active else ():
+        if self._board is None and not self._trackers:
+            return
+        for path in map(storage.local, sorted(self._workdir.glob("*.png"))):
             name = f"report/{path.stem}"
             if self._board is not None:
                 from matplotlib.image import imread
 
-                with path.open("rb") as file:
-                    pixels = imread(file, format="png")[..., :3]
-                self._board.add_image(name, pixels, self._last, dataformats="HWC")
+                self._board.add_image(name, imread(path)[..., :3], self._last, dataformats="HWC")
             for package, run in self._trackers:
-                run.log({name: package.Image(os.fspath(path))}, step=self._last)
+                run.log({name: package.Image(str(path))}, step=self._last)
 
     def close(self) -> None:
         """Syncs and closes the files. Without it, TensorBoard may lack the last 30 s; metrics.jsonl is complete."""
