@@ -80,7 +80,8 @@ def test_operations_of_ranking(command, tmp_path):
     run = align_setup.open_run(config, align_setup.validate(config), tmp_path / "rtl")
     pairs, plan = run.batches.schedule.batch(0).lengths, run.batches.schedule.batch(0)
     targets = pairs[plan.sides == 0].sum()  # English; the model has one block, and so has the head
-    head = c.flops(pairs.sum(axis=1) + 1, read=targets) + targets * c.flops_per_prediction()
+    prediction = 2 * c.hidden_size * (c.hidden_size + c.vocab_size)  # the transform and the vocabulary
+    head = c.flops(pairs.sum(axis=1) + 1, read=targets) + targets * prediction
     expected = 3 * (c.flops(lengths) + head)  # the last states of all tokens are read
     assert flops(run.method, c, run.batches, steps=1) == pytest.approx(expected)
 
