@@ -3,7 +3,7 @@
 A row may hold several sentences: `segments` numbers them from 1, 0 is padding, and a token attends only within its own
 segment. Rows may be of several widths (`Layout`), so that short sentences do not pay for the longest.
 
-Axes: B rows, L row length (queries), S row length (keys), H heads, d width of a head.
+Axes: N tokens of all rows, B rows, L row length (queries), S row length (keys), H heads, d width of a head.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
 
-# (rows, width), by rising width: L tokens lie in these rows one after the other, first those of the narrowest.
+# (rows, width), by rising width: N tokens lie in these rows one after the other, first those of the narrowest.
 Layout = tuple[tuple[int, int], ...]
 
 MASKED = -1e30  # an additive attention mask that float32 and bfloat16 both hold; exp of it is exactly 0
@@ -32,11 +32,11 @@ def attention_mask(segments: Int[Array, "B L"], window: int | None = None) -> Fl
     return jnp.where(seen, 0.0, MASKED)
 
 
-def in_rows(x_BxLx: Array, layout: Layout) -> list[Array]:
-    """The tokens of each kind of row, [B * rows, width, ...]; no token moves from one of the B to another."""
+def in_rows(x_Nx: Array, layout: Layout) -> list[Array]:
+    """The tokens of each kind of row, [rows, width, ...]."""
     parts, first = [], 0
     for rows, width in layout:
-        parts.append(x_BxLx[:, first : first + rows * width].reshape(-1, width, *x_BxLx.shape[2:]))
+        parts.append(x_Nx[first : first + rows * width].reshape(rows, width, *x_Nx.shape[1:]))
         first += rows * width
     return parts
 
@@ -73,13 +73,13 @@ def attend(
 
 def attend_in_rows(
     attention: Callable[..., Array],
-    query: Float[Array, "B L H d"],
-    key: Float[Array, "B L H d"],
-    value: Float[Array, "B L H d"],
+    query: Float[Array, "N H d"],
+    key: Float[Array, "N H d"],
+    value: Float[Array, "N H d"],
     masks: list[Array],
     layout: Layout,
-    seeds: UInt[Array, "B L"] | None,
-) -> Float[Array, "B L H*d"]:
+    seeds: UInt[Array, "N"] | None,
+) -> Float[Array, "N H*d"]:
     """`attention` within each row of `layout`, the heads' results side by side.
 
     Args:
@@ -89,11 +89,11 @@ def attend_in_rows(
       layout: the rows.
       seeds: of all tokens, for dropout.
     """
-    B, _, H, d = query.shape
+    H, d = query.shape[1:]
     rows = [in_rows(x, layout) for x in (query, key, value)]
     seeds_of_rows = [None] * len(layout) if seeds is None else in_rows(seeds, layout)
-    mixed = [attention(*parts).reshape(B, -1, H * d) for parts in zip(*rows, masks, seeds_of_rows, strict=True)]
-    return jnp.concatenate(mixed, axis=1)
+    mixed = [attention(*parts).reshape(-1, H * d) for parts in zip(*rows, masks, seeds_of_rows, strict=True)]
+    return jnp.concatenate(mixed)
 
 
 def attend_nearby(

@@ -7,7 +7,7 @@ alone.
 Numerics follow PyTorch's BERT: exact GELU, LayerNorm without the fast variance, softmax and LayerNorm in float32
 whatever the compute dtype.
 
-Axes: B rows, L row length, D width, H heads, F feed-forward width, V vocabulary.
+Axes: B rows, L row length, N tokens of all rows, D width, H heads, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -107,33 +107,26 @@ class EncoderConfig:
         return float(total if read is None else total - (np.sum(lengths) - read) * output)
 
 
-def one_product(x: Float[Array, "*N D"], kernel: Float[Array, "D F"], *_: Any, **options: Any) -> Float[Array, "*N F"]:
-    """A dense layer's product with all tokens in one dimension, for `flax.linen.Dense(dot_general=...)`.
-
-    The gradient of the kernel then sums over one dimension. Over two, XLA transposes an operand in memory first, and
-    multiplies what comes of it at two thirds of the rate (on CPUs: docs/performance.md).
-    """
-    flat = jax.lax.dot_general(x.reshape(-1, x.shape[-1]), kernel, (((1,), (0,)), ((), ())), **options)
-    return flat.reshape(*x.shape[:-1], kernel.shape[-1])
-
-
 def _dense(features: int, config: EncoderConfig, dtype: Any, name: str) -> nn.Dense:
     init = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, dtype=dtype, kernel_init=init, dot_general=one_product, name=name)
+    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
 def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")
 
 
-def gather_tokens(x_BxLx: Array, positions_BxK: Array) -> Array:
-    """The entries of each row at these positions, [B, K, ...]. A position past the end gives the last entry."""
-    index = positions_BxK.reshape(*positions_BxK.shape, *[1] * (x_BxLx.ndim - 2))
-    return jnp.take_along_axis(x_BxLx, index, axis=1, mode="clip")
+def in_one_row(positions_BxK: Array, length: int) -> Array:
+    """Positions in each of B rows of `length` tokens, as positions among all tokens, [B * K].
+
+    A position past a row's end becomes its last.
+    """
+    first = length * jnp.arange(len(positions_BxK))
+    return (jnp.minimum(positions_BxK, length - 1) + first[:, None]).reshape(-1)
 
 
 class Embeddings(nn.Module):
-    """Sum of word, position and token-type embeddings, normalised: [B, L, D] in float32."""
+    """Sum of word, position and token-type embeddings, normalised: [N, D] in float32."""
 
     config: EncoderConfig
 
@@ -156,7 +149,7 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with its output projection, residual and LayerNorm.
 
-    With `output_positions`, all that follows the attention itself is computed for these tokens alone: [B, K, D].
+    With `output_positions`, all that follows the attention itself is computed for these tokens alone: [K, D].
     """
 
     config: EncoderConfig
@@ -165,24 +158,24 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None
+        self, x_NxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None
     ) -> Array:
         c = self.config
-        B, L, D = x_BxLxD.shape
+        N, D = x_NxD.shape
 
         def heads(name: str) -> Array:
-            return _dense(D, c, self.dtype, name)(x_BxLxD).reshape(B, L, c.num_heads, D // c.num_heads)
+            return _dense(D, c, self.dtype, name)(x_NxD).reshape(N, c.num_heads, D // c.num_heads)
 
         dropped = None if seeds is None else drop.at_site(seeds, site)
         attention = functools.partial(attend, rate=c.attention_dropout)
         mixed = attend_in_rows(attention, heads("query"), heads("key"), heads("value"), masks, self.layout, dropped)
         if output_positions is not None:
-            mixed, x_BxLxD = gather_tokens(mixed, output_positions), gather_tokens(x_BxLxD, output_positions)
-            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
+            mixed, x_NxD = mixed[output_positions], x_NxD[output_positions]
+            seeds = None if seeds is None else seeds[output_positions]
         out = _dense(D, c, self.dtype, "output")(mixed)
         if seeds is not None and c.hidden_dropout > 0:
             out = drop.drop_features(out, drop.at_site(seeds, site + 1), c.hidden_dropout)
-        return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
+        return _layer_norm(c)(out + x_NxD).astype(self.dtype)
 
 
 class FeedForward(nn.Module):
@@ -192,19 +185,19 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, seeds: Array | None, site: Any) -> Array:
+    def __call__(self, x_NxD: Array, seeds: Array | None, site: Any) -> Array:
         c = self.config
-        inner = jax.nn.gelu(_dense(c.intermediate_size, c, self.dtype, "intermediate")(x_BxLxD), approximate=False)
+        inner = jax.nn.gelu(_dense(c.intermediate_size, c, self.dtype, "intermediate")(x_NxD), approximate=False)
         out = _dense(c.hidden_size, c, self.dtype, "output")(inner)
         if seeds is not None and c.hidden_dropout > 0:
             out = drop.drop_features(out, drop.at_site(seeds, site), c.hidden_dropout)
-        return _layer_norm(c)(out + x_BxLxD).astype(self.dtype)
+        return _layer_norm(c)(out + x_NxD).astype(self.dtype)
 
 
 class Block(nn.Module):
     """One transformer layer, post-norm as in BERT.
 
-    With `output_positions` the result is that of these tokens alone, [B, K, D]; the others are only keys and values.
+    With `output_positions` the result is that of these tokens alone, [K, D]; the others are only keys and values.
     """
 
     config: EncoderConfig
@@ -213,12 +206,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None = None
+        self, x_NxD: Array, masks: list[Array], seeds: Array | None, site: Any, output_positions: Array | None = None
     ) -> Array:
         attention = SelfAttention(self.config, self.dtype, self.layout, name="attention")
-        x = attention(x_BxLxD, masks, seeds, site, output_positions)
+        x = attention(x_NxD, masks, seeds, site, output_positions)
         if output_positions is not None and seeds is not None:
-            seeds = gather_tokens(seeds, output_positions)
+            seeds = seeds[output_positions]
         return FeedForward(self.config, self.dtype, name="feed_forward")(x, seeds, site + 2)
 
 
@@ -271,31 +264,39 @@ class Encoder(nn.Module):
           dropout_seed: switches dropout on; another number each step.
           all_hidden: return a tuple of `layers` + 1 states, the first being the embeddings' output.
           layers: run only so many of the blocks (the rest need no parameters then).
-          layout: how many rows of each width the L tokens are, one after the other; None: each of the B is one row.
+          layout: how many rows of each width the tokens are, one after the other; None: B rows of L.
           output_positions: the tokens whose last states are wanted. The last block then runs its dense layers, three
             quarters of its operations, on these alone.
           embedded: states to begin with instead of the embeddings of `ids`, which need no parameters then.
         """
-        layout = layout or ((1, ids.shape[1]),)
+        B, L = ids.shape
+        layout = layout or ((B, L),)
+        # All tokens share one axis. With an axis of size 1 beside it, the TPU compiler keeps states in two shapes; with
+        # two axes, XLA for CPUs transposes an operand of a kernel's gradient in memory first (docs/performance.md).
+        ids, positions, segments = (x.reshape(-1) for x in (ids, positions, segments))
+        token_types = None if token_types is None else token_types.reshape(-1)
+        at = None if output_positions is None else in_one_row(output_positions, L)
         masks = [attention_mask(x) for x in in_rows(segments, layout)]
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments, token_types)
-        x: Any = embedded
-        if x is None:
+        if embedded is not None:
+            x: Any = embedded.reshape(B * L, -1)
+        else:
             x = Embeddings(self.config, name="embeddings")(ids, positions, token_types)
             if seeds is not None and self.config.hidden_dropout > 0:
                 x = drop.drop_features(x, drop.at_site(seeds, 0), self.config.hidden_dropout)
         states = [x.astype(self.dtype)]
         layers = self.config.num_layers if layers is None else layers
-        alike = layers - (output_positions is not None)  # blocks
+        alike = layers - (at is not None)  # blocks
         if self.scan and not self.is_initializing():
             for run in equally_frozen(range(alike), self.frozen):
                 states += self._scanned(states[-1], masks, layout, seeds, run)
         Layer = nn.remat(Block) if self.remat else Block
         for i in range(len(states) - 1, layers):
             block = Layer(self.config, self.dtype, layout, name=f"layer_{i}")
-            wanted = output_positions if i == layers - 1 else None
+            wanted = at if i == layers - 1 else None
             states.append(block(states[-1], masks, seeds, drop.block_site(i), wanted))
-        return tuple(states) if all_hidden else states[-1]
+        states = tuple(x.reshape(B, -1, self.config.hidden_size) for x in states)
+        return states if all_hidden else states[-1]
 
     def _scanned(
         self, x: Array, masks: list[Array], layout: Layout, seeds: Array | None, layers: list[int]

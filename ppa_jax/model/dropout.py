@@ -27,10 +27,10 @@ def mix(x: UInt[Array, "*shape"]) -> UInt[Array, "*shape"]:
 
 def token_seeds(
     seed: UInt[Array, ""],
-    positions: Int[Array, "B L"],
-    segments: Int[Array, "B L"],
-    token_types: Int[Array, "B L"] | None = None,
-) -> UInt[Array, "B L"]:
+    positions: Int[Array, "*N"],
+    segments: Int[Array, "*N"],
+    token_types: Int[Array, "*N"] | None = None,
+) -> UInt[Array, "*N"]:
     """One word per token from the step's `seed`, the sequence it belongs to and its place there.
 
     `segments` must number the sequences uniquely over the global batch for two sequences not to share their masks. The
@@ -42,7 +42,7 @@ def token_seeds(
     return mix(sequence + place.astype(jnp.uint32) * jnp.uint32(_GOLDEN))
 
 
-def at_site(seeds: UInt[Array, "B L"], site: int | Array) -> UInt[Array, "B L"]:
+def at_site(seeds: UInt[Array, "*N"], site: int | Array) -> UInt[Array, "*N"]:
     """Independent seeds for each place in the network (`site`) that drops something."""
     return mix(seeds ^ (jnp.uint32(site + 1) * jnp.uint32(_GOLDEN)))
 
@@ -58,10 +58,10 @@ def _drop(x: Array, bits: UInt[Array, "*shape"], rate: float) -> Array:
     return jnp.where(bits >= threshold, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
-def drop_features(x: Float[Array, "B L D"], seeds: UInt[Array, "B L"], rate: float) -> Float[Array, "B L D"]:
+def drop_features(x: Float[Array, "*N D"], seeds: UInt[Array, "*N"], rate: float) -> Float[Array, "*N D"]:
     """Inverted dropout of hidden states: an element is zeroed with probability `rate`, or scaled by 1/(1-rate)."""
     features = jax.lax.iota(jnp.uint32, x.shape[-1]) * jnp.uint32(_GOLDEN)
-    return _drop(x, mix(seeds[:, :, None] + features), rate)
+    return _drop(x, mix(seeds[..., None] + features), rate)
 
 
 def drop_attention(

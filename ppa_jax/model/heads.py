@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ppa_jax.model.bert import EncoderConfig, one_product
+from ppa_jax.model.bert import EncoderConfig
 
 
 class MaskedLMHead(nn.Module):
@@ -29,7 +29,7 @@ class MaskedLMHead(nn.Module):
         """
         c = self.config
         init = nn.initializers.normal(c.initializer_range)
-        dense = nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, dot_general=one_product, name="transform")
+        dense = nn.Dense(c.hidden_size, dtype=self.dtype, kernel_init=init, name="transform")
         x = dense(hidden)
         x = jax.nn.gelu(x, approximate=False)
         x = nn.LayerNorm(epsilon=c.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32, name="layer_norm")(x)

@@ -9,7 +9,8 @@ ones in bfloat16.
 layer below the last is trained, measured and exported as the same vectors. transformers' `hidden_states` are not
 normalised, except for the last.
 
-Axes: B rows, L row length, D width, H heads, d width of a head, F feed-forward width, V vocabulary.
+Axes: B rows, L row length, N tokens of all rows, D width, H heads, d width of a head, F feed-forward width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float, Int, UInt
 
 from ppa_jax.model import dropout as drop
 from ppa_jax.model.attention import Layout, attend, attend_in_rows, attend_nearby, attention_mask, in_rows
-from ppa_jax.model.bert import equally_frozen, gather_tokens, one_product, stack_blocks
+from ppa_jax.model.bert import equally_frozen, in_one_row, stack_blocks
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # kinds of layers, as transformers calls them
 
@@ -112,7 +113,7 @@ def _out(config: EncoderConfig) -> float:
 
 def _dense(features: int, config: EncoderConfig, deviation: float, dtype: Any, name: str) -> nn.Dense:
     init = _normal(config, deviation)
-    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, dot_general=one_product, name=name)
+    return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
 
 
 def _layer_norm(config: EncoderConfig, name: str = "layer_norm") -> nn.LayerNorm:
@@ -120,15 +121,15 @@ def _layer_norm(config: EncoderConfig, name: str = "layer_norm") -> nn.LayerNorm
     return nn.LayerNorm(epsilon=eps, use_bias=False, use_fast_variance=False, dtype=jnp.float32, name=name)
 
 
-def rotations(positions: Int[Array, "B L"], theta: float, width: int) -> tuple[Array, Array]:
-    """Cosines and sines [B, L, 1, d/2] in float32 by which each token's queries and keys of width d are rotated."""
+def rotations(positions: Int[Array, "N"], theta: float, width: int) -> tuple[Array, Array]:
+    """Cosines and sines [N, 1, d/2] in float32 by which each token's queries and keys of width d are rotated."""
     # Rounded as PyTorch rounds them: at long distances the last bit of a frequency shows.
     frequencies = np.float32(1) / np.float32(theta) ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    angles = positions[:, None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "B L H d"], by: tuple[Array, Array]) -> Float[Array, "B L H d"]:
+def rotate(x: Float[Array, "N H d"], by: tuple[Array, Array]) -> Float[Array, "N H d"]:
     """Rotates each pair (x[i], x[i + d/2]) in float32 (Su et al. 2021, in the order of GPT-NeoX)."""
     cos, sin = by
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -136,7 +137,7 @@ def rotate(x: Float[Array, "B L H d"], by: tuple[Array, Array]) -> Float[Array, 
 
 
 class Embeddings(nn.Module):
-    """Word embeddings, normalised: [B, L, D] in float32."""
+    """Word embeddings, normalised: [N, D] in float32."""
 
     config: EncoderConfig
 
@@ -158,13 +159,13 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxLxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, output_positions: Any
+        self, x_NxD: Array, segments: Array, by: Any, seeds: Array | None, site: Any, output_positions: Any
     ) -> Array:
         c = self.config
-        B, L, D = x_BxLxD.shape
-        normed = (x_BxLxD if self.is_first else _layer_norm(c)(x_BxLxD)).astype(self.dtype)
+        N, D = x_NxD.shape
+        normed = (x_NxD if self.is_first else _layer_norm(c)(x_NxD)).astype(self.dtype)
         qkv = _dense(3 * D, c, c.initializer_range, self.dtype, "qkv")(normed)
-        query, key, value = jnp.unstack(qkv.reshape(B, L, 3, c.num_heads, D // c.num_heads), axis=2)
+        query, key, value = jnp.unstack(qkv.reshape(N, 3, c.num_heads, D // c.num_heads), axis=1)
         query, key = rotate(query, by), rotate(key, by)
         dropped = None if seeds is None else drop.at_site(seeds, site)
         of_rows = in_rows(segments, self.layout)
@@ -175,8 +176,8 @@ class SelfAttention(nn.Module):
             masks = of_rows
         mixed = attend_in_rows(attention, query, key, value, masks, self.layout, dropped)
         if output_positions is not None:
-            mixed = gather_tokens(mixed, output_positions)
-            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
+            mixed = mixed[output_positions]
+            seeds = None if seeds is None else seeds[output_positions]
         out = _dense(D, c, _out(c), self.dtype, "output")(mixed)
         if seeds is not None and c.attention_dropout > 0:
             out = drop.drop_features(out, drop.at_site(seeds, site + 1), c.attention_dropout)
@@ -190,9 +191,9 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BxLxD: Array, seeds: Array | None, site: Any) -> Array:
+    def __call__(self, x_NxD: Array, seeds: Array | None, site: Any) -> Array:
         c = self.config
-        normed = _layer_norm(c)(x_BxLxD).astype(self.dtype)
+        normed = _layer_norm(c)(x_NxD).astype(self.dtype)
         inner = _dense(2 * c.intermediate_size, c, c.initializer_range, self.dtype, "input")(normed)
         inner, gate = jnp.split(inner, 2, axis=-1)
         inner = jax.nn.gelu(inner, approximate=False) * gate
@@ -213,7 +214,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x_BxLxD: Array,
+        x_NxD: Array,
         segments: Array,
         by: Any,
         seeds: Array | None,
@@ -221,12 +222,12 @@ class Block(nn.Module):
         output_positions: Array | None = None,
     ) -> Array:
         attention = SelfAttention(self.config, self.dtype, self.layout, self.is_full, self.is_first, name="attention")
-        added = attention(x_BxLxD, segments, by, seeds, site, output_positions)
+        added = attention(x_NxD, segments, by, seeds, site, output_positions)
         if output_positions is not None:
-            x_BxLxD = gather_tokens(x_BxLxD, output_positions)
-            seeds = None if seeds is None else gather_tokens(seeds, output_positions)
-        x_BxLxD = x_BxLxD + added
-        return x_BxLxD + FeedForward(self.config, self.dtype, name="feed_forward")(x_BxLxD, seeds, site + 2)
+            x_NxD = x_NxD[output_positions]
+            seeds = None if seeds is None else seeds[output_positions]
+        x_NxD = x_NxD + added
+        return x_NxD + FeedForward(self.config, self.dtype, name="feed_forward")(x_NxD, seeds, site + 2)
 
 
 class Encoder(nn.Module):
@@ -258,25 +259,31 @@ class Encoder(nn.Module):
         states but the embeddings' are after the final norm.
         """
         c = self.config
-        layout = layout or ((1, ids.shape[1]),)
+        B, L = ids.shape
+        layout = layout or ((B, L),)
+        ids, positions, segments = (x.reshape(-1) for x in (ids, positions, segments))  # as bert.Encoder does
+        token_types = None if token_types is None else token_types.reshape(-1)
+        at = None if output_positions is None else in_one_row(output_positions, L)
         layers = c.num_layers if layers is None else layers
         seeds: Any = None if dropout_seed is None else drop.token_seeds(dropout_seed, positions, segments, token_types)
-        if embedded is None:
-            embedded = Embeddings(c, name="embeddings")(ids)
+        if embedded is not None:
+            x: Any = embedded.reshape(B * L, -1)
+        else:
+            x = Embeddings(c, name="embeddings")(ids)
             if seeds is not None and c.embedding_dropout > 0:
-                embedded = drop.drop_features(embedded, drop.at_site(seeds, 0), c.embedding_dropout)
+                x = drop.drop_features(x, drop.at_site(seeds, 0), c.embedding_dropout)
         d = c.hidden_size // c.num_heads
         by = {True: rotations(positions, c.full_theta, d), False: rotations(positions, c.sliding_theta, d)}
 
-        def run(i: int, x: Array, output_positions: Array | None = None) -> Array:
+        def run(i: int, x: Array, at: Array | None = None) -> Array:
             Layer = nn.remat(Block) if self.remat else Block
             block = Layer(c, self.dtype, layout, c.is_full(i), i == 0, name=f"layer_{i}")
-            return block(x, segments, by[c.is_full(i)], seeds, drop.block_site(i), output_positions)
+            return block(x, segments, by[c.is_full(i)], seeds, drop.block_site(i), at)
 
-        stream = [embedded]
-        alike = layers - (output_positions is not None)  # blocks that compute all tokens
+        stream = [x]
+        alike = layers - (at is not None)  # blocks that compute all tokens
         if alike > 0:
-            stream.append(run(0, embedded))
+            stream.append(run(0, x))
         if self.scan and not self.is_initializing():
             for alike_run in equally_frozen(range(1, alike), self.frozen):
                 scanned = self._scanned(stream[-1], segments, by, seeds, layout, alike_run)
@@ -284,9 +291,10 @@ class Encoder(nn.Module):
                 for i in alike_run[len(scanned) :]:
                     stream.append(run(i, stream[-1]))
         for i in range(len(stream) - 1, layers):
-            stream.append(run(i, stream[-1], output_positions if i == layers - 1 else None))
+            stream.append(run(i, stream[-1], at if i == layers - 1 else None))
         norm = _layer_norm(c, "final_norm")
-        states = tuple(x.astype(self.dtype) for x in (embedded, *map(norm, stream[1:])))
+        normed = (x, *map(norm, stream[1:]))
+        states = tuple(x.astype(self.dtype).reshape(B, -1, c.hidden_size) for x in normed)
         return states if all_hidden else states[-1]
 
     def _scanned(

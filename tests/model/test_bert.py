@@ -107,13 +107,30 @@ def test_places_have_the_states_and_gradients_they_have_among_all(scan, remat):
     assert 0 < rows[1] <= rows[0] / 2
 
 
-def products(jaxpr):
-    """The dimension numbers of every dot_general, inner ones too."""
+def equations(jaxpr):
+    """All of them, inner ones too."""
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            yield eqn.params["dimension_numbers"]
+        yield eqn
         for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-            yield from products(inner)
+            yield from equations(inner)
+
+
+def products(jaxpr):
+    """The dimension numbers of every dot_general."""
+    return [e.params["dimension_numbers"] for e in equations(jaxpr) if e.primitive.name == "dot_general"]
+
+
+def test_blocks_compute_on_one_axis_of_tokens():
+    """An axis of size 1 beside it took 5.5 GiB more at mBERT's size on a TPU (docs/performance.md)."""
+    _, packed, _ = packed_and_padded()
+    encoder = Encoder(TINY)
+    params = encoder.init(jax.random.key(0), *packed)
+    apply = functools.partial(encoder.apply, dropout_seed=jnp.uint32(7), all_hidden=True)
+    program = list(equations(jax.make_jaxpr(apply)(params, *packed).jaxpr))
+    N, D = packed[0].size, TINY.hidden_size
+    made_by = [[e.primitive.name for e in program if e.outvars[0].aval.shape == s] for s in ((1, N, D), (N, D))]
+    assert made_by[0] == ["reshape"] * (TINY.num_layers + 1)  # the results
+    assert made_by[1].count("dot_general") >= 4 * TINY.num_layers
 
 
 def test_gradients_of_kernels_sum_over_one_dimension():
