@@ -29,8 +29,10 @@ import numpy as np
 
 from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import Schedule
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.flops import batch_flops
+from ppa_jax.jobs.align.method import make_step
+from ppa_jax.jobs.align.settings import Method
+from ppa_jax.jobs.align.state import State, init_state, state_shardings
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import optimizer, sharding
@@ -156,7 +158,7 @@ def main() -> None:
         hidden_dropout=a.dropout,
         attention_dropout=a.dropout,
     )
-    method = align.Method(
+    method = Method(
         queue_size=a.queue,
         projection_dim=a.proj,
         layer=a.layers,
@@ -168,17 +170,17 @@ def main() -> None:
     tell(f"the device: {devices.devices.flat[0].device_kind}; batches of {batches.ladder.base}")
     adamw = optimizer.adamw(optimizer.schedule(3e-5, 0.1, 1000), weight_decay=0.01, clip=1.0)
 
-    def init() -> align.State:
+    def init() -> State:
         token = jnp.zeros((1, 1), jnp.int32)
         params = {
             "encoder": Encoder(config).init(jax.random.key(a.seed), token, token, token)["params"],
             "mlm_head": MaskedLMHead(config).init(jax.random.key(a.seed + 1), jnp.zeros((1, a.hidden)))["params"],
         }
-        return align.init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
+        return init_state(params, method, config, adamw, batch_size=a.batch, seed=a.seed)
 
-    shardings = align.state_shardings(jax.eval_shape(init), sharding.RULES["replicated"], devices)
+    shardings = state_shardings(jax.eval_shape(init), sharding.RULES["replicated"], devices)
     state = jax.jit(init, out_shardings=shardings)()  # one program, not hundreds of small ones
-    step = align.make_step(method, config, adamw, devices, shardings)
+    step = make_step(method, config, adamw, devices, shardings)
     tell("the model")
 
     start = time.perf_counter()

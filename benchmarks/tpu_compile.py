@@ -35,9 +35,11 @@ from benchmarks.align_step import RandomPairs
 from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.schedule import Schedule
 from ppa_jax.evaluation.report import markdown
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
+from ppa_jax.jobs.align.method import make_step
+from ppa_jax.jobs.align.settings import Method
+from ppa_jax.jobs.align.state import init_state, state_shardings
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import optimizer, sharding
@@ -72,7 +74,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
         [pairs], Schedule([lengths], BATCH, 0), pairs, max_length=128, row_length=256, mask_rate=0.15,
         shards=mesh.size, accumulate=a.accumulate,
     )  # fmt: skip
-    method = align.Method(
+    method = Method(
         queue_size=QUEUE,
         layer=config.num_layers,
         max_tlm_length=131,
@@ -89,10 +91,10 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
             "encoder": Encoder(config).init(jax.random.key(0), token, token, token)["params"],
             "mlm_head": MaskedLMHead(config).init(jax.random.key(1), words[:1])["params"],
         }
-        return align.init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
+        return init_state(params, method, config, adamw, batch_size=BATCH, seed=0)
 
     shapes = jax.eval_shape(init)
-    shardings = align.state_shardings(shapes, sharding.RULES[rules], mesh)
+    shardings = state_shardings(shapes, sharding.RULES[rules], mesh)
     rows = NamedSharding(mesh, P(None, sharding.BATCH_AXES))
 
     def abstract(x, sharding):
@@ -101,7 +103,7 @@ def measure(config: EncoderConfig, slice_shape: str, rules: str, a: argparse.Nam
     state = jax.tree.map(abstract, shapes, shardings)
     batch = jax.tree.map(lambda x: abstract(x, rows), batches.make(0))
     start = time.perf_counter()
-    compiled = align.make_step(method, config, adamw, mesh, shardings).lower(state, batch).compile()
+    compiled = make_step(method, config, adamw, mesh, shardings).lower(state, batch).compile()
     took = time.perf_counter() - start
     memory, moved, mib = compiled.memory_analysis(), collectives(compiled.as_text()), 2**20
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -9,7 +9,8 @@
 #
 #   NAMES     the trainings (mlm tlm contrast ppa ppa_unshuffled). ppa_words is PPA with the loss of ALIGN-MLM on MUSE's
 #             dictionaries, ppa_words_small with lower-case words only, ppa_cls PPA as in the paper: [CLS] of the last
-#             layer, regardless of SETTINGS
+#             layer, regardless of SETTINGS; symmetric and ranking* are the objectives of docs/objectives.md
+#   LOWER     what ranking_frozen freezes (embeddings,0-2: half of 6 blocks)
 #   STEPS     of each training (400)
 #   SETTINGS  of the main job, for every training
 #   BASELINE  of the evaluation (before,mlm,ppa)
@@ -33,6 +34,12 @@ declare -A CHANGES=(
   [ppa_words]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries"
   [ppa_words_small]="--config.word_alignment.weight=10 --config.word_alignment.dictionaries=$D/dictionaries
     --config.word_alignment.capitalised=false"
+  [symmetric]="--config.tlm.weight=0 --config.contrastive.symmetric=true"
+  [ranking]="--config.tlm.weight=0 --config.contrastive.objective=ranking"
+  [ranking_margin]="--config.tlm.weight=0 --config.contrastive.objective=ranking --config.contrastive.margin=0.3"
+  [ranking_frozen]="--config.tlm.weight=0 --config.contrastive.objective=ranking --config.train.freeze=${LOWER:-embeddings,0-2}"
+  [ranking_tlm]="--config.contrastive.objective=ranking"
+  [ranking_rtl]="--config.tlm.weight=0 --config.contrastive.objective=ranking --config.rtl.weight=1"
 )
 NAMES=${NAMES:-mlm tlm contrast ppa ppa_unshuffled}
 for seed in $SEEDS; do

@@ -12,13 +12,15 @@ from ppa_jax.data import packing
 from ppa_jax.data.batches import PairBatches
 from ppa_jax.data.dictionaries import WordPairs
 from ppa_jax.data.schedule import Schedule
-from ppa_jax.jobs.align import method as align
+from ppa_jax.jobs.align.method import make_step
+from ppa_jax.jobs.align.settings import Method
+from ppa_jax.jobs.align.state import State, init_state, state_shardings
 from ppa_jax.model.bert import Encoder, EncoderConfig
 from ppa_jax.model.heads import MaskedLMHead
 from ppa_jax.training import optimizer, sharding
 
 CONFIG = EncoderConfig(vocab_size=50, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=40)
-METHOD = align.Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_tlm_length=31, mask_id=3)
+METHOD = Method(queue_size=24, momentum=0.9, projection_dim=8, layer=2, max_tlm_length=31, mask_id=3)
 BATCH = 16
 
 
@@ -44,10 +46,10 @@ def params():
 @dataclasses.dataclass
 class Setting:
     batches: PairBatches
-    state: align.State
+    state: State
     step: object
     mesh: object
-    method: align.Method
+    method: Method
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +91,10 @@ def make(params, number_pairs, number_tokenizer, rows_of_several_widths):
         )
         optimize = optimize or optimizer.adamw(optimizer.schedule(rate, 0.1, 20), weight_decay=0.01, clip=1.0)
         given = params if sized is None else with_words(params, sized)
-        state = align.init_state(given, method, config, optimize, batch_size=BATCH, seed=0)
-        shardings = align.state_shardings(state, sharding.RULES[rules], mesh)
+        state = init_state(given, method, config, optimize, batch_size=BATCH, seed=0)
+        shardings = state_shardings(state, sharding.RULES[rules], mesh)
         state = jax.device_put(state, shardings, may_alias=False)
-        step = align.make_step(method, config, optimize, mesh, shardings, words, translations)
+        step = make_step(method, config, optimize, mesh, shardings, words, translations)
         return Setting(batches, state, step, mesh, method)
 
     return build

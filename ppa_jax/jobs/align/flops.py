@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ppa_jax.data.batches import Batch, PairBatches
-from ppa_jax.jobs.align.method import Method, rtl_head_config
+from ppa_jax.jobs.align.network import rtl_head_config
+from ppa_jax.jobs.align.settings import Method
 from ppa_jax.model.families import EncoderConfig
 
 

@@ -16,9 +16,10 @@ from jax.sharding import PartitionSpec as P
 from ppa_jax.data.batches import Batch, PairBatches
 from ppa_jax.errors import UserError, reason
 from ppa_jax.evaluation.report import markdown
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align.collectives import KINDS, collectives
 from ppa_jax.jobs.align.flops import flops
+from ppa_jax.jobs.align.settings import Method
+from ppa_jax.jobs.align.state import State
 from ppa_jax.model.families import EncoderConfig
 from ppa_jax.training.freezing import split
 from ppa_jax.training.loop import count_parameters
@@ -53,11 +54,11 @@ def devices(plan: str) -> list[Any] | None:
 
 def describe(
     step: Any,
-    shapes: align.State,
-    shardings: align.State,
+    shapes: State,
+    shardings: State,
     batches: PairBatches,
     config: EncoderConfig,
-    method: align.Method,
+    method: Method,
 ) -> str:
     """Compiles the step and tabulates parameters, memory of a device, operations and bytes of a step."""
     step_sharding: Any = shardings.step

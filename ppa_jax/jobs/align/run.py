@@ -30,10 +30,11 @@ from ppa_jax.evaluation.report import markdown
 from ppa_jax.evaluation.report import training as report
 from ppa_jax.interop import huggingface, model_card, sentence_transformers
 from ppa_jax.jobs import new_model
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
 from ppa_jax.jobs.align import setup as align_setup
+from ppa_jax.jobs.align.method import make_step
 from ppa_jax.jobs.align.setup import Losses, Run
+from ppa_jax.jobs.align.state import State, init_state, state_shardings
 from ppa_jax.model.bert import products_in
 from ppa_jax.training import hosts, loop, optimizer, sharding
 from ppa_jax.training.checkpoint import Checkpoints, restore_or_init
@@ -109,7 +110,7 @@ def train(run: Run) -> None:
     schedule = optimizer.schedule(config.train.learning_rate, config.train.warmup, run.steps)
     adamw = optimizer.adamw(schedule, weight_decay=config.train.weight_decay, clip=config.train.clip)
     init = functools.partial(
-        align.init_state,
+        init_state,
         method=method,
         config=sizes,
         optimizer=adamw,
@@ -117,8 +118,8 @@ def train(run: Run) -> None:
         seed=config.seed,
     )
     shapes = jax.eval_shape(init, run.pretrained.params)
-    shardings = align.state_shardings(shapes, sharding.RULES[config.mesh.rules], run.mesh)
-    step = align.make_step(method, sizes, adamw, run.mesh, shardings, run.words, run.translations)
+    shardings = state_shardings(shapes, sharding.RULES[config.mesh.rules], run.mesh)
+    step = make_step(method, sizes, adamw, run.mesh, shardings, run.words, run.translations)
     if config.plan:
         print(f"\n{plan.describe(step, shapes, shardings, run.batches, sizes, method)}")
         return
@@ -179,7 +180,7 @@ def count_tokens(batch: Batch) -> tuple[int, int]:
     return sum(int(np.count_nonzero(r.segments)) for r in rows), sum(r.segments.size for r in rows)
 
 
-def log_facts(run: Run, state: align.State) -> None:
+def log_facts(run: Run, state: State) -> None:
     """Logs the size of the run before the first step."""
     base = run.batches.ladder.base
 

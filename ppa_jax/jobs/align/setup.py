@@ -31,8 +31,8 @@ from ppa_jax.evaluation.report import markdown
 from ppa_jax.interop import hub, huggingface, sentence_transformers
 from ppa_jax.interop.huggingface import Pretrained
 from ppa_jax.jobs import new_model
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import plan
+from ppa_jax.jobs.align.settings import Method
 from ppa_jax.jobs.align.teacher import open_teacher, teacher_vectors
 from ppa_jax.model.families import EncoderConfig
 from ppa_jax.objectives import distillation
@@ -107,7 +107,7 @@ class Run:
     pairs: list[corpora.LanguagePair]
     batches: PairBatches
     mesh: Mesh
-    method: align.Method
+    method: Method
     vectors: sentence_transformers.Settings | None  # of the exported sentence vectors; None: none
     steps: int
     test_sets: dict[str, retrieval.Sets]  # by task: tatoeba, sample, pairs
@@ -480,7 +480,7 @@ def make_method(
     pretrained: Pretrained,
     tokenizer: Tokenizer,
     vectors: sentence_transformers.Settings | None,
-) -> align.Method:
+) -> Method:
     """The settings of the step, including those that depend on the model and the tokenizer."""
     contrast = config.contrastive.to_dict() if losses.contrastive else {}
     for name in ("weight", "layer", "pooling"):  # in `losses` and `vectors`
@@ -494,7 +494,7 @@ def make_method(
             )
     layers = pretrained.config.num_layers
     layer = vectors.layer if vectors else layers
-    return align.Method(
+    return Method(
         tlm_weight=losses.tlm,
         contrastive_weight=losses.contrastive,
         rtl_weight=losses.rtl,

@@ -24,7 +24,6 @@ from ppa_jax import config as configs
 from ppa_jax.data import sample
 from ppa_jax.data.dictionaries import Dictionary, from_pairs, read_dictionaries
 from ppa_jax.data.tokenizer import load_tokenizer
-from ppa_jax.jobs.align import method as align
 from ppa_jax.jobs.align import run as align_run
 from ppa_jax.jobs.align import setup as align_setup
 from ppa_jax.jobs.align.setup import Losses
@@ -44,10 +43,10 @@ def whole(command, compilation, tmp_path_factory):
     """A run from the first step to the last on 8 devices: its workdir, what was compiled, the shapes of its batches."""
     workdir = tmp_path_factory.mktemp("whole")
     methods, steps, shapes = [], [], []
-    make_step, put_batch = align.make_step, sharding.put_batch
+    make_step, put_batch = align_run.make_step, sharding.put_batch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            align,
+            align_run,
             "make_step",
             lambda *args: methods.append(args[0]) or steps.append(make_step(*args)) or steps[-1],
         )
