@@ -42,9 +42,9 @@ class Translation(NamedTuple):
     """What RTL's head reads and predicts. A sequence is the source's tokens without [CLS], then the target's masked."""
 
     rows: Rows  # [A, S, R]: [MASK] everywhere; positions are those in the source, and again in the target
-    source: np.ndarray  # [A, S, R]: the index in `Batch.rows` of each source token; N for others
-    at: np.ndarray  # [A, S, M] of each target token in `rows`; R for an unused place
-    labels: np.ndarray  # [A, S, M]: the target tokens
+    source: Any  # [A, S, R]: the index in `Batch.rows` of each source token; N for others
+    at: Any  # [A, S, M] of each target token in `rows`; R for an unused place
+    labels: Any  # [A, S, M]: the target tokens
 
     @property
     def used(self) -> Any:
@@ -243,7 +243,7 @@ class PairBatches:
             stack = stack._replace(hashes=np.concatenate([hashes[..., s] for s in range(self.sides)], axis=-1))
         if self.distill:
             rows = [self.sources[plan.source[n]].teacher[plan.index[n]] for n in own.reshape(-1)]
-            stack = stack._replace(teacher=np.float32(rows).reshape(*own.shape, -1))
+            stack = stack._replace(teacher=np.array(rows, np.float32).reshape(*own.shape, -1))
         return stack
 
     def _texts(self, plan: BatchPlan, numbers: np.ndarray) -> tuple[dict[int, tuple[str, str]], dict[int, str]]:

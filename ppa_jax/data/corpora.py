@@ -220,7 +220,7 @@ def _select(
     for part in parts:
         facts = part.prepared.counts
         usable, dropped, noted, cut = _filter(part.prepared, tokenizer, filters, max_length)
-        keep = usable.any(axis=1)
+        keep = np.any(usable, axis=1)
         rows = kept = int(keep.sum())
         if is_text:
             kept, dropped, cut = _lines(part.prepared, tokenizer, keep, max_length)

@@ -401,6 +401,7 @@ def _read_tsv(path: Path, n: int, limit: int, counts: Counts) -> Iterator[Raw]:
 
 def _read_lines(paths: tuple[Path, ...], limit: int) -> Iterator[Raw]:
     numbers = [0] * len(paths)
+    line: Any
     for line in itertools.zip_longest(*(text_files.lines(path, limit) for path in paths), fillvalue=_ENDED):
         numbers = [number + (side is not _ENDED) for number, side in zip(numbers, line, strict=True)]
         if _ENDED not in line:

@@ -48,7 +48,7 @@ def initialize() -> None:
     logging.info("waiting for the other processes of the run; %s", where)
     numbers = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        given = {name: int(number) for name, number in numbers.items() if number}
+        given: dict[str, Any] = {name: int(number) for name, number in numbers.items() if number}
         jax.distributed.initialize(**given, initialization_timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         kind = UserError if isinstance(error, ValueError) else RuntimeError

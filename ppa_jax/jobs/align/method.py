@@ -116,9 +116,11 @@ def make_step(
             if pull is not None:  # the loss of the whole batch has been computed: its gradient goes on from here
                 surrogate = jnp.sum(pull[0] * temperature) + jnp.sum(pull[1] * vectors)
                 return loss + method.contrastive_weight * surrogate, metrics | {"loss": loss}
-            x = (None if y is None else by_direction(y[None], method.sides) for y in (vectors, keys, batch.hashes))
+            queries, keys, hashes = (
+                None if x is None else by_direction(x[None], method.sides) for x in (vectors, keys, batch.hashes)
+            )
             first = number * (len(start) // method.sides)
-            nll, found = contrast(method, temperature, *x, queues, step, first, totals["pairs"])
+            nll, found = contrast(method, temperature, queries, keys, hashes, queues, step, first, totals["pairs"])
             metrics |= found
             loss += method.contrastive_weight * nll
         return loss, metrics | {"loss": loss}
