@@ -15,16 +15,17 @@ cd "$(dirname "$0")/.."
 MODEL=${1:?give a Hugging Face directory} D=${2:?give the directory of the data} W=${3:?give a workdir}
 export PYTHON=${PYTHON:-python} SEEDS=0,1,2 STEPS ITEMS
 
-STAGES=(base_b align_b nli_b bases pos_b ner_b measure_b nli_b_again ablation_pos_b align_a nli_a parsing_b align_b_cls nli_b_cls
+STAGES=(base_b align_b nli_b objectives_b bases pos_b ner_b measure_b nli_b_again ablation_pos_b align_a nli_a parsing_b align_b_cls nli_b_cls
   ablation_ner_b words_b nli_b_words code_switching_b pos_a ner_a qa_b pos_b_again ner_b_again measure_a ablation_pos_b_singles)
 [[ $# -gt 3 ]] && STAGES=("${@:4}")
 B="$W/base/run/export"
+SETTINGS="--config.contrastive.layer=8 --config.contrastive.pooling=mean --config.train.accumulate=4
+  --config.checkpoint.every=50 --config.checkpoint.keep=1"
 
 # Trainings of the main job, on base a or b: two seeds each; the contrast is on the mean of layer 8 of 12. With four
 # accumulation steps, because PPA would otherwise take 15 GB.
 align() { # base, its directory, names, settings of which_part_aligns.sh...
-  env STEPS=250 NAMES="$3" SETTINGS="--config.contrastive.layer=8 --config.contrastive.pooling=mean
-    --config.train.accumulate=4 --config.checkpoint.every=50 --config.checkpoint.keep=1" "${@:4}" benchmarks/which_part_aligns.sh "$2" "$D" "$W/$1/parts" "0 1"
+  env STEPS=250 NAMES="$3" SETTINGS="$SETTINGS" "${@:4}" benchmarks/which_part_aligns.sh "$2" "$D" "$W/$1/parts" "0 1"
 }
 
 # NAME=DIR,... for a base and for trainings, which are named NAME-SEED.
@@ -52,6 +53,10 @@ run() { # stage
         --config.models="a=$MODEL,b=$B${SMALLER:+,smaller=$SMALLER}" --config.tatoeba="$D/tatoeba" \
         --config.parallel="$W/ntrex,$D/ud" --config.word_alignment="$D/word_alignment" --config.word_alignment_method=argmax ;;
     align_b) align b "$B" "mlm ppa" MEASURE=no ;;
+    objectives_b) # at equal cost; the control and PPA beside them are those of align_b, at equal steps
+      mkdir -p "$W/b/objectives"
+      for run in mlm-0 mlm-1 ppa-0 ppa-1; do ln -sfn "../parts/$run" "$W/b/objectives/$run"; done
+      STEPS=250 SETTINGS="$SETTINGS" LOWER=embeddings,0-5 BASELINE=mlm,ppa benchmarks/which_objective.sh "$B" "$D" "$W/b/objectives" "0 1" ;;
     align_b_cls) align b "$B" "ppa_cls" MEASURE=no ;;
     align_a) align a "$MODEL" "mlm contrast ppa" MEASURE=no ;; # it has no masked-LM head, so the contrast alone is recommended
     words_b) align b "$B" "ppa_words" MEASURE=no ;;
