@@ -45,9 +45,9 @@ def load(file: str, overrides: Sequence[str] = ()) -> Config:
     path, mode = find_recipe(file)
     module = load_module(path, field="--config")
     if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} has no get_config(mode)")
+        raise UserError(f"--config: {path} has no get_config()")
     try:
-        config = module.get_config(mode)
+        config = module.get_config(mode) if mode else module.get_config()
     except UserError:
         raise
     except (ValueError, TypeError) as error:  # an unknown mode; a get_config that takes none
