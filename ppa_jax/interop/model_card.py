@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
 from ppa_jax.config import entries
 from ppa_jax.evaluation.report import markdown
@@ -141,7 +141,7 @@ def _license(base_model: str) -> str | None:
             card = try_to_load_from_cache(base_model, "README.md")
         else:
             card = None
-        return ModelCard.load(card).data.get("license") if card and Path(card).is_file() else None
+        return (metadata_load(card) or {}).get("license") if card and Path(card).is_file() else None
     except Exception as error:  # whatever is wrong with someone else's README must not end a finished training
         logging.info("%s: no license read from its model card (%s)", base_model, type(error).__name__)
         return None
