@@ -80,8 +80,9 @@ def evaluate(encoder: MtebEncoder, tasks: Sequence[Any], output: str | Path) -> 
     """
     import mteb
 
+    model: Any = encoder  # MTEB's protocol names torch's tensors; NumPy's arrays serve as well
     try:
-        result = mteb.evaluate(encoder, tasks, cache=mteb.ResultCache(output))
+        result = mteb.evaluate(model, tasks, cache=mteb.ResultCache(output))
     except Exception as error:  # of a task, whatever it is
         raise UserError(f"--tasks: {type(error).__name__}: {reason(error)}; the same command goes on") from error
     return [

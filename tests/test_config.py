@@ -124,8 +124,7 @@ def test_a_file_that_sets_the_steps_of_a_recipe(tmp_path):
 
     path = tmp_path / "mine.py"
     path.write_text(
-        "from ppa_jax.config import load\n"
-        "def get_config():\n    c = load('ppa')\n    c.train.steps = 7\n    return c\n"
+        "from ppa_jax.config import load\ndef get_config():\n    c = load('ppa')\n    c.train.steps = 7\n    return c\n"
     )
     config = configs.load(str(path))
     check_training(config)
