@@ -161,7 +161,7 @@ def _override(config: Config, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _use_steps_or_epochs(config: Config, given: Mapping[str, Any]) -> None:
-    """Leaves one of `steps` and `epochs` in each group `train`: the one given, else the one that the file sets.
+    """Leaves one of `steps` and `epochs` in each group `train`: the one on the command line, else the one in the file.
 
     A file that loads a recipe and sets the other one is recognised by what `load` left there, remembered beside the
     fields. Raises UserError for both.

@@ -35,7 +35,7 @@ class Filters:
     """
 
     min_pieces: int  # on each side; empty sides are always left out
-    max_pair_pieces: int | None  # on any two sides together, of which the longer is left out; None: no limit
+    max_pair_pieces: int | None  # limit for any two sides together; the longest are left out; None: none
     drop_identical: bool  # leave out a side with the same text as an earlier one
     drop_duplicates: bool  # keep only the first of equal lines within a source
 
@@ -52,7 +52,7 @@ class Part:
 class LanguagePair:
     """The pairs of two languages that passed the filters, from all sources of these languages, concatenated.
 
-    Or the lines of more languages, of which each has at least two.
+    Or lines in more than two languages, each present in at least two of them.
 
     Attributes:
       name: "en-de", in the order of the first source.

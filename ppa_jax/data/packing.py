@@ -237,7 +237,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Ladder:
-    """Shapes of increasing size, of which a batch takes the first that holds it.
+    """Shapes of increasing size; a batch takes the first that fits.
 
     Level 1 adds 1/32 of the tokens, but at least one row, in rows that hold the longest possible sequence; every
     further level doubles what is added. So there is a shape for any batch, and a run compiles only a few: six levels

@@ -143,7 +143,7 @@ def prepare(source: Source, cleaning: Cleaning, cache_dir: Path) -> Prepared:
 
 
 def _not_utf8(facts: Mapping[str, Any]) -> int:
-    """Of the lines, as counted; of more than two languages, in the one that has most."""
+    """The number of lines that are not UTF-8; with several languages, of the language that has most."""
     sides = (number for reason, number in facts["noted"].items() if reason.startswith("not_utf8_"))
     return facts["skipped"].get("not_utf8", 0) + max(sides, default=0)
 

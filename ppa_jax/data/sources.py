@@ -8,7 +8,7 @@ SOURCE is one of
     x.csv, x.parquet, x.jsonl a table; the columns are found by their names (public_datasets.py)
     tfds:NAME[/CONFIG]        a dataset of tensorflow-datasets, or the directory of a prepared one
     hf:NAME[/CONFIG]          a dataset of the Hugging Face hub, or a directory of parquet, arrow or JSON lines files
-    SOURCE[a,b]               a table, file.tsv or dataset of which the columns a and b are read
+    SOURCE[a,b]               columns a and b of a table, file.tsv or dataset
     sample[:START-STOP]       the built-in sample, all of it or the sentences START to STOP - 1
 
 `lang1-lang2-lang3=SOURCE`, of any number of languages, is text of which each line is in all or some of them: a TSV with
